@@ -1,1 +1,10 @@
-//! stub
+//! Decisions the engine makes between two tokens, as pure functions of their arguments.
+//!
+//! Time and randomness are passed in; nothing here does IO, reads a clock or sleeps, so that every
+//! decision can be replayed from its inputs.
+
+#![forbid(unsafe_code)]
+
+pub mod sampler;
+
+pub use sampler::{ParamError, Sampled, Sampler, SamplingParams, top_logprobs};

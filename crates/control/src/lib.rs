@@ -1,1 +1,26 @@
-//! stub
+//! The control API of `m40d`: its types, its client, and the rules for where things live.
+//!
+//! `m40d` serves HTTP/1.1 with JSON bodies on a Unix socket and `m40ctl` speaks it through
+//! [`Client`]. Routes that take a while answer with newline-delimited JSON, one event a line.
+//!
+//! | route | request | answer |
+//! |---|---|---|
+//! | `GET /status` | | [`Status`] |
+//! | `GET /models` | | [`ModelList`] |
+//! | `POST /models/import` | [`ImportRequest`] | lines of [`ImportEvent`] |
+//! | `POST /models/load` | [`LoadRequest`] | [`ModelEntry`] |
+//! | `POST /models/unload` | [`UnloadRequest`] | [`ModelEntry`] |
+//! | `POST /run` | [`RunRequest`] | lines of [`RunEvent`] |
+//!
+//! Every error is an [`ApiError`] with the status of [`ErrorCode::http_status`]. This crate never
+//! links the engine, prints nothing and reads no environment: [`paths::Env`] is handed in.
+#![forbid(unsafe_code)]
+
+mod client;
+mod error;
+pub mod paths;
+mod types;
+
+pub use client::{Client, ClientError, Events};
+pub use error::{ApiError, ErrorCode};
+pub use types::*;

@@ -1,0 +1,253 @@
+//! [`Program`]: ops, the buffers and weights they name, and a text form made for diffs.
+
+use std::fmt;
+
+use m40_gguf::TensorType;
+
+use crate::op::{BufferId, MatrixId, Op, RopeId, RowSet, VectorId};
+use crate::rope::RopeTable;
+
+/// An activation: `[rows, width] f32`, row-major.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Buffer {
+    /// For people: appears in text forms and reports.
+    pub name: &'static str,
+    /// Floats per row.
+    pub width: usize,
+    /// Which tokens have a row.
+    pub rows: RowSet,
+}
+
+/// A weight matrix: consecutive rows of one tensor of the file.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Matrix {
+    /// Tensor name in the file.
+    pub tensor: String,
+    /// Block format.
+    pub ty: TensorType,
+    /// First row of the tensor that belongs to this matrix (a fused QKV tensor holds three).
+    pub first_row: usize,
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs; whole blocks of `ty`.
+    pub cols: usize,
+}
+
+impl Matrix {
+    /// Bytes of the matrix in its block format.
+    pub fn bytes(&self) -> u64 {
+        let row = self.cols / self.ty.block_len() * self.ty.block_bytes();
+        self.rows as u64 * row as u64
+    }
+}
+
+/// A norm gain or bias, used as f32 whatever its type in the file.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Vector {
+    /// Tensor name in the file.
+    pub tensor: String,
+    /// First element of the tensor that belongs to this vector.
+    pub first: usize,
+    /// Elements.
+    pub len: usize,
+}
+
+/// What one layer keeps per token in the KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvLayer {
+    /// Heads stored.
+    pub kv_heads: usize,
+    /// Elements per key head.
+    pub key_dim: usize,
+    /// Elements per value head.
+    pub value_dim: usize,
+}
+
+impl KvLayer {
+    /// Elements per token, keys and values together.
+    pub fn elements_per_token(&self) -> usize {
+        self.kv_heads * (self.key_dim + self.value_dim)
+    }
+}
+
+/// What the file says of the model, for reports and limits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Description {
+    /// `general.architecture`.
+    pub architecture: String,
+    /// `general.name`, or empty.
+    pub name: String,
+    /// Transformer blocks.
+    pub layers: usize,
+    /// Width of the residual stream.
+    pub embedding: usize,
+    /// Tokens of the vocabulary: width of the logits.
+    pub vocab: usize,
+    /// Tokens of context the model was trained for.
+    pub context: u32,
+}
+
+/// A model as a flat list of ops. Having one from [`build`](crate::build) means that it passed
+/// [`verify`](crate::verify::verify).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Program {
+    /// What the file says of the model.
+    pub description: Description,
+    /// Activations.
+    pub buffers: Vec<Buffer>,
+    /// Weights that are multiplied with.
+    pub matrices: Vec<Matrix>,
+    /// Norm gains and biases.
+    pub vectors: Vec<Vector>,
+    /// Rotary frequency tables.
+    pub ropes: Vec<RopeTable>,
+    /// KV cache layers.
+    pub kv: Vec<KvLayer>,
+    /// Executed in order for every pass.
+    pub ops: Vec<Op>,
+    /// `[logits, vocab]`, complete after the last op.
+    pub logits: BufferId,
+}
+
+impl Program {
+    /// The buffer behind a handle.
+    pub fn buffer(&self, id: BufferId) -> &Buffer {
+        &self.buffers[usize::from(id.0)]
+    }
+
+    /// The matrix behind a handle.
+    pub fn matrix(&self, id: MatrixId) -> &Matrix {
+        &self.matrices[id.0 as usize]
+    }
+
+    /// The vector behind a handle.
+    pub fn vector(&self, id: VectorId) -> &Vector {
+        &self.vectors[id.0 as usize]
+    }
+
+    /// The frequency table behind a handle.
+    pub fn rope(&self, id: RopeId) -> &RopeTable {
+        &self.ropes[usize::from(id.0)]
+    }
+
+    /// Bytes of weights a backend must hold, each matrix counted once.
+    pub fn weight_bytes(&self) -> u64 {
+        let matrices: u64 = self.matrices.iter().map(Matrix::bytes).sum();
+        let vectors: u64 = self.vectors.iter().map(|v| v.len as u64 * 4).sum();
+        matrices + vectors
+    }
+
+    /// Elements of KV cache per token of context, over all layers.
+    pub fn kv_elements_per_token(&self) -> usize {
+        self.kv.iter().map(KvLayer::elements_per_token).sum()
+    }
+}
+
+struct MatrixText<'a>(&'a Matrix);
+
+impl fmt::Display for MatrixText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let m = self.0;
+        write!(f, "{}", m.tensor)?;
+        if m.first_row > 0 {
+            write!(f, "+{}", m.first_row)?;
+        }
+        write!(f, "[{}x{} {}]", m.rows, m.cols, m.ty.name())
+    }
+}
+
+impl Program {
+    fn write_op(&self, f: &mut fmt::Formatter<'_>, op: &Op) -> fmt::Result {
+        let buffer = |id: &BufferId| self.buffer(*id).name;
+        let matrix = |id: &MatrixId| MatrixText(self.matrix(*id));
+        let vector = |id: &VectorId| self.vector(*id).tensor.as_str();
+        match op {
+            Op::Embed { table, scale, out } => {
+                write!(f, "{} = embed {} * {scale}", buffer(out), matrix(table))
+            }
+            Op::Gather { x, out } => write!(f, "{} = gather {}", buffer(out), buffer(x)),
+            Op::RmsNorm { x, weight, eps, residual, out } => {
+                write!(
+                    f,
+                    "{} = rms-norm {} {} eps={eps:e}",
+                    buffer(out),
+                    buffer(x),
+                    vector(weight)
+                )?;
+                residual.iter().try_for_each(|r| write!(f, " + {}", buffer(r)))
+            }
+            Op::Project { x, outputs } => {
+                for (i, p) in outputs.iter().enumerate() {
+                    let separator = if i > 0 { "; " } else { "" };
+                    write!(
+                        f,
+                        "{separator}{} = {} * {}",
+                        buffer(&p.out),
+                        buffer(x),
+                        matrix(&p.weight)
+                    )?;
+                    p.bias.iter().try_for_each(|b| write!(f, " + {}", vector(b)))?;
+                    p.residual.iter().try_for_each(|r| write!(f, " + {}", buffer(r)))?;
+                }
+                Ok(())
+            }
+            Op::GatedProject { x, gate, up, activation, out } => write!(
+                f,
+                "{} = {activation:?}({x} * {}) . {x} * {}",
+                buffer(out),
+                matrix(gate),
+                matrix(up),
+                x = buffer(x),
+            ),
+            Op::HeadNorm { x, heads, weight, eps } => {
+                write!(f, "{} = head-norm x{heads} {} eps={eps:e}", buffer(x), vector(weight))
+            }
+            Op::Rope { x, heads, table } => {
+                write!(f, "{} = rope x{heads} table={}", buffer(x), table.0)
+            }
+            Op::KvAppend { layer, k, v } => {
+                write!(f, "kv[{layer}] <- {}, {}", buffer(k), buffer(v))
+            }
+            Op::Attention { layer, q, out, shape } => {
+                write!(
+                    f,
+                    "{} = attention {} kv[{layer}] {}/{} heads of {}/{} scale={}",
+                    buffer(out),
+                    buffer(q),
+                    shape.heads,
+                    shape.kv_heads,
+                    shape.key_dim,
+                    shape.value_dim,
+                    shape.scale,
+                )?;
+                shape.window.iter().try_for_each(|w| write!(f, " window={w}"))?;
+                shape.softcap.iter().try_for_each(|c| write!(f, " softcap={c}"))
+            }
+            Op::Softcap { x, cap } => write!(f, "{} = softcap {cap}", buffer(x)),
+        }
+    }
+}
+
+/// One line per buffer, table and op, in order: two programs differ where their lines do.
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let d = &self.description;
+        writeln!(
+            f,
+            "program {} layers={} embedding={} vocab={} context={}",
+            d.architecture, d.layers, d.embedding, d.vocab, d.context
+        )?;
+        for b in &self.buffers {
+            writeln!(f, "buffer {} [{:?}, {}]", b.name, b.rows, b.width)?;
+        }
+        for (i, r) in self.ropes.iter().enumerate() {
+            writeln!(f, "rope {i} {r}")?;
+        }
+        for (i, op) in self.ops.iter().enumerate() {
+            write!(f, "{i:4} ")?;
+            self.write_op(f, op)?;
+            writeln!(f)?;
+        }
+        writeln!(f, "result {}", self.buffer(self.logits).name)
+    }
+}

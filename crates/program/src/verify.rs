@@ -1,0 +1,226 @@
+//! The rules every program obeys. Executors rely on them instead of checking again.
+
+use crate::memory::lifetimes;
+use crate::op::{AttentionShape, BufferId, MatrixId, Op, RopeId, RowSet, VectorId};
+use crate::program::{KvLayer, Program};
+
+/// A rule that a program breaks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum VerifyError {
+    /// An op breaks a rule.
+    #[error("op {index} ({name}): {rule}")]
+    Op {
+        /// Position in `ops`.
+        index: usize,
+        /// Short name of the op.
+        name: &'static str,
+        /// What is wrong, with the figures.
+        rule: String,
+    },
+    /// A handle outside an op is wrong.
+    #[error("program: {0}")]
+    Program(String),
+}
+
+type Rule = Result<(), String>;
+
+fn require(holds: bool, rule: impl FnOnce() -> String) -> Rule {
+    if holds { Ok(()) } else { Err(rule()) }
+}
+
+/// Checks every rule.
+///
+/// # Errors
+/// The first rule broken: a handle out of range, shapes that do not fit, a buffer read before it
+/// is written, in-place use where the op does not allow it, attention over a KV layer that this
+/// pass has not appended to, or logits that are not `[logits, vocab]`.
+pub fn verify(program: &Program) -> Result<(), VerifyError> {
+    let mut check = Checker { program, written: vec![false; program.buffers.len()], appended: 0 };
+    for (index, op) in program.ops.iter().enumerate() {
+        check.op(op).map_err(|rule| VerifyError::Op { index, name: op.name(), rule })?;
+    }
+    check.result().map_err(VerifyError::Program)?;
+    debug_assert_eq!(lifetimes(program).len(), program.buffers.len());
+    Ok(())
+}
+
+struct Checker<'a> {
+    program: &'a Program,
+    written: Vec<bool>,
+    /// KV layers appended to so far; they come in order.
+    appended: usize,
+}
+
+impl Checker<'_> {
+    fn result(&self) -> Rule {
+        let p = self.program;
+        let (width, rows) = self.shape(p.logits)?;
+        require(self.written[usize::from(p.logits.0)], || "logits are never written".into())?;
+        require(width == p.description.vocab && rows == RowSet::Logits, || {
+            format!("logits are [{rows:?}, {width}], the vocabulary has {}", p.description.vocab)
+        })?;
+        require(self.appended == p.kv.len(), || {
+            format!("{} of {} KV layers are appended to", self.appended, p.kv.len())
+        })
+    }
+
+    fn shape(&self, id: BufferId) -> Result<(usize, RowSet), String> {
+        let buffer = self.program.buffers.get(usize::from(id.0));
+        buffer.map(|b| (b.width, b.rows)).ok_or_else(|| format!("no buffer {}", id.0))
+    }
+
+    fn read(&self, id: BufferId) -> Result<(usize, RowSet), String> {
+        let shape = self.shape(id)?;
+        require(self.written[usize::from(id.0)], || {
+            format!("{} is read before it is written", self.program.buffer(id).name)
+        })?;
+        Ok(shape)
+    }
+
+    /// Marks `id` written and requires its shape.
+    fn write(&mut self, id: BufferId, width: usize, rows: RowSet) -> Rule {
+        let found = self.shape(id)?;
+        require(found == (width, rows), || {
+            let name = self.program.buffer(id).name;
+            format!("{name} is [{:?}, {}], not [{rows:?}, {width}]", found.1, found.0)
+        })?;
+        self.written[usize::from(id.0)] = true;
+        Ok(())
+    }
+
+    fn matrix(&self, id: MatrixId) -> Result<(usize, usize), String> {
+        let matrix = self.program.matrices.get(id.0 as usize);
+        matrix.map(|m| (m.rows, m.cols)).ok_or_else(|| format!("no matrix {}", id.0))
+    }
+
+    fn vector(&self, id: VectorId, len: usize) -> Rule {
+        let vector =
+            self.program.vectors.get(id.0 as usize).ok_or_else(|| format!("no vector {}", id.0))?;
+        require(vector.len == len, || {
+            format!("{} has {} elements, not {len}", vector.tensor, vector.len)
+        })
+    }
+
+    fn kv(&self, layer: u16) -> Result<KvLayer, String> {
+        let found = self.program.kv.get(usize::from(layer));
+        found.copied().ok_or_else(|| format!("no KV layer {layer}"))
+    }
+
+    fn residual(&self, id: Option<BufferId>, width: usize, rows: RowSet) -> Rule {
+        let Some(id) = id else { return Ok(()) };
+        let found = self.read(id)?;
+        require(found == (width, rows), || {
+            format!("residual {} is not [{rows:?}, {width}]", self.program.buffer(id).name)
+        })
+    }
+
+    fn heads(&self, width: usize, heads: usize) -> Result<usize, String> {
+        require(heads > 0 && width.is_multiple_of(heads), || {
+            format!("{width} floats do not divide into {heads} heads")
+        })?;
+        Ok(width / heads)
+    }
+
+    fn project(&mut self, x: BufferId, outputs: &[(MatrixId, BufferId)]) -> Rule {
+        let (width, rows) = self.read(x)?;
+        for &(weight, out) in outputs {
+            let (out_width, cols) = self.matrix(weight)?;
+            require(cols == width, || {
+                format!("weight has {cols} columns, the input {width} floats")
+            })?;
+            require(out != x, || "the output is the input".into())?;
+            self.write(out, out_width, rows)?;
+        }
+        Ok(())
+    }
+
+    fn rope(&self, x: BufferId, heads: usize, table: RopeId) -> Rule {
+        let (width, rows) = self.read(x)?;
+        let dim = self.heads(width, heads)?;
+        let rope = self.program.ropes.get(usize::from(table.0));
+        let rope = rope.ok_or_else(|| format!("no rope table {}", table.0))?;
+        require(rows == RowSet::All, || "rope needs the positions of all rows".into())?;
+        require(2 * rope.inv_freq.len() <= dim, || {
+            format!("{} pairs do not fit a head of {dim}", rope.inv_freq.len())
+        })
+    }
+
+    fn attention(&mut self, layer: u16, q: BufferId, out: BufferId, s: &AttentionShape) -> Rule {
+        let kv = self.kv(layer)?;
+        let (width, rows) = self.read(q)?;
+        require(usize::from(layer) < self.appended, || {
+            format!("KV layer {layer} is read before it is appended to")
+        })?;
+        require(rows == RowSet::All && q != out, || "attention needs all rows".into())?;
+        require(
+            (s.kv_heads, s.key_dim, s.value_dim) == (kv.kv_heads, kv.key_dim, kv.value_dim),
+            || format!("shape {s:?} does not fit KV layer {kv:?}"),
+        )?;
+        require(s.heads.is_multiple_of(s.kv_heads.max(1)) && s.heads * s.key_dim == width, || {
+            format!("{} heads of {} do not make {width} floats", s.heads, s.key_dim)
+        })?;
+        require(s.window != Some(0), || "a window of 0 tokens sees nothing".into())?;
+        self.write(out, s.heads * s.value_dim, RowSet::All)
+    }
+
+    fn op(&mut self, op: &Op) -> Rule {
+        match op {
+            Op::Embed { table, out, .. } => {
+                let (vocab, width) = self.matrix(*table)?;
+                require(vocab == self.program.description.vocab, || {
+                    format!("{vocab} embeddings for a vocabulary of another size")
+                })?;
+                self.write(*out, width, RowSet::All)
+            }
+            Op::Gather { x, out } => {
+                let (width, rows) = self.read(*x)?;
+                require(rows == RowSet::All, || "gather takes all rows".into())?;
+                self.write(*out, width, RowSet::Logits)
+            }
+            Op::RmsNorm { x, weight, residual, out, .. } => {
+                let (width, rows) = self.read(*x)?;
+                self.vector(*weight, width)?;
+                self.residual(*residual, width, rows)?;
+                self.write(*out, width, rows)
+            }
+            Op::Project { x, outputs } => {
+                require(!outputs.is_empty(), || "no outputs".into())?;
+                let (_, rows) = self.read(*x)?;
+                for p in outputs {
+                    let (width, _) = self.matrix(p.weight)?;
+                    p.bias.map_or(Ok(()), |b| self.vector(b, width))?;
+                    self.residual(p.residual, width, rows)?;
+                }
+                let pairs: Vec<_> = outputs.iter().map(|p| (p.weight, p.out)).collect();
+                self.project(*x, &pairs)
+            }
+            Op::GatedProject { x, gate, up, out, .. } => {
+                self.project(*x, &[(*gate, *out), (*up, *out)])
+            }
+            Op::HeadNorm { x, heads, weight, .. } => {
+                let (width, _) = self.read(*x)?;
+                let dim = self.heads(width, *heads)?;
+                self.vector(*weight, dim)
+            }
+            Op::Rope { x, heads, table } => self.rope(*x, *heads, *table),
+            Op::KvAppend { layer, k, v } => {
+                let kv = self.kv(*layer)?;
+                require(usize::from(*layer) == self.appended, || {
+                    format!("KV layer {layer} is appended to out of order")
+                })?;
+                let expected = (kv.kv_heads * kv.key_dim, kv.kv_heads * kv.value_dim);
+                let found = (self.read(*k)?.0, self.read(*v)?.0);
+                require(expected == found, || {
+                    format!("k, v are {found:?} wide, not {expected:?}")
+                })?;
+                self.appended += 1;
+                Ok(())
+            }
+            Op::Attention { layer, q, out, shape } => self.attention(*layer, *q, *out, shape),
+            Op::Softcap { x, cap } => {
+                require(cap.is_finite() && *cap > 0.0, || format!("cap {cap} is not above 0"))?;
+                self.read(*x).map(|_| ())
+            }
+        }
+    }
+}

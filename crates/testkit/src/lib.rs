@@ -3,4 +3,5 @@
 //! Never shipped: only dev-dependencies name this crate.
 #![forbid(unsafe_code)]
 
+pub mod gguf;
 pub mod models;

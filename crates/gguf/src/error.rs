@@ -263,7 +263,7 @@ pub enum GgufError {
     },
     /// Data that end after the end of the file.
     #[error(
-        "tensor {tensor:?} (data offset at offset {offset}): {size} bytes of data end after the \
+        "tensor {tensor:?}: {size} bytes of data (position given at offset {offset}) end after the \
          end of the file at {file_size}; the file is truncated or damaged"
     )]
     OutOfFile {

@@ -136,6 +136,38 @@ impl From<Vec<&str>> for Meta {
     }
 }
 
+/// A small file (about 1 kB) with everything the format has: every metadata type, arrays of every
+/// type, arrays in arrays, and tensors of 1 to 4 dimensions and several types.
+pub fn every_feature() -> GgufBuilder {
+    let row = Meta::array(ValueType::I32, [1i32, -2]);
+    let table = Meta::Array(ValueType::Array, vec![row, Meta::array(ValueType::Str, ["x", ""])]);
+    let weights = |n| Noise::new(n as u64).normals(n, 1.0);
+    GgufBuilder::new()
+        .meta("general.architecture", "llama")
+        .meta("a.u8", 200u8)
+        .meta("a.i8", -100i8)
+        .meta("a.u16", 60_000u16)
+        .meta("a.i16", -30_000i16)
+        .meta("a.u32", 4_000_000_000u32)
+        .meta("a.i32", -2_000_000_000i32)
+        .meta("a.f32", 0.5f32)
+        .meta("a.bool", true)
+        .meta("a.u64", u64::MAX)
+        .meta("a.i64", i64::MIN)
+        .meta("a.f64", 0.25f64)
+        .meta("a.text", "größe €")
+        .meta("b.u8", vec![1u8, 2, 3])
+        .meta("b.f32", vec![1.0f32, -1.0])
+        .meta("b.bool", vec![true, false])
+        .meta("b.strings", vec!["one", "", "drei"])
+        .meta("b.empty", Meta::array(ValueType::U64, Vec::<u64>::new()))
+        .meta("b.nested", table)
+        .tensor_of("vector", &[3], TensorType::F32, &weights(3))
+        .tensor_of("matrix", &[32, 2], TensorType::Q4_0, &weights(64))
+        .tensor_of("cube", &[2, 2, 2], TensorType::F16, &weights(8))
+        .tensor("hypercube", &[1, 2, 1, 2], TensorType::I8, vec![1, 2, 3, 4])
+}
+
 #[derive(Debug, Clone)]
 struct TensorSpec {
     name: String,

@@ -6,9 +6,15 @@
 For each type, vectors/NAME.bin is: number of blocks (u32, little endian), the blocks, and the
 weights the package makes of them (f32, little endian). vectors/types.tsv is its table of tensor
 types: number, name, weights in a block, bytes in a block.
+
+    python3 make_vectors.py MODEL.gguf
+
+prints the rows of tests/real_models.rs: of the first tensor of each type and shape, a sum over the
+bits of the weights of its first and last row.
 """
 
 import struct
+import sys
 from pathlib import Path
 
 import gguf
@@ -82,5 +88,25 @@ def main():
     (HERE / "types.tsv").write_text("".join(table))
 
 
+def row_sum(row, ty):
+    total = 0
+    for bits in gguf.dequantize(row, ty).astype("<f4").ravel().view("<u4").tolist():
+        total = (total * 31 + bits) & 0xFFFF_FFFF_FFFF_FFFF
+    return total
+
+
+def print_model_sums(path):
+    seen = set()
+    for tensor in gguf.GGUFReader(path).tensors:
+        dims = tuple(int(n) for n in tensor.shape)
+        if (tensor.tensor_type, dims) in seen:
+            continue
+        seen.add((tensor.tensor_type, dims))
+        rows = tensor.data.reshape(-1, tensor.data.shape[-1])
+        sums = [f"0x{row_sum(row, tensor.tensor_type):x}" for row in (rows[0], rows[-1])]
+        ty = tensor.tensor_type.name.replace("_K", "K")
+        print(f'("{tensor.name}", TensorType::{ty}, &{list(dims)}, [{", ".join(sums)}]),')
+
+
 if __name__ == "__main__":
-    main()
+    print_model_sums(sys.argv[1]) if len(sys.argv) > 1 else main()

@@ -1,0 +1,38 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::{load, pull, run, unload};
+
+/// Administer m40d: models, status, and a chat in the terminal.
+///
+/// Exit codes: 0 done · 1 refused in this state · 64 wrong command line · 65 not a usable model ·
+/// 66 no such model or file · 69 m40d is not running · 70 m40d failed · 74 input or output failed
+/// · 75 busy, try again · 77 not permitted · 130 interrupted.
+#[derive(Debug, Parser)]
+#[command(name = "m40ctl", version)]
+pub(crate) struct Cli {
+    /// Control socket of the daemon [default: $M40_SOCKET, else the user's, else the system's]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Print JSON for programs instead of text for people
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show what the daemon is doing
+    Status,
+    /// List the models, stored and loaded
+    #[command(visible_alias = "ls")]
+    List,
+    Pull(pull::PullArgs),
+    Load(load::LoadArgs),
+    Unload(unload::UnloadArgs),
+    Run(run::RunArgs),
+}

@@ -1,0 +1,53 @@
+//! One file per command.
+
+pub(crate) mod list;
+pub(crate) mod load;
+pub(crate) mod pull;
+pub(crate) mod run;
+pub(crate) mod status;
+pub(crate) mod unload;
+
+use std::path::{Path, absolute};
+
+use m40_control::{Client, ModelRef};
+
+use crate::cli::Command;
+use crate::error::CommandError;
+use crate::output::Output;
+
+/// Runs the command.
+pub(crate) async fn run(
+    command: &Command,
+    client: &Client,
+    output: &mut Output,
+) -> Result<(), CommandError> {
+    match command {
+        Command::Status => status::run(client, output).await,
+        Command::List => list::run(client, output).await,
+        Command::Pull(args) => pull::run(args, client, output).await,
+        Command::Load(args) => load::run(args, client, output).await,
+        Command::Unload(args) => unload::run(args, client, output).await,
+        Command::Run(args) => run::run(args, client, output).await,
+    }
+}
+
+/// What a person types for a model: a path when it looks like one, else a name.
+fn model_ref(typed: &str) -> Result<ModelRef, CommandError> {
+    if typed.contains('/') || typed.ends_with(".gguf") {
+        return Ok(ModelRef::File(absolute(Path::new(typed))?));
+    }
+    Ok(ModelRef::Name(typed.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_and_names_are_told_apart() {
+        assert_eq!(model_ref("qwen3:8b").unwrap(), ModelRef::Name("qwen3:8b".into()));
+        assert_eq!(model_ref("/m/x").unwrap(), ModelRef::File("/m/x".into()));
+        let ModelRef::File(path) = model_ref("x.gguf").unwrap() else { panic!("a name") };
+        assert!(path.is_absolute() && path.ends_with("x.gguf"));
+    }
+}

@@ -1,1 +1,73 @@
-fn main(){}
+//! `m40d`: serves language models over HTTP, and a control API on a Unix socket.
+//!
+//! Reads its arguments and configuration, then hands over to [`lifecycle`]. The map of the
+//! modules: [`config`] what the file says · [`lifecycle`] start, signals, stop · [`net`]
+//! connections · [`http`] what clients on the network speak · [`control`] what `m40ctl` speaks ·
+//! [`models`] what is loaded · [`generation`] one answer · [`store`] what is on disk.
+#![forbid(unsafe_code)]
+
+mod config;
+mod control;
+mod exit;
+mod generation;
+mod http;
+mod lifecycle;
+mod logging;
+mod models;
+mod net;
+mod socket;
+mod store;
+mod systemd;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use m40_control::paths::Env;
+
+use crate::config::Config;
+use crate::exit::Failure;
+
+/// LLM daemon: serves GGUF models over HTTP; `m40ctl` administers it.
+#[derive(Debug, Parser)]
+#[command(name = "m40d", version)]
+struct Args {
+    /// Read this configuration file instead of the default one, which may be absent
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Check the configuration, print nothing when it is good, and exit
+    #[arg(long)]
+    check_config: bool,
+}
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Failing to print a usage text leaves nobody to tell.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { exit::USAGE } else { 0 });
+        }
+    };
+    let vars = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let env = Env::new(vars, nix::unistd::geteuid().is_root());
+    match run(&args, &env) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let prefix = if logging::to_journal(&env) { "<3>" } else { "" };
+            let _ = writeln!(std::io::stderr(), "{prefix}m40d: {failure}");
+            ExitCode::from(&failure)
+        }
+    }
+}
+
+fn run(args: &Args, env: &Env) -> Result<(), Failure> {
+    let config = Config::load(args.config.as_deref(), env)?;
+    if args.check_config {
+        return Ok(());
+    }
+    logging::start(&config.log_filter, env);
+    lifecycle::run(config, env)
+}

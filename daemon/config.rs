@@ -1,0 +1,208 @@
+//! The configuration file: what may be written ([`RawConfig`]) and what it means ([`Config`]).
+//!
+//! Every key has its unit in its name and a default; `etc/m40d.toml` lists them all and a test
+//! keeps it equal to the defaults. An unknown key is an error, so that a typo is never silent.
+
+mod raw;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use m40_control::paths::{self, Env};
+
+use crate::exit::Failure;
+use raw::RawConfig;
+
+/// The configuration in its resolved form: defaults filled in, paths found, units typed.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Config {
+    /// The file it was read from; `None` when the defaults are used.
+    pub file: Option<PathBuf>,
+    pub http: Http,
+    pub control: Control,
+    pub device: Device,
+    /// Threads to compute with; `None` means as many as the process may use.
+    pub threads: Option<usize>,
+    /// Context of every model; `None` means what the model was made for.
+    pub context_tokens: Option<u32>,
+    pub models_loaded_max: usize,
+    pub queued_jobs_max: usize,
+    pub shutdown_grace: Duration,
+    pub state_dir: PathBuf,
+    /// An `EnvFilter` directive list that was checked to parse.
+    pub log_filter: String,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Http {
+    pub listen: SocketAddr,
+    pub connections_max: usize,
+    pub body_bytes_max: usize,
+    pub header_timeout: Duration,
+    pub body_timeout: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Control {
+    pub socket: PathBuf,
+    /// The group that may use the socket besides root and the daemon's own user.
+    pub group: Option<String>,
+}
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Device {
+    Cpu,
+    Cuda,
+}
+
+/// What is wrong with a configuration file, in one line.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    #[error("cannot read the configuration {}: {source}", file.display())]
+    Read { file: PathBuf, source: io::Error },
+    #[error("{}:{line}:{column}: {message}", file.display())]
+    Syntax { file: PathBuf, line: usize, column: usize, message: String },
+}
+
+impl Config {
+    /// Reads the file named on the command line, which must exist, or else the default one,
+    /// which need not.
+    pub(crate) fn load(named: Option<&Path>, env: &Env) -> Result<Self, Failure> {
+        let file = match named {
+            Some(file) => file.to_path_buf(),
+            None => paths::config_dir(env)?.join(paths::CONFIG_NAME),
+        };
+        let text = match std::fs::read_to_string(&file) {
+            Ok(text) => text,
+            Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => {
+                return Self::resolve(RawConfig::default(), None, env);
+            }
+            Err(source) => return Err(ConfigError::Read { file, source }.into()),
+        };
+        let raw = raw::parse(&text).map_err(|error| ConfigError::Syntax {
+            file: file.clone(),
+            line: error.line,
+            column: error.column,
+            message: error.message,
+        })?;
+        Self::resolve(raw, Some(file), env)
+    }
+
+    fn resolve(raw: RawConfig, file: Option<PathBuf>, env: &Env) -> Result<Self, Failure> {
+        let state_dir = raw.paths.state_dir.map_or_else(|| paths::state_dir(env), Ok)?;
+        let runtime_dir = raw.paths.runtime_dir.map_or_else(|| paths::runtime_dir(env), Ok);
+        let socket = match raw.control.socket {
+            Some(socket) => socket,
+            None => runtime_dir?.join(paths::SOCKET_NAME),
+        };
+        let seconds = |value: u64| Duration::from_secs(value);
+        Ok(Self {
+            file,
+            http: Http {
+                listen: raw.http.listen.0,
+                connections_max: raw.http.connections_max.to_usize(),
+                body_bytes_max: raw.http.body_mib_max.to_usize() << 20,
+                header_timeout: seconds(raw.http.header_timeout_s.get()),
+                body_timeout: seconds(raw.http.body_timeout_s.get()),
+            },
+            control: Control { socket, group: raw.control.group },
+            device: raw.engine.device,
+            threads: Some(raw.engine.threads.to_usize()).filter(|&threads| threads > 0),
+            context_tokens: Some(raw.models.context_tokens.to_u32()).filter(|&tokens| tokens > 0),
+            models_loaded_max: raw.models.loaded_max.to_usize(),
+            queued_jobs_max: raw.limits.queued_jobs_max.to_usize(),
+            shutdown_grace: seconds(raw.limits.shutdown_grace_s.get()),
+            state_dir,
+            log_filter: raw.log.level.0,
+        })
+    }
+
+    /// The keys in which another configuration differs. None of them can change while the
+    /// daemon runs.
+    pub(crate) fn keys_changed(&self, other: &Self) -> Vec<&'static str> {
+        let differences = [
+            ("http", self.http != other.http),
+            ("control", self.control != other.control),
+            ("engine.device", self.device != other.device),
+            ("engine.threads", self.threads != other.threads),
+            ("models.context_tokens", self.context_tokens != other.context_tokens),
+            ("models.loaded_max", self.models_loaded_max != other.models_loaded_max),
+            ("limits.queued_jobs_max", self.queued_jobs_max != other.queued_jobs_max),
+            ("limits.shutdown_grace_s", self.shutdown_grace != other.shutdown_grace),
+            ("paths.state_dir", self.state_dir != other.state_dir),
+            ("log.level", self.log_filter != other.log_filter),
+        ];
+        differences.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env() -> Env {
+        Env::new([("HOME".to_owned(), "/home/u".to_owned())], false)
+    }
+
+    fn load(text: &str) -> Result<Config, Failure> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("m40d.toml");
+        std::fs::write(&file, text).unwrap();
+        Config::load(Some(&file), &env())
+    }
+
+    #[test]
+    fn the_shipped_file_equals_the_defaults() {
+        let shipped = load(include_str!("../etc/m40d.toml")).unwrap();
+        let defaults = Config::load(None, &env()).unwrap();
+        assert_eq!(shipped.keys_changed(&defaults), Vec::<&str>::new());
+        assert_eq!(Config { file: None, ..shipped }, defaults);
+    }
+
+    #[test]
+    fn the_shipped_file_names_every_key() {
+        let shipped = include_str!("../etc/m40d.toml");
+        for key in raw::all_keys() {
+            let named = |line: &str| {
+                line.trim_start_matches("# ").split_once(" = ").is_some_and(|(k, _)| k == key)
+            };
+            assert!(shipped.lines().any(named), "etc/m40d.toml lacks {key}");
+        }
+    }
+
+    #[test]
+    fn an_empty_file_means_the_defaults() {
+        let config = load("").unwrap();
+        assert_eq!(config.http.listen, "127.0.0.1:11434".parse().unwrap());
+        assert_eq!(config.state_dir, Path::new("/home/u/.local/state/m40d"));
+        assert_eq!(config.control.socket, Path::new("/home/u/.local/state/m40d/run/control.sock"));
+    }
+
+    #[test]
+    fn a_missing_default_file_is_fine_and_a_missing_named_one_is_not() {
+        assert!(Config::load(None, &env()).is_ok());
+        let error = Config::load(Some(Path::new("/nonexistent.toml")), &env()).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent.toml"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_place_and_a_guess() {
+        let error = load("[http]\nlisten = \"127.0.0.1:1\"\nbody_mb_max = 3\n").unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("m40d.toml:3:1: "), "{text}");
+        assert!(text.contains("unknown key `body_mb_max`"), "{text}");
+        assert!(text.contains("did you mean `body_mib_max`?"), "{text}");
+        assert!(!text.contains('\n'), "{text}");
+    }
+
+    #[test]
+    fn a_changed_key_is_found() {
+        let old = load("").unwrap();
+        let new = load("[engine]\nthreads = 3\n[log]\nlevel = \"debug\"\n").unwrap();
+        assert_eq!(old.keys_changed(&new), ["engine.threads", "log.level"]);
+    }
+}

@@ -1,0 +1,287 @@
+//! The configuration file as written, with the place of every mistake.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, Visitor};
+use tracing_subscriber::EnvFilter;
+
+use super::Device;
+
+/// A mistake: where, counted from 1, and what.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct SyntaxError {
+    pub line: usize,
+    pub column: usize,
+    pub message: String,
+}
+
+/// Parses a configuration file.
+pub(super) fn parse(text: &str) -> Result<RawConfig, SyntaxError> {
+    toml::from_str(text).map_err(|error| {
+        let at = error.span().map_or(0, |span| span.start);
+        let before = text.get(..at).unwrap_or(text);
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        SyntaxError {
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+            message: explain(error.message()),
+        }
+    })
+}
+
+// serde's text for an unknown field lists every field; people want the one they meant.
+fn explain(message: &str) -> String {
+    let one_line = message.replace('\n', "; ");
+    let Some(rest) = one_line.strip_prefix("unknown field `") else { return one_line };
+    let Some((key, rest)) = rest.split_once('`') else { return one_line };
+    let known: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();
+    match closest(key, &known) {
+        Some(guess) => format!("unknown key `{key}`: did you mean `{guess}`?"),
+        None => format!("unknown key `{key}`: known here are {}", known.join(", ")),
+    }
+}
+
+/// The known word that is nearest, unless even that one is far off.
+fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let nearest = known.iter().map(|known| (distance(word, known), *known)).min()?;
+    let near_enough = (word.chars().count() / 3).max(2);
+    (nearest.0 <= near_enough).then_some(nearest.1)
+}
+
+/// Levenshtein distance.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawConfig {
+    pub http: RawHttp,
+    pub control: RawControl,
+    pub engine: RawEngine,
+    pub models: RawModels,
+    pub paths: RawPaths,
+    pub limits: RawLimits,
+    pub log: RawLog,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawHttp {
+    pub listen: ListenAddress,
+    pub connections_max: Bounded<1, 65_536>,
+    pub body_mib_max: Bounded<1, 1024>,
+    pub header_timeout_s: Bounded<1, 3600>,
+    pub body_timeout_s: Bounded<1, 3600>,
+}
+
+impl Default for RawHttp {
+    fn default() -> Self {
+        Self {
+            listen: ListenAddress(SocketAddr::from(([127, 0, 0, 1], 11434))),
+            connections_max: Bounded(512),
+            body_mib_max: Bounded(16),
+            header_timeout_s: Bounded(60),
+            body_timeout_s: Bounded(60),
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawControl {
+    pub socket: Option<PathBuf>,
+    pub group: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawEngine {
+    pub device: Device,
+    pub threads: Bounded<0, 1024>,
+}
+
+impl Default for RawEngine {
+    fn default() -> Self {
+        Self { device: Device::Cpu, threads: Bounded(0) }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawModels {
+    pub context_tokens: Bounded<0, 16_777_216>,
+    pub loaded_max: Bounded<1, 1024>,
+}
+
+impl Default for RawModels {
+    fn default() -> Self {
+        Self { context_tokens: Bounded(0), loaded_max: Bounded(8) }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawPaths {
+    pub state_dir: Option<PathBuf>,
+    pub runtime_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawLimits {
+    pub queued_jobs_max: Bounded<1, 65_536>,
+    pub shutdown_grace_s: Bounded<0, 3600>,
+}
+
+impl Default for RawLimits {
+    fn default() -> Self {
+        Self { queued_jobs_max: Bounded(64), shutdown_grace_s: Bounded(30) }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawLog {
+    pub level: LogFilter,
+}
+
+/// A number from `MIN` to `MAX`, checked while parsing so that the error has the value's place.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounded<const MIN: u32, const MAX: u32>(u32);
+
+impl<const MIN: u32, const MAX: u32> Bounded<MIN, MAX> {
+    pub(super) fn get(self) -> u64 {
+        u64::from(self.0)
+    }
+
+    pub(super) fn to_u32(self) -> u32 {
+        self.0
+    }
+
+    pub(super) fn to_usize(self) -> usize {
+        // usize is at least 32 bits wide wherever this runs.
+        self.0 as usize
+    }
+}
+
+impl<'de, const MIN: u32, const MAX: u32> Deserialize<'de> for Bounded<MIN, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Number<const MIN: u32, const MAX: u32>;
+        impl<const MIN: u32, const MAX: u32> Visitor<'_> for Number<MIN, MAX> {
+            type Value = Bounded<MIN, MAX>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a whole number from {MIN} to {MAX}")
+            }
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Self::Value, E> {
+                u32::try_from(value)
+                    .ok()
+                    .filter(|value| (MIN..=MAX).contains(value))
+                    .map(Bounded)
+                    .ok_or_else(|| E::invalid_value(de::Unexpected::Signed(value), &self))
+            }
+        }
+        deserializer.deserialize_i64(Number)
+    }
+}
+
+/// `ADDRESS:PORT`; an IPv6 address in brackets; port 0 lets the system choose.
+#[derive(Debug)]
+pub(super) struct ListenAddress(pub SocketAddr);
+
+impl<'de> Deserialize<'de> for ListenAddress {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map(Self).map_err(|_| {
+            de::Error::custom(format!(
+                "{text:?} is not an address with a port, such as \"127.0.0.1:11434\" or \"[::1]:11434\""
+            ))
+        })
+    }
+}
+
+/// `error`, `warn`, `info`, `debug`, `trace`, or tracing's `target=level` list.
+#[derive(Debug)]
+pub(super) struct LogFilter(pub String);
+
+impl Default for LogFilter {
+    fn default() -> Self {
+        Self("info".to_owned())
+    }
+}
+
+impl<'de> Deserialize<'de> for LogFilter {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match EnvFilter::try_new(&text) {
+            // A bare unknown word would be taken for a target and silence everything else.
+            Ok(_) if text.contains('=') || text.parse::<tracing::Level>().is_ok() => Ok(Self(text)),
+            _ => Err(de::Error::custom(format!(
+                "{text:?} is not a log level: use error, warn, info, debug or trace"
+            ))),
+        }
+    }
+}
+
+/// Every key below a section.
+#[cfg(test)]
+pub(super) fn all_keys() -> Vec<String> {
+    // serde lists the keys that a section knows when it meets one that it does not.
+    let sections = known("nonsense = 1");
+    assert!(!sections.is_empty());
+    sections.iter().flat_map(|section| known(&format!("[{section}]\nnonsense = 1"))).collect()
+}
+
+#[cfg(test)]
+fn known(text: &str) -> Vec<String> {
+    let error = toml::from_str::<RawConfig>(text).unwrap_err();
+    error.message().split('`').skip(3).step_by(2).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, line: usize, column: usize, says: &[&str]) {
+        let error = parse(text).unwrap_err();
+        assert_eq!((error.line, error.column), (line, column), "{error:?}");
+        for part in says {
+            assert!(error.message.contains(part), "{error:?} lacks {part:?}");
+        }
+        assert!(!error.message.contains('\n'), "{error:?}");
+    }
+
+    #[test]
+    fn every_mistake_has_its_place() {
+        check("[htp]\n", 1, 2, &["unknown key `htp`", "did you mean `http`?"]);
+        check("[http]\n\nzzzzzzzz = 1\n", 3, 1, &["unknown key `zzzzzzzz`: known here are listen"]);
+        check("[log]\nlevel = \"loud\"\n", 2, 9, &["\"loud\"", "debug"]);
+        check("[http]\nlisten = \"localhost\"\n", 2, 10, &["127.0.0.1:11434"]);
+        check("[http]\nconnections_max = 0\n", 2, 19, &["from 1 to 65536"]);
+        check("[limits]\nshutdown_grace_s = -1\n", 2, 20, &["from 0 to 3600"]);
+        check("[engine]\ndevice = \"tpu\"\n", 2, 10, &["tpu", "cuda"]);
+        check("[engine]\nthreads = \"é\"; x\n", 2, 14, &[]);
+    }
+
+    #[test]
+    fn distance_counts_edits() {
+        assert_eq!(distance("kitten", "sitting"), 3);
+        assert_eq!(distance("", "abc"), 3);
+        assert_eq!(distance("same", "same"), 0);
+    }
+}

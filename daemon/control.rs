@@ -1,0 +1,270 @@
+//! The control API on the Unix socket: see the table in `m40_control`.
+//!
+//! Everything here is for those who may use the socket; [`crate::socket::Access`] says who.
+
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::{Extension, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use bytes::Bytes;
+use futures_util::stream::{self, Stream};
+use m40_control::{
+    ApiError, ErrorBody, ErrorCode, ImportEvent, ImportRequest, LoadRequest, ModelEntry, ModelList,
+    RunEvent, RunRequest, Status, UnloadRequest,
+};
+use m40_sched::sampler::SamplingParams;
+use m40llm::GenerateParams;
+use serde::Serialize;
+use serde_json::{Map, json};
+use tokio::sync::mpsc;
+
+use crate::generation::{self, Answer, Input};
+use crate::http::{BodyError, BodyLimits, read_json};
+use crate::models::Models;
+use crate::models::worker::Event;
+use crate::net::{Peer, Phase};
+use crate::socket::Access;
+use crate::store::{Import, StoreError};
+
+/// Bytes between two progress events of an import.
+const PROGRESS_BYTES: u64 = 16 << 20;
+
+/// What every handler has.
+#[derive(Debug, Clone)]
+pub(crate) struct Context {
+    pub models: Models,
+    pub body_limits: BodyLimits,
+    pub access: Access,
+    pub started: Instant,
+    pub http_address: String,
+    pub control_socket: PathBuf,
+    pub config_file: Option<PathBuf>,
+    pub state_dir: PathBuf,
+}
+
+/// The routes of the control socket.
+pub(crate) fn router(context: Context) -> Router {
+    Router::new()
+        .route("/status", get(status))
+        .route("/models", get(models))
+        .route("/models/import", post(import))
+        .route("/models/load", post(load))
+        .route("/models/unload", post(unload))
+        .route("/run", post(run))
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        .layer(middleware::from_fn_with_state(context.clone(), check_peer))
+        .with_state(context)
+}
+
+/// An [`ApiError`] as a response.
+#[derive(Debug)]
+struct Refused(ApiError);
+
+impl<E: Into<ApiError>> From<E> for Refused {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.code.http_status());
+        let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, Json(ErrorBody { error: self.0 })).into_response()
+    }
+}
+
+async fn check_peer(
+    State(context): State<Context>,
+    Extension(peer): Extension<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match peer {
+        Peer::Unix(credentials) if context.access.allows(credentials) => next.run(request).await,
+        _ => {
+            let message = "only root, the user of m40d and members of [control] group may do this";
+            Refused(ApiError::new(ErrorCode::Forbidden, message)).into_response()
+        }
+    }
+}
+
+async fn status(State(context): State<Context>) -> Json<Status> {
+    Json(Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        uptime_s: context.started.elapsed().as_secs(),
+        device: context.models.device(),
+        http_address: context.http_address,
+        control_socket: context.control_socket,
+        config_file: context.config_file,
+        state_dir: context.state_dir,
+        stopping: *context.models.phase().borrow() != Phase::Serving,
+        models: context.models.active(),
+    })
+}
+
+async fn models(State(context): State<Context>) -> Result<Json<ModelList>, Refused> {
+    let models = context.models.clone();
+    let listed = tokio::task::spawn_blocking(move || models.list()).await;
+    Ok(Json(ModelList { models: listed.map_err(|_| internal())? }))
+}
+
+async fn load(
+    State(context): State<Context>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<ModelEntry>, Refused> {
+    let request: LoadRequest = read_json(&headers, body, context.body_limits).await?;
+    let loaded = context.models.load(&request.model).await?;
+    let entry = context.models.active().into_iter().find(|entry| entry.name == loaded.name);
+    Ok(Json(entry.ok_or_else(|| {
+        let message = format!("the model {:?} was unloaded again at once", loaded.name);
+        ApiError::new(ErrorCode::Conflict, message)
+    })?))
+}
+
+async fn unload(
+    State(context): State<Context>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<ModelEntry>, Refused> {
+    let request: UnloadRequest = read_json(&headers, body, context.body_limits).await?;
+    Ok(Json(context.models.unload(&request.model, request.force).await?))
+}
+
+async fn import(
+    State(context): State<Context>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Refused> {
+    let request: ImportRequest = read_json(&headers, body, context.body_limits).await?;
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let models = context.models.clone();
+    // Goes on when the client leaves: what was begun is finished.
+    tokio::task::spawn_blocking(move || {
+        // A client that left does not want the events.
+        let send = |event| drop(sender.send(event));
+        send(match run_import(&models, &request, &send) {
+            Ok(model) => ImportEvent::Imported { model },
+            Err(error) => ImportEvent::Error { error: error.into() },
+        });
+    });
+    let events = stream::unfold(receiver, |mut receiver: mpsc::UnboundedReceiver<_>| async move {
+        receiver.recv().await.map(|event| (event, receiver))
+    });
+    Ok(lines(events))
+}
+
+fn run_import(
+    models: &Models,
+    request: &ImportRequest,
+    send: &dyn Fn(ImportEvent),
+) -> Result<ModelEntry, StoreError> {
+    let import =
+        Import { path: &request.path, name: request.name.as_deref(), replace: request.replace };
+    let mut told = 0;
+    models.import(&import, &mut |done_bytes, total_bytes| {
+        if done_bytes - told >= PROGRESS_BYTES {
+            told = done_bytes;
+            send(ImportEvent::Progress { done_bytes, total_bytes });
+        }
+    })
+}
+
+async fn run(
+    State(context): State<Context>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Refused> {
+    let request: RunRequest = read_json(&headers, body, context.body_limits).await?;
+    let defaults = SamplingParams::default();
+    let temperature = request.temperature.unwrap_or(defaults.temperature);
+    let sampling = SamplingParams { temperature, seed: request.seed, ..defaults };
+    let params =
+        GenerateParams { sampling, max_tokens: request.max_tokens, ..GenerateParams::default() };
+    let messages = request.messages.iter().map(|message| json!(message)).collect();
+    let loaded = context.models.load(&request.model).await?;
+    let input = Input::Chat { messages, extra: Map::new() };
+    let answer = Answer::start(&context.models, loaded, input, params).await?;
+    let first = Some(RunEvent::Loaded { model: answer.model().to_owned() });
+    let events = stream::unfold((answer, first), |(mut answer, first)| async move {
+        let event = match first {
+            Some(first) => first,
+            None => run_event(answer.next().await?),
+        };
+        Some((event, (answer, None)))
+    });
+    Ok(lines(events))
+}
+
+fn run_event(event: Event) -> RunEvent {
+    match event {
+        Event::Chunk(chunk) => RunEvent::Text { text: chunk.text },
+        Event::Done(completion) => RunEvent::Done { stats: generation::stats(&completion) },
+        Event::Failed(error) => RunEvent::Error { error: error.into() },
+    }
+}
+
+fn lines<E: Serialize + 'static>(events: impl Stream<Item = E> + Send + 'static) -> Response {
+    let lines = futures_util::StreamExt::map(events, |event| {
+        // These types have no map with keys that are not texts, the one thing JSON cannot hold.
+        let mut line = serde_json::to_vec(&event).unwrap_or_default();
+        line.push(b'\n');
+        Ok::<_, Infallible>(Bytes::from(line))
+    });
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+}
+
+async fn no_route(uri: axum::http::Uri) -> Refused {
+    let message = format!("there is no route {} on the control socket", uri.path());
+    Refused(ApiError::new(ErrorCode::NotFound, message))
+}
+
+async fn no_method(method: axum::http::Method, uri: axum::http::Uri) -> Refused {
+    let message = format!("{} does not take {method}", uri.path());
+    Refused(ApiError::new(ErrorCode::MethodNotAllowed, message))
+}
+
+fn internal() -> ApiError {
+    ApiError::new(ErrorCode::Internal, "m40d failed, see its log")
+}
+
+impl From<BodyError> for ApiError {
+    fn from(error: BodyError) -> Self {
+        let code = match error {
+            BodyError::ContentType => ErrorCode::UnsupportedMediaType,
+            BodyError::TooLarge { .. } => ErrorCode::TooLarge,
+            _ => ErrorCode::InvalidRequest,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        let code = match &error {
+            StoreError::NotAbsolute { .. } | StoreError::NotAFile { .. } | StoreError::Name(_) => {
+                ErrorCode::InvalidRequest
+            }
+            StoreError::NoFile { .. } | StoreError::MissingShard { .. } => ErrorCode::NotFound,
+            StoreError::NameTaken { .. } | StoreError::Changed { .. } => ErrorCode::Conflict,
+            StoreError::BadModel { .. } => ErrorCode::BadModel,
+            StoreError::Io { source, .. }
+                if source.kind() == std::io::ErrorKind::PermissionDenied =>
+            {
+                ErrorCode::Forbidden
+            }
+            StoreError::Io { .. } => ErrorCode::Internal,
+        };
+        Self::new(code, error.to_string())
+    }
+}

@@ -1,0 +1,76 @@
+//! Why the daemon did not start or did not end well, and the one place where that becomes an
+//! exit code. The codes are those of sysexits.h, so that systemd prints their names.
+//!
+//! | code | when |
+//! |---|---|
+//! | 0 | stopped as asked, or `--version`, `--help`, `--check-config` of a good file |
+//! | 64 | wrong command line |
+//! | 69 | the HTTP address, the control socket or the state folder is in use by another process |
+//! | 70 | a bug |
+//! | 73 | a folder, file or socket cannot be created |
+//! | 77 | not permitted to bind the address |
+//! | 78 | the configuration is wrong, or asks for a device that this build does not have |
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use m40_control::paths::PathError;
+
+use crate::config::ConfigError;
+
+/// What ended the daemon.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("{0}")]
+    Paths(#[from] PathError),
+    #[error("engine.device is \"cuda\", but this build has no GPU kernels: set it to \"cpu\"")]
+    NoKernels,
+    #[error("control.group: there is no group {group:?}: create it or name another")]
+    NoGroup { group: String },
+    #[error("cannot look up the group {group:?}: {source}")]
+    GroupLookup { group: String, source: nix::Error },
+    #[error(
+        "http.listen: {address} is in use by another process: stop it, or set another address \
+         in [http] listen (`ss -ltnp` shows who has it)"
+    )]
+    AddressInUse { address: SocketAddr },
+    #[error("http.listen: not permitted to listen on {address}: use a port above 1023")]
+    AddressForbidden { address: SocketAddr },
+    #[error("http.listen: cannot listen on {address}: {source}")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("another m40d answers on {}: stop it first, or set [control] socket", socket.display())]
+    SocketInUse { socket: PathBuf },
+    #[error("{} is in the way of the control socket and is no socket: remove it", path.display())]
+    NotASocket { path: PathBuf },
+    #[error("the state folder {} is in use by another m40d: stop it, or set [paths] state_dir", dir.display())]
+    StateInUse { dir: PathBuf },
+    #[error("cannot {action} {}: {source}", path.display())]
+    Create { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("cannot {action}: {source}")]
+    System { action: &'static str, source: io::Error },
+}
+
+impl Failure {
+    const fn code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Paths(_) | Self::NoKernels | Self::NoGroup { .. } => 78,
+            Self::AddressInUse { .. } | Self::SocketInUse { .. } | Self::StateInUse { .. } => 69,
+            Self::AddressForbidden { .. } => 77,
+            Self::Listen { .. } | Self::NotASocket { .. } | Self::Create { .. } => 73,
+            Self::GroupLookup { .. } | Self::System { .. } => 70,
+        }
+    }
+}
+
+impl From<&Failure> for ExitCode {
+    fn from(failure: &Failure) -> Self {
+        Self::from(failure.code())
+    }
+}
+
+/// The exit code of a wrong command line.
+pub(crate) const USAGE: u8 = 64;

@@ -1,0 +1,215 @@
+//! One answer: from a question in any protocol to a job, and its events back.
+
+use std::sync::Arc;
+
+use m40_control::{ApiError, ErrorCode, RunStats};
+use m40_sched::sampler::ParamError;
+use m40_tokenizer::{Special, TemplateError, TemplateInput};
+use m40llm::{CancelToken, Completion, FinishReason, GenerateError, GenerateParams, Model};
+use serde_json::{Map, Value};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use crate::models::worker::{Event, Job, JobError, Reason, Refusal};
+use crate::models::{Loaded, ModelError, Models};
+
+/// What is asked.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// Text to go on from, as it is.
+    Text(String),
+    /// A conversation for the model's chat template.
+    Chat {
+        /// An array of objects with `role` and `content`.
+        messages: Value,
+        /// More variables for the template.
+        extra: Map<String, Value>,
+    },
+}
+
+/// Why a question cannot be queued.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AskError {
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(
+        "the prompt is {prompt_tokens} tokens long, the context of {model:?} is {context} tokens: shorten the prompt"
+    )]
+    PromptTooLong { model: String, prompt_tokens: usize, context: u32 },
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    #[error("the model's chat template failed: {0}")]
+    Template(#[from] TemplateError),
+    #[error("logit_bias: there is no token {token}, the model has {vocab}")]
+    NoSuchToken { token: u32, vocab: u32 },
+    #[error(transparent)]
+    Sampling(#[from] ParamError),
+    #[error("preparing the prompt failed, see the log of m40d")]
+    Internal,
+}
+
+/// An answer under way. Dropping it cancels the job.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    loaded: Arc<Loaded>,
+    events: UnboundedReceiver<Event>,
+    cancel: CancelToken,
+    ended: bool,
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+impl Answer {
+    /// Queues a question for a model that is ready.
+    pub(crate) async fn start(
+        models: &Models,
+        loaded: Arc<Loaded>,
+        input: Input,
+        params: GenerateParams,
+    ) -> Result<Self, AskError> {
+        params.sampling.validate()?;
+        check_bias(&params, loaded.model.info().vocab)?;
+        let prompt = encode(Arc::clone(&loaded), input).await?;
+        let context = loaded.model.info().context;
+        if prompt.is_empty() {
+            return Err(AskError::EmptyPrompt);
+        }
+        // One token of room at least, or there would be nothing to answer with.
+        if prompt.len() >= context as usize {
+            let (model, prompt_tokens) = (loaded.name.clone(), prompt.len());
+            return Err(AskError::PromptTooLong { model, prompt_tokens, context });
+        }
+        let cancel = CancelToken::default();
+        let (sender, events) = unbounded_channel();
+        let job = Job {
+            prompt,
+            params,
+            cancel: cancel.clone(),
+            events: sender,
+            counted: models.jobs().count(),
+        };
+        let name = || loaded.name.clone();
+        loaded.worker.submit(job).map_err(|refusal| match refusal {
+            Refusal::QueueFull { limit } => ModelError::QueueFull { name: name(), limit },
+            Refusal::Ending => ModelError::Unloading { name: name() },
+        })?;
+        Ok(Self { loaded, events, cancel, ended: false })
+    }
+
+    /// Name of the model that answers.
+    pub(crate) fn model(&self) -> &str {
+        &self.loaded.name
+    }
+
+    /// The next event; `None` after the last.
+    pub(crate) async fn next(&mut self) -> Option<Event> {
+        if self.ended {
+            return None;
+        }
+        let event = self.events.recv().await.unwrap_or(Event::Failed(JobError::Worker));
+        self.ended = !matches!(event, Event::Chunk(_));
+        Some(event)
+    }
+}
+
+fn check_bias(params: &GenerateParams, vocab: u32) -> Result<(), AskError> {
+    match params.sampling.logit_bias.iter().find(|(token, _)| *token >= vocab) {
+        Some(&(token, _)) => Err(AskError::NoSuchToken { token, vocab }),
+        None => Ok(()),
+    }
+}
+
+// A long prompt takes a while to tokenise, which must not hold up other connections.
+async fn encode(loaded: Arc<Loaded>, input: Input) -> Result<Vec<u32>, AskError> {
+    let task = tokio::task::spawn_blocking(move || match input {
+        Input::Text(text) => Ok(encode_text(&loaded.model, &text)),
+        Input::Chat { messages, extra } => {
+            let template = TemplateInput {
+                messages: &messages,
+                tools: None,
+                add_generation_prompt: true,
+                extra: Some(&extra),
+            };
+            let text = loaded.model.chat_template().render(&template)?;
+            Ok(encode_text(&loaded.model, &text))
+        }
+    });
+    task.await.unwrap_or_else(|error| {
+        tracing::error!(%error, "preparing a prompt panicked");
+        Err(AskError::Internal)
+    })
+}
+
+fn encode_text(model: &Model, text: &str) -> Vec<u32> {
+    let tokenizer = model.tokenizer();
+    let mut tokens = tokenizer.encode(text, Special { add: true, parse: true });
+    // Templates write the first token themselves, and the tokenizer adds it as well.
+    let doubled = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+    if doubled.is_some_and(|bos| tokens.starts_with(&[bos, bos])) {
+        tokens.remove(0);
+    }
+    tokens
+}
+
+/// The word for how an answer ended, in OpenAI's terms where there is one.
+pub(crate) const fn finish_word(finish: FinishReason) -> &'static str {
+    match finish {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+        FinishReason::Cancelled => "cancelled",
+    }
+}
+
+/// The figures of a finished answer.
+pub(crate) fn stats(completion: &Completion) -> RunStats {
+    RunStats {
+        finish_reason: finish_word(completion.finish).to_owned(),
+        prompt_tokens: completion.prompt_tokens,
+        cached_tokens: completion.cached_tokens,
+        completion_tokens: completion.completion_tokens,
+        prompt_ms: completion.prompt_time.as_secs_f64() * 1000.0,
+        decode_ms: completion.decode_time.as_secs_f64() * 1000.0,
+    }
+}
+
+impl AskError {
+    /// The code that the control API has for it.
+    pub(crate) fn code(&self) -> ErrorCode {
+        match self {
+            Self::Model(error) => error.code(),
+            Self::Internal => ErrorCode::Internal,
+            _ => ErrorCode::InvalidRequest,
+        }
+    }
+}
+
+impl JobError {
+    /// The code that the control API has for it.
+    pub(crate) fn code(&self) -> ErrorCode {
+        match self {
+            Self::CutShort(Reason::Stopping) => ErrorCode::Stopping,
+            Self::CutShort(Reason::Unloaded) => ErrorCode::Aborted,
+            Self::Generate(
+                GenerateError::PromptTooLong { .. }
+                | GenerateError::EmptyPrompt
+                | GenerateError::Sampling(_),
+            ) => ErrorCode::InvalidRequest,
+            _ => ErrorCode::Internal,
+        }
+    }
+}
+
+impl From<AskError> for ApiError {
+    fn from(error: AskError) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
+}
+
+impl From<JobError> for ApiError {
+    fn from(error: JobError) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
+}

@@ -1,0 +1,100 @@
+//! What clients on the network speak: OpenAI's chat completions and a plain `/generate`.
+//!
+//! | route | |
+//! |---|---|
+//! | `GET /health` | `{"status":"ok"}`; 503 while the daemon stops |
+//! | `GET /v1/models` | the models, stored and loaded, in OpenAI's shape |
+//! | `POST /v1/chat/completions` | OpenAI's; streamed as server-sent events |
+//! | `POST /generate` | a prompt as it is; streamed as newline-delimited JSON |
+//!
+//! Administration is not here but on the control socket.
+
+mod body;
+mod chat;
+mod chat_reply;
+mod error;
+mod generate;
+mod params;
+mod request_id;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router, middleware};
+use serde_json::json;
+
+use crate::models::Models;
+use crate::net::Phase;
+pub(crate) use body::{BodyError, BodyLimits, read_json};
+use error::HttpError;
+
+/// What every handler has.
+#[derive(Debug, Clone)]
+pub(crate) struct Context {
+    pub models: Models,
+    pub body_limits: BodyLimits,
+    /// Started when the daemon did, as seconds since 1970: OpenAI's `created` of a model that
+    /// was never imported.
+    pub started_unix_s: u64,
+}
+
+/// The routes of the HTTP listener.
+pub(crate) fn router(context: Context) -> Router {
+    Router::new()
+        .route("/health", get(health))
+        .route("/v1/models", get(models))
+        .route("/v1/chat/completions", post(chat::complete))
+        .route("/generate", post(generate::generate))
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        .layer(middleware::from_fn(request_id::layer))
+        .with_state(context)
+}
+
+async fn health(State(context): State<Context>) -> Response {
+    let phase = *context.models.phase().borrow();
+    match phase {
+        Phase::Serving => Json(json!({"status": "ok"})).into_response(),
+        Phase::Draining | Phase::Closing => {
+            (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "stopping"}))).into_response()
+        }
+    }
+}
+
+async fn models(State(context): State<Context>) -> Response {
+    let models = context.models.clone();
+    // Listing reads files.
+    let Ok(entries) = tokio::task::spawn_blocking(move || models.list()).await else {
+        return HttpError::internal().into_response();
+    };
+    let describe = |entry: m40_control::ModelEntry| {
+        json!({
+            "id": entry.name,
+            "object": "model",
+            "created": entry.imported_at_unix_s.unwrap_or(context.started_unix_s),
+            "owned_by": "m40d",
+            "status": entry.state.name(),
+            "context_length": entry.loaded.map(|loaded| loaded.context_tokens),
+        })
+    };
+    let data: Vec<_> = entries.into_iter().map(describe).collect();
+    Json(json!({"object": "list", "data": data})).into_response()
+}
+
+async fn no_route(uri: axum::http::Uri) -> HttpError {
+    HttpError::not_found(format!("there is no route {}", uri.path()))
+}
+
+async fn no_method(method: axum::http::Method, uri: axum::http::Uri) -> HttpError {
+    HttpError::method_not_allowed(format!("{} does not take {method}", uri.path()))
+}
+
+/// Keeps proxies from giving up on a stream while a prompt is being computed.
+const PING_INTERVAL: Duration = Duration::from_secs(15);
+
+fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,183 @@
+//! OpenAI's error shape, and how everything that can go wrong maps to it.
+
+use axum::Json;
+use axum::http::header::RETRY_AFTER;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use m40_control::ErrorCode;
+use m40_sched::sampler::ParamError;
+use serde_json::{Value, json};
+
+use super::body::BodyError;
+use crate::generation::AskError;
+use crate::models::ModelError;
+use crate::models::worker::JobError;
+
+/// How soon a client may try again when the daemon is busy.
+const RETRY_AFTER_S: u32 = 1;
+
+/// An error on its way to a client.
+#[derive(Debug)]
+pub(super) struct HttpError {
+    status: StatusCode,
+    /// OpenAI's `type`.
+    kind: &'static str,
+    message: String,
+    /// The parameter at fault.
+    param: Option<String>,
+    code: Option<&'static str>,
+    retry: bool,
+}
+
+impl HttpError {
+    fn new(status: StatusCode, kind: &'static str, message: String) -> Self {
+        Self { status, kind, message, param: None, code: None, retry: false }
+    }
+
+    /// A request that says something impossible in `param`.
+    pub(super) fn bad_param(param: impl Into<String>, message: impl std::fmt::Display) -> Self {
+        let param = param.into();
+        let message = format!("{param}: {message}");
+        Self { param: Some(param), ..Self::bad_request(message) }
+    }
+
+    pub(super) fn not_found(message: String) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found_error", message)
+    }
+
+    pub(super) fn method_not_allowed(message: String) -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message)
+    }
+
+    pub(super) fn internal() -> Self {
+        let message = "m40d failed, see its log".to_owned();
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
+    }
+
+    fn bad_request(message: String) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
+    }
+
+    fn unavailable(message: String, code: &'static str) -> Self {
+        let new = Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", message);
+        Self { retry: true, code: Some(code), ..new }
+    }
+
+    /// The same error for a route that calls the parameter something else.
+    pub(super) fn about(self, param: &str, here: &str) -> Self {
+        match self.param.as_deref() {
+            Some(named) if named == param => Self { param: Some(here.to_owned()), ..self },
+            _ => self,
+        }
+    }
+
+    /// The object that goes into a body or an event.
+    pub(super) fn body(&self) -> Value {
+        json!({"error": {
+            "message": self.message,
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code,
+        }})
+    }
+}
+
+impl IntoResponse for HttpError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body())).into_response();
+        if self.retry {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
+        } else if self.status.is_server_error() {
+            // OpenAI's clients retry every 5xx unless told that it is useless.
+            response.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
+        }
+        response
+    }
+}
+
+impl From<BodyError> for HttpError {
+    fn from(error: BodyError) -> Self {
+        let message = error.to_string();
+        let of = |status| Self::new(status, "invalid_request_error", message.clone());
+        match error {
+            BodyError::ContentType => of(StatusCode::UNSUPPORTED_MEDIA_TYPE),
+            BodyError::TooLarge { .. } => of(StatusCode::PAYLOAD_TOO_LARGE),
+            BodyError::Timeout { .. } => of(StatusCode::REQUEST_TIMEOUT),
+            BodyError::Broken
+            | BodyError::Empty
+            | BodyError::Malformed { .. }
+            | BodyError::Shape { .. } => Self::bad_request(message),
+            BodyError::Field { path, .. } => {
+                Self { param: Some(path), ..Self::bad_request(message) }
+            }
+        }
+    }
+}
+
+impl From<ModelError> for HttpError {
+    fn from(error: ModelError) -> Self {
+        let message = error.to_string();
+        match error.code() {
+            ErrorCode::NotFound if matches!(error, ModelError::Unknown { .. }) => Self {
+                param: Some("model".to_owned()),
+                code: Some("model_not_found"),
+                ..Self::not_found(message)
+            },
+            ErrorCode::InvalidRequest => {
+                Self { param: Some("model".to_owned()), ..Self::bad_request(message) }
+            }
+            ErrorCode::Conflict => {
+                Self::new(StatusCode::CONFLICT, "invalid_request_error", message)
+            }
+            ErrorCode::Busy => Self::unavailable(message, "busy"),
+            ErrorCode::Stopping => Self::unavailable(message, "stopping"),
+            // The model is known, so it is the server that cannot keep its word.
+            _ => Self {
+                code: Some("model_load_failed"),
+                ..Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
+            },
+        }
+    }
+}
+
+impl From<AskError> for HttpError {
+    fn from(error: AskError) -> Self {
+        let message = error.to_string();
+        let bad = |param: &str, code| Self {
+            param: Some(param.to_owned()),
+            code,
+            ..Self::bad_request(message.clone())
+        };
+        match error {
+            AskError::Model(error) => error.into(),
+            AskError::PromptTooLong { .. } => bad("messages", Some("context_length_exceeded")),
+            AskError::EmptyPrompt => bad("messages", None),
+            AskError::NoSuchToken { .. } => bad("logit_bias", None),
+            AskError::Sampling(error) => error.into(),
+            AskError::Template(_) => Self::bad_request(message),
+            AskError::Internal => Self::internal(),
+        }
+    }
+}
+
+impl From<ParamError> for HttpError {
+    fn from(error: ParamError) -> Self {
+        let field = match &error {
+            ParamError::OutOfRange { field, .. } => field,
+            ParamError::Bias { .. } | ParamError::TooManyBiases { .. } => "logit_bias",
+        };
+        Self { param: Some(field.to_owned()), ..Self::bad_request(error.to_string()) }
+    }
+}
+
+impl From<JobError> for HttpError {
+    fn from(error: JobError) -> Self {
+        let message = error.to_string();
+        match error.code() {
+            ErrorCode::InvalidRequest => Self::bad_request(message),
+            ErrorCode::Stopping => Self::unavailable(message, "stopping"),
+            ErrorCode::Aborted => Self::unavailable(message, "unloaded"),
+            _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message),
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! `POST /generate`: a prompt as it is, without a chat template.
+//!
+//! Request: `{"prompt": "…", "model"?, "stream"?, "max_tokens"?, …}` with the sampling fields of
+//! [`super::params`]. `model` may be left out while exactly one is loaded.
+//!
+//! Without `stream` the reply is `{"model", "text", "finish_reason", "usage", "timings"}`, with
+//! it `application/x-ndjson`: lines `{"text": "…"}` and a last one without `text` that has the
+//! rest and `"done": true`, or `{"error": {…}}`. Lines suit `curl -N` and shell tools better than
+//! server-sent events, which `/v1/chat/completions` has.
+
+use std::convert::Infallible;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::stream;
+use m40llm::Completion;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::chat_reply::{timings, usage};
+use super::error::HttpError;
+use super::params::Fields;
+use super::{Context, body};
+use crate::generation::{Answer, Input, finish_word};
+use crate::models::worker::Event;
+
+#[derive(Debug, Deserialize)]
+struct Request {
+    #[serde(default)]
+    model: Option<String>,
+    prompt: String,
+    #[serde(default)]
+    stream: Option<bool>,
+}
+
+pub(super) async fn generate(
+    State(context): State<Context>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, HttpError> {
+    let bytes = body::read(&headers, body, context.body_limits).await?;
+    let request: Request = body::parse(&bytes)?;
+    let params = body::parse::<Fields>(&bytes)?.params()?;
+    drop(bytes);
+    if params.logprobs.is_some() {
+        let message = "only /v1/chat/completions has them";
+        return Err(HttpError::bad_param("logprobs", message));
+    }
+    let loaded = context.models.get(request.model.as_deref()).await?;
+    let input = Input::Text(request.prompt);
+    let answer = Answer::start(&context.models, loaded, input, params)
+        .await
+        .map_err(|error| HttpError::from(error).about("messages", "prompt"))?;
+    if request.stream.unwrap_or(false) {
+        Ok(lines(answer))
+    } else {
+        Ok(Json(whole(answer).await?).into_response())
+    }
+}
+
+async fn whole(mut answer: Answer) -> Result<Value, HttpError> {
+    let mut text = String::new();
+    loop {
+        match answer.next().await {
+            Some(Event::Chunk(chunk)) => text.push_str(&chunk.text),
+            Some(Event::Done(completion)) => {
+                let mut reply = summary(answer.model(), &completion);
+                reply["text"] = Value::String(text);
+                return Ok(reply);
+            }
+            Some(Event::Failed(error)) => return Err(error.into()),
+            None => return Err(HttpError::internal()),
+        }
+    }
+}
+
+fn lines(answer: Answer) -> Response {
+    let lines = stream::unfold(answer, |mut answer| async move {
+        let value = match answer.next().await? {
+            Event::Chunk(chunk) => json!({"text": chunk.text}),
+            Event::Done(completion) => {
+                let mut last = summary(answer.model(), &completion);
+                last["done"] = Value::Bool(true);
+                last
+            }
+            Event::Failed(error) => HttpError::from(error).body(),
+        };
+        let line = Bytes::from(format!("{value}\n"));
+        Some((Ok::<_, Infallible>(line), answer))
+    });
+    let content_type = [(header::CONTENT_TYPE, "application/x-ndjson")];
+    (content_type, Body::from_stream(lines)).into_response()
+}
+
+fn summary(model: &str, completion: &Completion) -> Value {
+    json!({
+        "model": model,
+        "finish_reason": finish_word(completion.finish),
+        "usage": usage(completion),
+        "timings": timings(completion),
+    })
+}

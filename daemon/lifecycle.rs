@@ -1,0 +1,246 @@
+//! Start, signals, stop.
+//!
+//! Start: own the state folder, open the engine, bind HTTP, bind the control socket, and only
+//! then say READY. Stop, on SIGTERM or SIGINT: accept nothing more, let running answers finish
+//! within `limits.shutdown_grace_s`, cut the rest short with an error that says why, exit 0. A
+//! second signal ends the wait.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use m40_control::paths::Env;
+use m40llm::{Engine, EngineOptions};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tracing::{error, info, warn};
+
+use crate::config::{Config, Device};
+use crate::exit::Failure;
+use crate::http::BodyLimits;
+use crate::models::{self, Models};
+use crate::net::{self, Phase};
+use crate::socket::{self, Access, SocketFile};
+use crate::store::Store;
+use crate::{control, http, systemd};
+
+/// How long clients have to take the last bytes of what was cut short.
+const FLUSH_TIME: Duration = Duration::from_secs(1);
+
+/// How many connections may wait to be accepted.
+const BACKLOG: u32 = 1024;
+
+/// Control connections at a time; there is no reason for many.
+const CONTROL_CONNECTIONS_MAX: usize = 64;
+
+/// Runs the daemon until it is told to stop.
+pub(crate) fn run(config: Config, env: &Env) -> Result<(), Failure> {
+    let access = Access::new(&config.control)?;
+    let engine = open_engine(&config)?;
+    let store = Store::open(&config.state_dir)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Failure::System { action: "start the runtime", source })?;
+    let result = runtime.block_on(async {
+        let bound = Bound::new(&config, &access).await?;
+        serve(config, env, access, engine, store, bound).await
+    });
+    // A load that cannot be interrupted must not hold up the exit.
+    runtime.shutdown_background();
+    result
+}
+
+fn open_engine(config: &Config) -> Result<Engine, Failure> {
+    match config.device {
+        Device::Cpu => {
+            Ok(Engine::new(EngineOptions { threads: config.threads, ..EngineOptions::default() }))
+        }
+        Device::Cuda => Err(Failure::NoKernels),
+    }
+}
+
+/// Everything that listens.
+struct Bound {
+    http: TcpListener,
+    http_address: SocketAddr,
+    control: UnixListener,
+    control_file: SocketFile,
+}
+
+impl Bound {
+    async fn new(config: &Config, access: &Access) -> Result<Self, Failure> {
+        let http = bind_http(config.http.listen)?;
+        let http_address = http
+            .local_addr()
+            .map_err(|source| Failure::System { action: "read the bound address", source })?;
+        let (control, control_file) = socket::bind(&config.control, access)?;
+        Ok(Self { http, http_address, control, control_file })
+    }
+}
+
+fn bind_http(address: SocketAddr) -> Result<TcpListener, Failure> {
+    let bind = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // So that a restart need not wait for old connections to time out.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    bind().map_err(|source: io::Error| match source.kind() {
+        io::ErrorKind::AddrInUse => Failure::AddressInUse { address },
+        io::ErrorKind::PermissionDenied => Failure::AddressForbidden { address },
+        _ => Failure::Listen { address, source },
+    })
+}
+
+async fn serve(
+    config: Config,
+    env: &Env,
+    access: Access,
+    engine: Engine,
+    store: Store,
+    bound: Bound,
+) -> Result<(), Failure> {
+    let mut signals = Signals::new()?;
+    let (phase, phase_receiver) = watch::channel(Phase::Serving);
+    let limits = models::Limits {
+        loaded_max: config.models_loaded_max,
+        queued_jobs_max: config.queued_jobs_max,
+        context_tokens: config.context_tokens,
+    };
+    let models = Models::new(engine, store, limits, phase_receiver.clone());
+    let Bound { http, http_address, control, control_file } = bound;
+    let (alive, connections) = mpsc::channel(1);
+    let http_limits = net::Limits {
+        connections_max: config.http.connections_max,
+        header_timeout: config.http.header_timeout,
+    };
+    let control_limits = net::Limits { connections_max: CONTROL_CONNECTIONS_MAX, ..http_limits };
+    let http_router = http::router(http_context(&config, &models));
+    let control_router = control::router(control_context(&config, &models, access, http_address));
+    tokio::spawn(net::serve(http, http_router, http_limits, phase_receiver.clone(), alive.clone()));
+    tokio::spawn(net::serve(control, control_router, control_limits, phase_receiver, alive));
+
+    let serving = format!("serving on http://{http_address}, {}", models.device());
+    info!(%http_address, device = models.device(), "ready");
+    systemd::ready(&serving);
+    wait_for_stop(&mut signals, &config, env, &serving).await;
+
+    systemd::stopping();
+    info!("stopping");
+    // First of all, so that a new daemon may be started and clients see that this one is gone.
+    drop(control_file);
+    drain(&models, &phase, connections, config.shutdown_grace, &mut signals).await;
+    info!("stopped");
+    Ok(())
+}
+
+fn http_context(config: &Config, models: &Models) -> http::Context {
+    http::Context {
+        models: models.clone(),
+        body_limits: body_limits(config),
+        started_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),
+    }
+}
+
+fn control_context(
+    config: &Config,
+    models: &Models,
+    access: Access,
+    http_address: SocketAddr,
+) -> control::Context {
+    control::Context {
+        models: models.clone(),
+        body_limits: body_limits(config),
+        access,
+        started: Instant::now(),
+        http_address: http_address.to_string(),
+        control_socket: config.control.socket.clone(),
+        config_file: config.file.clone(),
+        state_dir: config.state_dir.clone(),
+    }
+}
+
+fn body_limits(config: &Config) -> BodyLimits {
+    BodyLimits { bytes_max: config.http.body_bytes_max, timeout: config.http.body_timeout }
+}
+
+struct Signals {
+    term: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let listen = |kind| {
+            signal(kind).map_err(|source| Failure::System { action: "listen for signals", source })
+        };
+        Ok(Self {
+            term: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+async fn wait_for_stop(signals: &mut Signals, config: &Config, env: &Env, serving: &str) {
+    loop {
+        tokio::select! {
+            _ = signals.term.recv() => return,
+            _ = signals.interrupt.recv() => return,
+            _ = signals.hangup.recv() => {
+                systemd::reloading();
+                reload(config, env);
+                systemd::ready(serving);
+            }
+        }
+    }
+}
+
+/// Rereads the configuration and says what a restart would change. A wrong file changes nothing.
+fn reload(config: &Config, env: &Env) {
+    match Config::load(config.file.as_deref(), env) {
+        Err(error) => error!(%error, "the configuration is wrong, going on with the old one"),
+        Ok(new) => match config.keys_changed(&new).as_slice() {
+            [] => info!("configuration reread, nothing changed"),
+            keys => warn!(keys = keys.join(", "), "changed keys take effect after a restart"),
+        },
+    }
+}
+
+async fn drain(
+    models: &Models,
+    phase: &watch::Sender<Phase>,
+    mut connections: mpsc::Receiver<()>,
+    grace: Duration,
+    signals: &mut Signals,
+) {
+    phase.send_replace(Phase::Draining);
+    // Nothing is ever sent: the channel ends when the last connection is gone.
+    let finished = async {
+        tokio::select! {
+            _ = connections.recv() => {}
+            () = async { models.jobs().none().await; tokio::time::sleep(FLUSH_TIME).await } => {}
+        }
+    };
+    tokio::select! {
+        () = finished => {}
+        () = tokio::time::sleep(grace) => warn!("the grace is over, cutting answers short"),
+        () = signals.stop() => warn!("told to stop again, cutting answers short"),
+    }
+    models.stop();
+    // Those that are cut short are told why; who does not listen is dropped.
+    let _ = tokio::time::timeout(FLUSH_TIME, connections.recv()).await;
+    phase.send_replace(Phase::Closing);
+    systemd::status("stopped");
+}

@@ -1,0 +1,338 @@
+//! Models on disk, in the state folder.
+//!
+//! ```text
+//! lock                      held by the running daemon
+//! blobs/sha256/<hex>        the files, named by what is in them
+//! files/<name>/<file>       links to the blobs under the files' own names (splits need them)
+//! models/<name>.toml        what there is; a model exists exactly when this file does
+//! ```
+//!
+//! An import ends with the rename of the last one, and everything before it is on disk by then:
+//! a crash leaves either a whole model or an unlisted remainder that the next start removes.
+
+mod blobs;
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use m40_control::{NameError, check_model_name, model_name_of_file};
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use crate::exit::Failure;
+use blobs::Blobs;
+
+/// A stored model, as its file in `models/` says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Manifest {
+    pub name: String,
+    /// Where it was imported from.
+    pub source: PathBuf,
+    pub imported_at_unix_s: u64,
+    pub architecture: String,
+    pub quantization: String,
+    pub parameters: u64,
+    /// One file, or all of a split in order.
+    pub files: Vec<StoredFile>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StoredFile {
+    /// Its own name, without folders.
+    pub name: String,
+    /// Hash of its contents, in lower-case hexadecimal.
+    pub sha256: String,
+    pub size_bytes: u64,
+}
+
+impl Manifest {
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.size_bytes).sum()
+    }
+}
+
+/// What an import must find out about a file before it is stored.
+#[derive(Debug, Clone)]
+pub(crate) struct Description {
+    pub architecture: String,
+    pub quantization: String,
+    pub parameters: u64,
+}
+
+/// Why a model was not stored or not found.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    #[error("the path {} is not absolute", path.display())]
+    NotAbsolute { path: PathBuf },
+    #[error("there is no file {}", path.display())]
+    NoFile { path: PathBuf },
+    #[error("{} is not a file", path.display())]
+    NotAFile { path: PathBuf },
+    #[error("{} belongs to a split model and {} is missing beside it", path.display(), shard.display())]
+    MissingShard { path: PathBuf, shard: PathBuf },
+    #[error(transparent)]
+    Name(#[from] NameError),
+    #[error("there is another model named {name:?}: use --name for another name, or --replace")]
+    NameTaken { name: String },
+    #[error("{message}")]
+    BadModel { message: String },
+    #[error("{} changed while it was imported: try again when nothing writes to it", path.display())]
+    Changed { path: PathBuf },
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+}
+
+/// What to import.
+#[derive(Debug)]
+pub(crate) struct Import<'a> {
+    pub path: &'a Path,
+    pub name: Option<&'a str>,
+    pub replace: bool,
+}
+
+/// The models on disk. Having one means having the state folder to oneself.
+#[derive(Debug)]
+pub(crate) struct Store {
+    dir: PathBuf,
+    blobs: Blobs,
+    // Two imports of one name or one blob at a time would race for the same files.
+    importing: Mutex<()>,
+    _lock: File,
+}
+
+impl Store {
+    /// Opens the state folder, makes what is missing in it and removes what an interrupted
+    /// import left.
+    pub(crate) fn open(dir: &Path) -> Result<Self, Failure> {
+        let create = |path: &Path| {
+            let path = path.to_path_buf();
+            move |source| Failure::Create { action: "make the state folder", path, source }
+        };
+        for part in ["models", "files", "blobs/sha256"] {
+            let part = dir.join(part);
+            fs::create_dir_all(&part).map_err(create(&part))?;
+        }
+        let path = dir.join("lock");
+        let lock = File::create(&path).map_err(create(&path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Failure::StateInUse { dir: dir.to_path_buf() });
+            }
+            Err(TryLockError::Error(source)) => return Err(create(&path)(source)),
+        }
+        let blobs = Blobs::open(&dir.join("blobs/sha256"));
+        Ok(Self { dir: dir.to_path_buf(), blobs, importing: Mutex::new(()), _lock: lock })
+    }
+
+    /// The stored models, sorted by name. A manifest that cannot be read is left out and logged.
+    pub(crate) fn list(&self) -> Vec<Manifest> {
+        let dir = self.dir.join("models");
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(error) => {
+                warn!(%error, dir = %dir.display(), "cannot list the stored models");
+                return Vec::new();
+            }
+        };
+        let names = entries.filter_map(|entry| {
+            let name = entry.ok()?.file_name().into_string().ok()?;
+            name.strip_suffix(".toml").map(str::to_owned)
+        });
+        let mut models: Vec<Manifest> = names.filter_map(|name| self.find(&name)).collect();
+        models.sort_by(|a, b| a.name.cmp(&b.name));
+        models
+    }
+
+    /// The stored model of this name.
+    pub(crate) fn find(&self, name: &str) -> Option<Manifest> {
+        check_model_name(name).ok()?;
+        let path = self.manifest_path(name);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                warn!(%error, manifest = %path.display(), "cannot read a stored model");
+                return None;
+            }
+        };
+        match toml::from_str::<Manifest>(&text) {
+            Ok(manifest) if manifest.name == name && !manifest.files.is_empty() => Some(manifest),
+            Ok(_) => {
+                warn!(manifest = %path.display(), "a stored model has another name or no files");
+                None
+            }
+            Err(error) => {
+                warn!(error = error.message(), manifest = %path.display(), "a stored model is unreadable");
+                None
+            }
+        }
+    }
+
+    /// The file to load of a stored model: of a split, the first.
+    pub(crate) fn path_of(&self, manifest: &Manifest) -> PathBuf {
+        let links = self.dir.join("files").join(&manifest.name);
+        manifest.files.first().map_or_else(|| links.clone(), |file| links.join(&file.name))
+    }
+
+    /// Imports a GGUF file, and all files of a split given any one of them. `describe` checks
+    /// the first file and says what it is; `progress` hears the bytes done and in all.
+    pub(crate) fn import(
+        &self,
+        import: &Import<'_>,
+        describe: &dyn Fn(&Path) -> Result<Description, String>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Manifest, StoreError> {
+        let sources = find_sources(import.path)?;
+        let name = match import.name {
+            Some(name) => name.to_owned(),
+            None => model_name_of_file(&file_name(&sources[0].path)),
+        };
+        check_model_name(&name)?;
+        let _one_at_a_time = self.importing.lock().unwrap_or_else(|poison| poison.into_inner());
+        let taken = self.find(&name);
+        if taken.is_some() && !import.replace && !same_source(taken.as_ref(), &sources) {
+            return Err(StoreError::NameTaken { name });
+        }
+        let description =
+            describe(&sources[0].path).map_err(|message| StoreError::BadModel { message })?;
+        let files = self.store_files(&sources, progress)?;
+        let manifest = Manifest {
+            name,
+            source: sources[0].path.clone(),
+            imported_at_unix_s: unix_s(SystemTime::now()),
+            architecture: description.architecture,
+            quantization: description.quantization,
+            parameters: description.parameters,
+            files,
+        };
+        self.link_files(&manifest)?;
+        self.write_manifest(&manifest)?;
+        Ok(manifest)
+    }
+
+    fn store_files(
+        &self,
+        sources: &[Source],
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Vec<StoredFile>, StoreError> {
+        let total: u64 = sources.iter().map(|source| source.size_bytes).sum();
+        let mut done = 0;
+        let mut files = Vec::with_capacity(sources.len());
+        for source in sources {
+            let sha256 = self.blobs.add(&source.path, &mut |bytes| {
+                done += bytes;
+                progress(done, total);
+            })?;
+            let name = file_name(&source.path);
+            files.push(StoredFile { name, sha256, size_bytes: source.size_bytes });
+        }
+        Ok(files)
+    }
+
+    fn link_files(&self, manifest: &Manifest) -> Result<(), StoreError> {
+        let dir = self.dir.join("files").join(&manifest.name);
+        fs::create_dir_all(&dir).map_err(failed("make the folder", &dir))?;
+        for file in &manifest.files {
+            let link = dir.join(&file.name);
+            let fresh = dir.join(format!(".new-{}", file.name));
+            let _ = fs::remove_file(&fresh);
+            let target = Path::new("../../blobs/sha256").join(&file.sha256);
+            std::os::unix::fs::symlink(&target, &fresh).map_err(failed("make the link", &fresh))?;
+            fs::rename(&fresh, &link).map_err(failed("make the link", &link))?;
+        }
+        sync_dir(&dir)?;
+        sync_dir(&self.dir.join("files"))
+    }
+
+    fn write_manifest(&self, manifest: &Manifest) -> Result<(), StoreError> {
+        let path = self.manifest_path(&manifest.name);
+        let fresh = path.with_extension("toml.new");
+        let text = toml::to_string(manifest).map_err(|error| StoreError::Io {
+            action: "write",
+            path: path.clone(),
+            source: io::Error::other(error),
+        })?;
+        let write = || {
+            let mut file = File::create(&fresh)?;
+            io::Write::write_all(&mut file, text.as_bytes())?;
+            file.sync_all()
+        };
+        write().map_err(failed("write", &fresh))?;
+        fs::rename(&fresh, &path).map_err(failed("write", &path))?;
+        sync_dir(&self.dir.join("models"))
+    }
+
+    // Names may hold dots, so the ending is added to the name, not put in place of its "ending".
+    fn manifest_path(&self, name: &str) -> PathBuf {
+        self.dir.join("models").join(format!("{name}.toml"))
+    }
+}
+
+/// A file to import.
+#[derive(Debug)]
+struct Source {
+    path: PathBuf,
+    size_bytes: u64,
+}
+
+fn find_sources(path: &Path) -> Result<Vec<Source>, StoreError> {
+    if !path.is_absolute() {
+        return Err(StoreError::NotAbsolute { path: path.to_path_buf() });
+    }
+    let given = source_at(path)?;
+    let Some(shards) = m40_gguf::split::shard_names(&file_name(path)) else {
+        return Ok(vec![given]);
+    };
+    let shard = |name: String| {
+        let shard = path.with_file_name(name);
+        source_at(&shard).map_err(|error| match error {
+            StoreError::NoFile { path: shard } => {
+                StoreError::MissingShard { path: path.to_path_buf(), shard }
+            }
+            other => other,
+        })
+    };
+    shards.into_iter().map(shard).collect()
+}
+
+fn source_at(path: &Path) -> Result<Source, StoreError> {
+    let metadata = fs::metadata(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => StoreError::NoFile { path: path.to_path_buf() },
+        _ => StoreError::Io { action: "read", path: path.to_path_buf(), source },
+    })?;
+    if !metadata.is_file() {
+        return Err(StoreError::NotAFile { path: path.to_path_buf() });
+    }
+    Ok(Source { path: path.to_path_buf(), size_bytes: metadata.len() })
+}
+
+fn same_source(taken: Option<&Manifest>, sources: &[Source]) -> bool {
+    taken.is_some_and(|manifest| manifest.source == sources[0].path)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn unix_s(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_path_buf();
+    move |source| StoreError::Io { action, path, source }
+}
+
+// A rename is on disk only when its folder is.
+fn sync_dir(dir: &Path) -> Result<(), StoreError> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("flush", dir))
+}
+
+#[cfg(test)]
+mod tests;

@@ -123,7 +123,7 @@ fn vocabularies_are_written_whole() {
     assert_eq!(file.get_bool("tokenizer.ggml.add_bos_token"), Ok(Some(true)));
     let array = |key| file.get_array(key).unwrap().unwrap();
     assert_eq!(array("tokenizer.ggml.scores").len(), array("tokenizer.ggml.tokens").len());
-    assert_eq!(array("tokenizer.ggml.token_type").i32s().unwrap().nth(4), Some(2));
+    assert_eq!(array("tokenizer.ggml.token_type").i32s().unwrap().nth(5), Some(2));
 
     let file = parse(&TinyModel::new("llama").chat_template(None));
     assert_eq!(file.get_str("tokenizer.ggml.model"), Ok(Some("gpt2")));

@@ -81,7 +81,9 @@ impl TinyModel {
     /// `gemma3` or `phi3`.
     ///
     /// Two layers, width 256, 4 query heads on 2 key-value heads of 64, feed-forward width 512, a
-    /// context of 256 tokens, `F32` weights, a byte-level BPE vocabulary with a ChatML template.
+    /// context of 256 tokens, `F32` weights and a ChatML template. The vocabulary is SPM for the
+    /// architectures whose real models have one (`gemma2`, `gemma3`, `phi3`), byte-level BPE for the
+    /// others.
     ///
     /// # Panics
     /// For another architecture.
@@ -91,7 +93,11 @@ impl TinyModel {
             .find(|known| *known == architecture)
             .unwrap_or_else(|| panic!("{architecture:?} is none of {ARCHITECTURES:?}"));
         let gemma2 = architecture == "gemma2";
-        let pre = if architecture.starts_with("qwen") { "qwen2" } else { "llama-bpe" };
+        let vocabulary = match architecture {
+            "llama" => Vocabulary::bpe("llama-bpe"),
+            "qwen2" | "qwen3" => Vocabulary::bpe("qwen2"),
+            _ => Vocabulary::spm(),
+        };
         Self {
             architecture,
             seed: 0,
@@ -116,7 +122,7 @@ impl TinyModel {
             sliding_window: architecture.starts_with("gemma").then_some(16),
             attention_softcap: gemma2.then_some(50.0),
             final_softcap: gemma2.then_some(30.0),
-            vocabulary: Vocabulary::bpe(pre),
+            vocabulary,
             add_bos: false,
             chat_template: Some(CHATML.to_owned()),
         }
@@ -409,7 +415,7 @@ impl TinyModel {
         }
         file = self.projection(file, &format!("{block}.attn_output.weight"), q, self.hidden);
         if self.architecture.starts_with("gemma") {
-            file = self.norm(file, &format!("{block}.post_attention_norm.weight"), self.hidden);
+            file = self.post_norm(file, &format!("{block}.post_attention_norm.weight"));
         }
         file
     }
@@ -426,7 +432,7 @@ impl TinyModel {
         }
         file = self.projection(file, &format!("{block}.ffn_down.weight"), width, hidden);
         if self.architecture.starts_with("gemma") {
-            file = self.norm(file, &format!("{block}.post_ffw_norm.weight"), hidden);
+            file = self.post_norm(file, &format!("{block}.post_ffw_norm.weight"));
         }
         file
     }
@@ -449,8 +455,18 @@ impl TinyModel {
     }
 
     fn norm(&self, file: GgufBuilder, name: &str, width: usize) -> GgufBuilder {
-        let mut weights = self.noise(name).normals(width, 0.1);
-        weights.iter_mut().for_each(|w| *w += 1.0);
+        self.norm_around(file, name, width, 1.0)
+    }
+
+    /// The norm of a block's output in Gemma. Larger than 1, because the embedding is scaled up and
+    /// tied: the model would otherwise repeat its last token whatever the blocks compute.
+    fn post_norm(&self, file: GgufBuilder, name: &str) -> GgufBuilder {
+        self.norm_around(file, name, self.hidden, 6.0)
+    }
+
+    fn norm_around(&self, file: GgufBuilder, name: &str, width: usize, mean: f32) -> GgufBuilder {
+        let mut weights = self.noise(name).normals(width, 0.1 * mean);
+        weights.iter_mut().for_each(|w| *w += mean);
         file.tensor_of(name, &[width], TensorType::F32, &weights)
     }
 

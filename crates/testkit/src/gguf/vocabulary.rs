@@ -40,8 +40,13 @@ const MERGES: [(&str, &str); 28] = [
     ("__", "__"),
 ];
 
-/// The text of the control tokens, whose ids are 0 to 3.
-const CONTROL: [&str; 4] = ["<|begin_of_text|>", "<|end_of_text|>", "<|im_start|>", "<|im_end|>"];
+/// Control tokens of a byte-level BPE vocabulary, from id 0.
+const BPE_CONTROL: [&str; 4] =
+    ["<|begin_of_text|>", "<|end_of_text|>", "<|im_start|>", "<|im_end|>"];
+/// Control tokens of an SPM vocabulary, from id 0. llama.cpp wants the last one in `phi3` files.
+const SPM_CONTROL: [&str; 5] = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"];
+/// Id of `<unk>` in an SPM vocabulary.
+const SPM_UNKNOWN: u32 = 5;
 
 const NORMAL: i32 = 1;
 const UNKNOWN: i32 = 2;
@@ -59,8 +64,9 @@ pub enum VocabularyKind {
 
 /// A vocabulary of about 300 tokens.
 ///
-/// Tokens 0 to 3 are control tokens: `<|begin_of_text|>` (bos), `<|end_of_text|>` (eos),
-/// `<|im_start|>` and `<|im_end|>` (eot); in an SPM vocabulary 4 is `<unk>`. All 256 bytes follow.
+/// Tokens 0 to 3 are control tokens: bos (`<|begin_of_text|>`, or `<s>` in SPM), eos
+/// (`<|end_of_text|>`, or `</s>`), `<|im_start|>` and `<|im_end|>` (eot). In an SPM vocabulary 4 is
+/// `<|endoftext|>` and 5 `<unk>`. All 256 bytes follow.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Vocabulary {
     /// The algorithm.
@@ -89,7 +95,7 @@ impl Vocabulary {
 
     /// A byte-level BPE vocabulary with this pre-tokenizer (`tokenizer.ggml.pre`).
     pub fn bpe(pre: &str) -> Self {
-        let mut vocabulary = Self::empty(VocabularyKind::Bpe, pre);
+        let mut vocabulary = Self::new(VocabularyKind::Bpe, pre, &BPE_CONTROL);
         (0..=255).for_each(|byte| vocabulary.push(byte_char(byte).to_string(), NORMAL, 0.0));
         for (left, right) in MERGES.map(|(l, r)| (l.replace('_', "Ġ"), r.replace('_', "Ġ"))) {
             vocabulary.merges.push(format!("{left} {right}"));
@@ -101,7 +107,7 @@ impl Vocabulary {
     /// A SentencePiece-style vocabulary: byte tokens `<0x00>` to `<0xFF>`, the printable ASCII
     /// characters and the same joined pieces as [`bpe`](Self::bpe).
     pub fn spm() -> Self {
-        let mut vocabulary = Self::empty(VocabularyKind::Spm, "default");
+        let mut vocabulary = Self::new(VocabularyKind::Spm, "default", &SPM_CONTROL);
         vocabulary.push("<unk>".to_owned(), UNKNOWN, 0.0);
         (0..=255).for_each(|byte: u8| vocabulary.push(format!("<0x{byte:02X}>"), BYTE, 0.0));
         let mut score = 0.0;
@@ -115,7 +121,7 @@ impl Vocabulary {
         vocabulary
     }
 
-    fn empty(kind: VocabularyKind, pre: &str) -> Self {
+    fn new(kind: VocabularyKind, pre: &str, control: &[&str]) -> Self {
         let mut vocabulary = Self {
             kind,
             pre: pre.to_owned(),
@@ -124,7 +130,7 @@ impl Vocabulary {
             scores: Vec::new(),
             merges: Vec::new(),
         };
-        CONTROL.iter().for_each(|text| vocabulary.push((*text).to_owned(), CONTROL_TYPE, 0.0));
+        control.iter().for_each(|text| vocabulary.push((*text).to_owned(), CONTROL_TYPE, 0.0));
         vocabulary
     }
 
@@ -152,7 +158,7 @@ impl Vocabulary {
             VocabularyKind::Spm => file
                 .meta("tokenizer.ggml.scores", self.scores.clone())
                 .meta("tokenizer.ggml.token_type", self.types.clone())
-                .meta("tokenizer.ggml.unknown_token_id", 4u32),
+                .meta("tokenizer.ggml.unknown_token_id", SPM_UNKNOWN),
         };
         file.meta("tokenizer.ggml.bos_token_id", Self::BOS)
             .meta("tokenizer.ggml.eos_token_id", Self::EOS)

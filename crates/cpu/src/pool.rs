@@ -3,13 +3,18 @@
 //! Decoding one token is a few hundred parallel regions of some tens of microseconds each, so what
 //! counts is the round trip of [`ThreadPool::run`]: workers spin for [`SPIN`] after each region
 //! before they park, and the caller works too. An idle pool uses no CPU.
+//!
+//! A region does not wait for a worker that has not come when the work is done: on a machine that
+//! others use too, the kernel may run a woken thread milliseconds later, and that must not be the
+//! duration of a region. So regions share out their work dynamically, and any number of the
+//! pool's threads does it.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::fmt;
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -29,29 +34,35 @@ pub fn available_threads() -> usize {
 /// The closure of one region, its lifetime erased.
 type Job = *const (dyn Fn(usize) + Sync);
 
+/// Set in [`Shared::region`] while workers may enter.
+const OPEN: u64 = 1 << 31;
+/// The part of [`Shared::region`] that counts the workers inside.
+const INSIDE: u64 = OPEN - 1;
+/// One region, in the upper half of [`Shared::region`], which counts them.
+const NUMBER: u64 = 1 << 32;
+
 /// What the caller and the workers share.
 struct Shared {
-    /// The running region's closure. Written by the caller before it bumps `epoch`, read by workers
-    /// after they saw the bump, and not written again before `running` is back at zero.
+    /// The running region's closure. Written by the caller before it opens the region, read by
+    /// workers that have entered it, and not written again before all of those have left.
     job: UnsafeCell<Option<Job>>,
-    /// Number of regions started; a change is what workers wait for.
-    epoch: AtomicUsize,
-    /// Workers that have not finished the current region.
-    running: AtomicUsize,
+    /// The number of the last region, whether it is open, how many workers are inside.
+    region: AtomicU64,
     stop: AtomicBool,
     /// One flag per worker: it is parked, or about to be.
     parked: Box<[AtomicBool]>,
-    /// The caller waits on `done` instead of spinning.
+    /// The caller waits on `left` instead of spinning.
     caller_waits: AtomicBool,
-    done_lock: Mutex<()>,
-    done: Condvar,
+    left_lock: Mutex<()>,
+    left: Condvar,
     /// The first panic of a worker in the current region.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-// SAFETY: `job` is the only field that is not `Sync` by itself. Its writes and reads are ordered by
-// `epoch` (release by the caller, acquire by a worker) and by `running` (the caller waits for zero
-// before the next write), and the closure behind it is `Sync`.
+// SAFETY: `job` is the only field that is not `Sync` by itself. A worker reads it only between
+// entering a region (acquire, after the caller's write and release) and leaving it (release), and
+// the caller writes it only when the last region is closed and all have left (acquire). The closure
+// behind it is `Sync`.
 unsafe impl Sync for Shared {}
 // SAFETY: the pointer in `job` is to a `Sync` closure, and is only followed while `run` keeps that
 // closure alive.
@@ -78,13 +89,12 @@ impl ThreadPool {
         let wanted = threads.max(1) - 1;
         let shared = Arc::new(Shared {
             job: UnsafeCell::new(None),
-            epoch: AtomicUsize::new(0),
-            running: AtomicUsize::new(0),
+            region: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             parked: (0..wanted).map(|_| AtomicBool::new(false)).collect(),
             caller_waits: AtomicBool::new(false),
-            done_lock: Mutex::new(()),
-            done: Condvar::new(),
+            left_lock: Mutex::new(()),
+            left: Condvar::new(),
             panic: Mutex::new(None),
         });
         let workers = (1..=wanted)
@@ -102,8 +112,10 @@ impl ThreadPool {
         self.workers.len() + 1
     }
 
-    /// Runs `f(i)` on every thread of the pool, `i` from 0 (the caller) to `threads() - 1`, and
-    /// returns when all are done. Callers on different threads take turns.
+    /// Runs `f(0)` on the calling thread and `f(i)`, `i` from 1 to `threads() - 1`, on every worker
+    /// that is free before `f(0)` returns, each at most once; returns when all are done. `f` must
+    /// hand out its work dynamically, and `f(0)` return only when none is left to begin. Callers on
+    /// different threads take turns.
     ///
     /// # Panics
     /// When `f` panicked on any thread (with its payload, after all are done), or when called from
@@ -114,9 +126,9 @@ impl ThreadPool {
             return in_region(|| f(0));
         }
         let turn = lock(&self.turn);
-        self.start(f);
+        self.open(f);
         let own = catch_unwind(AssertUnwindSafe(|| in_region(|| f(0))));
-        self.shared.wait_for_workers();
+        self.shared.close();
         let theirs = lock(&self.shared.panic).take();
         drop(turn);
         if let Some(payload) = own.err().or(theirs) {
@@ -160,22 +172,24 @@ impl ThreadPool {
         });
     }
 
-    /// Publishes `f` to the workers and wakes those that sleep.
-    fn start(&self, f: &(dyn Fn(usize) + Sync)) {
-        // SAFETY: only the lifetime changes. `run` does not return before `running` is zero, that
-        // is, before every worker has left the closure, not even when the caller's part panics.
+    /// Lets the workers at `f`, and wakes those that sleep.
+    fn open(&self, f: &(dyn Fn(usize) + Sync)) {
+        // SAFETY: only the lifetime changes. `run` does not return before the region is closed and
+        // every worker has left the closure, not even when the caller's part panics.
         let job = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), Job>(f) };
-        // SAFETY: the caller holds `turn` and `running` is zero, so nobody reads the cell.
+        // SAFETY: `run` holds `turn`, the last region is closed and everybody has left it: nobody
+        // reads the cell.
         unsafe { *self.shared.job.get() = Some(job) };
-        self.shared.running.store(self.workers.len(), Ordering::Relaxed);
-        self.wake();
+        self.next_region(OPEN);
     }
 
-    /// Bumps the epoch (or lets `stop` be seen) and unparks sleeping workers.
-    fn wake(&self) {
-        // Sequentially consistent with `parked`: either the worker sees the new epoch before it
-        // parks, or the flag is seen here.
-        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
+    /// Starts the next region, `OPEN` or closed, and unparks sleeping workers.
+    fn next_region(&self, open: u64) {
+        let last = self.shared.region.load(Ordering::Relaxed);
+        let next = (last & !(NUMBER - 1)).wrapping_add(NUMBER) | open;
+        // Sequentially consistent with `parked`: either the worker sees the new region before it
+        // parks, or its flag is seen here.
+        self.shared.region.store(next, Ordering::SeqCst);
         for (parked, worker) in self.shared.parked.iter().zip(&self.workers) {
             if parked.load(Ordering::SeqCst) {
                 worker.thread().unpark();
@@ -187,7 +201,7 @@ impl ThreadPool {
 impl Drop for ThreadPool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        self.wake();
+        self.next_region(0);
         for worker in self.workers.drain(..) {
             // A worker catches the panics of what it runs, so it cannot have died of one.
             let _ = worker.join();
@@ -206,55 +220,72 @@ impl Shared {
     fn work(&self, index: usize) {
         let mut seen = 0;
         loop {
-            self.wait_for_epoch(index, seen);
-            seen += 1;
+            seen = self.wait_for_region(index, seen);
             if self.stop.load(Ordering::Acquire) {
                 return;
             }
-            // SAFETY: the caller wrote the cell before the epoch that was just seen, and does not
-            // write again before `running` is zero.
-            if let Some(job) = unsafe { *self.job.get() } {
-                self.take_part(job, index);
+            if self.enter(seen) {
+                self.take_part(index);
             }
         }
     }
 
-    fn take_part(&self, job: Job, index: usize) {
-        // SAFETY: `run` keeps the closure alive until this worker has decremented `running`.
-        let f = unsafe { &*job };
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| in_region(|| f(index)))) {
-            lock(&self.panic).get_or_insert(payload);
+    /// Waits for another region than `seen`; its number.
+    fn wait_for_region(&self, index: usize, seen: u64) -> u64 {
+        let number = |order| self.region.load(order) / NUMBER;
+        if !spin_until(|| number(Ordering::Acquire) != seen) {
+            let parked = &self.parked[index - 1];
+            parked.store(true, Ordering::SeqCst);
+            while number(Ordering::SeqCst) == seen {
+                thread::park();
+            }
+            parked.store(false, Ordering::Relaxed);
         }
-        // The last one wakes the caller; sequentially consistent with `caller_waits`.
-        if self.running.fetch_sub(1, Ordering::SeqCst) == 1
-            && self.caller_waits.load(Ordering::SeqCst)
-        {
-            let guard = lock(&self.done_lock);
-            self.done.notify_one();
+        number(Ordering::Acquire)
+    }
+
+    /// Counts this worker into region `number`, if that is open still.
+    fn enter(&self, number: u64) -> bool {
+        let count_in = |region| {
+            let open = region / NUMBER == number && region & OPEN != 0;
+            open.then_some(region + 1)
+        };
+        self.region.fetch_update(Ordering::Acquire, Ordering::Relaxed, count_in).is_ok()
+    }
+
+    /// Runs the closure of the region this worker has entered, and leaves.
+    fn take_part(&self, index: usize) {
+        // SAFETY: the caller wrote the cell before it opened the region, and does not write it
+        // again before this worker has left.
+        if let Some(job) = unsafe { *self.job.get() } {
+            // SAFETY: `run` keeps the closure alive until this worker has left.
+            let f = unsafe { &*job };
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| in_region(|| f(index)))) {
+                lock(&self.panic).get_or_insert(payload);
+            }
+        }
+        // The last one to leave a closed region wakes the caller; sequentially consistent with
+        // `caller_waits`.
+        let before = self.region.fetch_sub(1, Ordering::SeqCst);
+        let last = before & (OPEN | INSIDE) == 1;
+        if last && self.caller_waits.load(Ordering::SeqCst) {
+            let guard = lock(&self.left_lock);
+            self.left.notify_one();
             drop(guard);
         }
     }
 
-    fn wait_for_epoch(&self, index: usize, seen: usize) {
-        if spin_until(|| self.epoch.load(Ordering::Acquire) != seen) {
-            return;
-        }
-        let parked = &self.parked[index - 1];
-        parked.store(true, Ordering::SeqCst);
-        while self.epoch.load(Ordering::SeqCst) == seen {
-            thread::park();
-        }
-        parked.store(false, Ordering::Relaxed);
-    }
-
-    fn wait_for_workers(&self) {
-        if spin_until(|| self.running.load(Ordering::Acquire) == 0) {
+    /// Lets no more workers in, and waits until those inside have left.
+    fn close(&self) {
+        self.region.fetch_and(!OPEN, Ordering::SeqCst);
+        let empty = |order| self.region.load(order) & INSIDE == 0;
+        if spin_until(|| empty(Ordering::Acquire)) {
             return;
         }
         self.caller_waits.store(true, Ordering::SeqCst);
-        let mut guard = lock(&self.done_lock);
-        while self.running.load(Ordering::SeqCst) != 0 {
-            guard = self.done.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        let mut guard = lock(&self.left_lock);
+        while !empty(Ordering::SeqCst) {
+            guard = self.left.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
         self.caller_waits.store(false, Ordering::Relaxed);
     }
@@ -313,14 +344,33 @@ mod tests {
     use super::*;
     use std::sync::atomic::AtomicU64;
 
+    /// Waits for `ready`, with a deadline.
+    fn until(what: &str, ready: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !ready() {
+            assert!(Instant::now() < deadline, "{what}");
+            thread::yield_now();
+        }
+    }
+
+    /// A region that ends when every thread of the pool has come.
+    fn run_on_all(pool: &ThreadPool, f: impl Fn(usize) + Sync) {
+        let came = AtomicUsize::new(0);
+        pool.run(&|i| {
+            came.fetch_add(1, Ordering::SeqCst);
+            until("a worker never came", || came.load(Ordering::SeqCst) == pool.threads());
+            f(i);
+        });
+    }
+
     #[test]
-    fn every_thread_runs_once_per_region() {
+    fn every_thread_comes_once_per_region() {
         for threads in [1, 2, 3, 8] {
             let pool = ThreadPool::new(threads);
             assert_eq!(pool.threads(), threads);
-            for round in 1..200_u64 {
+            for round in 1..50_u64 {
                 let calls: Vec<AtomicU64> = (0..threads).map(|_| AtomicU64::new(0)).collect();
-                pool.run(&|i| {
+                run_on_all(&pool, |i| {
                     calls[i].fetch_add(round, Ordering::Relaxed);
                 });
                 assert!(calls.iter().all(|c| c.load(Ordering::Relaxed) == round));
@@ -329,20 +379,52 @@ mod tests {
     }
 
     #[test]
-    fn regions_work_after_the_workers_have_parked() {
+    fn no_worker_is_inside_after_a_region() {
+        let pool = ThreadPool::new(4);
+        for _ in 0..20_000 {
+            let alive = AtomicBool::new(true);
+            let next = AtomicUsize::new(0);
+            pool.run(&|_| {
+                while next.fetch_add(1, Ordering::Relaxed) < 8 {
+                    assert!(alive.load(Ordering::SeqCst));
+                }
+            });
+            alive.store(false, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn workers_come_again_after_they_have_parked() {
         let pool = ThreadPool::new(3);
         for _ in 0..5 {
-            let deadline = Instant::now() + Duration::from_secs(10);
-            while !pool.shared.parked.iter().all(|p| p.load(Ordering::SeqCst)) {
-                assert!(Instant::now() < deadline, "workers never parked");
-                thread::yield_now();
-            }
+            until("workers never parked", || {
+                pool.shared.parked.iter().all(|parked| parked.load(Ordering::SeqCst))
+            });
             let sum = AtomicUsize::new(0);
-            pool.run(&|i| {
+            run_on_all(&pool, |i| {
                 sum.fetch_add(i + 1, Ordering::Relaxed);
             });
             assert_eq!(sum.load(Ordering::Relaxed), 6);
         }
+    }
+
+    #[test]
+    fn the_caller_parks_until_a_slow_worker_has_left() {
+        let pool = ThreadPool::new(2);
+        let came = AtomicBool::new(false);
+        let finished = AtomicBool::new(false);
+        pool.run(&|i| {
+            if i == 0 {
+                until("the worker never came", || came.load(Ordering::SeqCst));
+            } else {
+                came.store(true, Ordering::SeqCst);
+                until("the caller never parked", || {
+                    pool.shared.caller_waits.load(Ordering::SeqCst)
+                });
+                finished.store(true, Ordering::SeqCst);
+            }
+        });
+        assert!(finished.load(Ordering::SeqCst));
     }
 
     #[test]
@@ -354,7 +436,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..100 {
-                        pool.run(&|_| {
+                        run_on_all(&pool, |_| {
                             assert!(inside.fetch_add(1, Ordering::SeqCst) < 2);
                             total.fetch_add(1, Ordering::Relaxed);
                             inside.fetch_sub(1, Ordering::SeqCst);
@@ -371,13 +453,13 @@ mod tests {
         let pool = ThreadPool::new(3);
         for culprit in 0..3 {
             let payload = catch_unwind(AssertUnwindSafe(|| {
-                pool.run(&|i| assert!(i != culprit, "thread {i} fails"));
+                run_on_all(&pool, |i| assert!(i != culprit, "thread {i} fails"));
             }))
             .unwrap_err();
             let text = payload.downcast_ref::<String>().unwrap();
             assert_eq!(*text, format!("thread {culprit} fails"));
             let calls = AtomicUsize::new(0);
-            pool.run(&|_| {
+            run_on_all(&pool, |_| {
                 calls.fetch_add(1, Ordering::Relaxed);
             });
             assert_eq!(calls.load(Ordering::Relaxed), 3);

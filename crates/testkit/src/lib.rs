@@ -5,3 +5,4 @@
 
 pub mod gguf;
 pub mod models;
+pub mod tiny_golden;

@@ -245,6 +245,11 @@ impl TinyModel {
         self
     }
 
+    /// The type of every matrix that no other option gives a type of its own.
+    pub const fn weight_type(&self) -> TensorType {
+        self.weights
+    }
+
     /// Tokens in the vocabulary.
     pub fn vocab_size(&self) -> usize {
         self.vocabulary.tokens.len()

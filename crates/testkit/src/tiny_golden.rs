@@ -24,9 +24,10 @@ pub struct TinyGolden {
     pub prompt: Vec<u32>,
     /// What follows some of the prompt's tokens.
     pub positions: Vec<Position>,
-    /// How far, in natural logarithms, a run with exact arithmetic and the same weights may be
-    /// from these: llama.cpp rounds keys and values to f16, activations to f16 or bf16 for such
-    /// weights, and to 8 bits for quantised ones. Measured against a 64-bit run, rounded up.
+    /// How far, in natural logarithms, another correct run may be from these. llama.cpp rounds
+    /// keys and values to f16, activations to f16 or bf16 for such weights, and to 8 bits for
+    /// quantised ones, which is worth up to 0.12 against exact arithmetic in models this narrow,
+    /// and a little more against a run that rounds otherwise.
     pub tolerance: f32,
 }
 
@@ -104,7 +105,7 @@ pub fn all() -> Vec<TinyGolden> {
             "llama-f16" => 0.01,
             "llama-bf16" => 0.05,
             _ if model.weight_type() == TensorType::F32 => 0.006,
-            _ => 0.15,
+            _ => 0.2,
         };
         TinyGolden { name, model, prompt: prompt(), positions, tolerance }
     });

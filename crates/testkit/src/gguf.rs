@@ -243,7 +243,7 @@ impl GgufBuilder {
         self
     }
 
-    /// Adds a tensor of `F32`, or of a type [`quantize`] knows, from its weights in row order.
+    /// Adds a tensor of `F32`, or of a type [`quantize()`] knows, from its weights in row order.
     ///
     /// # Panics
     /// As [`tensor`](Self::tensor), and when there is no quantiser for the type.

@@ -25,8 +25,8 @@ pub(crate) struct Config {
     pub device: Device,
     /// Threads to compute with; `None` means as many as the process may use.
     pub threads: Option<usize>,
-    /// Context of every model; `None` means what the model was made for.
-    pub context_tokens: Option<u32>,
+    /// Most context of a model; `None` means the engine's own limit.
+    pub context_tokens_max: Option<u32>,
     pub models_loaded_max: usize,
     pub queued_jobs_max: usize,
     pub shutdown_grace: Duration,
@@ -112,7 +112,8 @@ impl Config {
             control: Control { socket, group: raw.control.group },
             device: raw.engine.device,
             threads: Some(raw.engine.threads.to_usize()).filter(|&threads| threads > 0),
-            context_tokens: Some(raw.models.context_tokens.to_u32()).filter(|&tokens| tokens > 0),
+            context_tokens_max: Some(raw.models.context_tokens_max.to_u32())
+                .filter(|&tokens| tokens > 0),
             models_loaded_max: raw.models.loaded_max.to_usize(),
             queued_jobs_max: raw.limits.queued_jobs_max.to_usize(),
             shutdown_grace: seconds(raw.limits.shutdown_grace_s.get()),
@@ -129,7 +130,7 @@ impl Config {
             ("control", self.control != other.control),
             ("engine.device", self.device != other.device),
             ("engine.threads", self.threads != other.threads),
-            ("models.context_tokens", self.context_tokens != other.context_tokens),
+            ("models.context_tokens_max", self.context_tokens_max != other.context_tokens_max),
             ("models.loaded_max", self.models_loaded_max != other.models_loaded_max),
             ("limits.queued_jobs_max", self.queued_jobs_max != other.queued_jobs_max),
             ("limits.shutdown_grace_s", self.shutdown_grace != other.shutdown_grace),

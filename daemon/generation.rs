@@ -1,6 +1,7 @@
 //! One answer: from a question in any protocol to a job, and its events back.
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use m40_control::{ApiError, ErrorCode, RunStats};
 use m40_sched::sampler::ParamError;
@@ -132,6 +133,7 @@ async fn encode(loaded: Arc<Loaded>, input: Input) -> Result<Vec<u32>, AskError>
                 tools: None,
                 add_generation_prompt: true,
                 extra: Some(&extra),
+                now: Some(unix_s()),
             };
             let text = loaded.model.chat_template().render(&template)?;
             Ok(encode_text(&loaded.model, &text))
@@ -152,6 +154,13 @@ fn encode_text(model: &Model, text: &str) -> Vec<u32> {
         tokens.remove(0);
     }
     tokens
+}
+
+// Templates that write the date get it in UTC: a daemon's own time zone says nothing about its
+// clients'.
+fn unix_s() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// The word for how an answer ended, in OpenAI's terms where there is one.

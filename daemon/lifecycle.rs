@@ -108,7 +108,7 @@ async fn serve(
     let limits = models::Limits {
         loaded_max: config.models_loaded_max,
         queued_jobs_max: config.queued_jobs_max,
-        context_tokens: config.context_tokens,
+        context_tokens_max: config.context_tokens_max,
     };
     let models = Models::new(engine, store, limits, phase_receiver.clone());
     let Bound { http, http_address, control, control_file } = bound;

@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use m40_control::{ErrorCode, LoadedModel, ModelEntry, ModelRef, ModelState, model_name_of_file};
-use m40llm::{Engine, Model, ModelOptions};
+use m40llm::{Engine, LoadError, Model, ModelOptions};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
@@ -51,7 +51,7 @@ pub(crate) struct Loaded {
 pub(crate) struct Limits {
     pub loaded_max: usize,
     pub queued_jobs_max: usize,
-    pub context_tokens: Option<u32>,
+    pub context_tokens_max: Option<u32>,
 }
 
 /// All models, stored and loaded. A cheap handle.
@@ -153,11 +153,7 @@ impl Models {
     // A whole load is a matter of milliseconds, since weights are mapped, and finds every
     // mistake that would otherwise be met on first use.
     fn describe(&self, path: &Path) -> Result<Description, String> {
-        let model = self
-            .inner
-            .engine
-            .load(path, &self.inner.options())
-            .map_err(|error| error.to_string())?;
+        let model = self.inner.load(path).map_err(|error| error.to_string())?;
         let info = model.info();
         Ok(Description {
             architecture: info.architecture.clone(),
@@ -259,7 +255,7 @@ impl Models {
             let started = Instant::now();
             let path = &slot.source().path;
             info!(model = slot.name(), path = %path.display(), "loading");
-            match models.inner.engine.load(path, &models.inner.options()) {
+            match models.inner.load(path) {
                 Ok(model) => models.start_worker(&slot, model, started.elapsed()),
                 Err(error) => {
                     let failure = LoadFailure::from(&error);
@@ -339,8 +335,13 @@ impl Models {
 }
 
 impl Inner {
-    fn options(&self) -> ModelOptions {
-        ModelOptions { context: self.limits.context_tokens, ..ModelOptions::default() }
+    /// Loads a file with the context that it was trained for, within the configured limit.
+    fn load(&self, path: &Path) -> Result<Model, LoadError> {
+        let with = |context| self.engine.load(path, &ModelOptions { context, chat_template: None });
+        match with(self.limits.context_tokens_max) {
+            Err(LoadError::Context { trained, .. }) => with(Some(trained)),
+            result => result,
+        }
     }
 }
 

@@ -124,13 +124,13 @@ impl Default for RawEngine {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawModels {
-    pub context_tokens: Bounded<0, 16_777_216>,
+    pub context_tokens_max: Bounded<0, 16_777_216>,
     pub loaded_max: Bounded<1, 1024>,
 }
 
 impl Default for RawModels {
     fn default() -> Self {
-        Self { context_tokens: Bounded(0), loaded_max: Bounded(8) }
+        Self { context_tokens_max: Bounded(0), loaded_max: Bounded(8) }
     }
 }
 

@@ -22,8 +22,12 @@ const TILE_GROUPS: usize = 32;
 /// Columns of a tile of float weights: 16 KiB for 16 rows.
 const TILE_FLOATS: usize = 256;
 
-/// The longest block, times the most rows: what the rows of an unfinished tile are copied to.
+/// The longest block, times the most rows.
 const MAX_TAIL: usize = 210 * 16;
+
+/// How far ahead weights are fetched, beyond the next tile: what is read in one memory latency, and
+/// some.
+const LOOKAHEAD: usize = 4096;
 
 /// One matrix product: what all its tiles have in common.
 pub(super) struct Job<'a> {
@@ -37,7 +41,53 @@ pub(super) struct QuantisedTiles<'a, T> {
     pub(super) acts: &'a Activations,
     /// Rows `ROWS t..` for every `t`. No two threads may have the same tile of a job at a time.
     pub(super) tiles: Range<usize>,
+    pub(super) ahead: &'a mut Ahead,
     pub(super) format: PhantomData<T>,
+}
+
+/// Fetches a thread's weights into the L2 cache before they are used.
+///
+/// A tile is one piece of memory, but is read as a stream for each of its rows, too many for the
+/// prefetcher of a CPU. This asks for the lines of the next tile while this one is used, in the
+/// order of their addresses.
+#[derive(Debug)]
+pub(super) struct Ahead {
+    /// The weights that are walked through.
+    start: *const u8,
+    /// Offset from `start` of the next line to ask for.
+    next: usize,
+    /// Lines before this offset may be asked for by now.
+    due: usize,
+    /// Lines from this offset on are not this thread's.
+    pub(super) end: usize,
+}
+
+impl Ahead {
+    /// Nothing asked for yet.
+    pub(super) fn new() -> Self {
+        Self { start: std::ptr::null(), next: 0, due: 0, end: 0 }
+    }
+
+    /// Turns to a tile. What was asked for when the tile before it was used counts.
+    #[inline(always)]
+    fn tile(&mut self, weights: &[u8], tile: &TileRows<'_>) {
+        let at = tile.first * tile.stride;
+        self.due = at + tile.data.len() + LOOKAHEAD;
+        if self.start != weights.as_ptr() || self.next < at || self.next > self.due {
+            (self.start, self.next) = (weights.as_ptr(), at);
+        }
+    }
+
+    /// Asks for as much as is now used.
+    #[inline(always)]
+    fn advance<S: Simd>(&mut self, s: S, bytes: usize) {
+        self.due += bytes;
+        let due = self.due.min(self.end);
+        while self.next < due {
+            s.prefetch(self.start.wrapping_add(self.next));
+            self.next += 64;
+        }
+    }
 }
 
 /// The weight rows of one tile.
@@ -47,8 +97,6 @@ struct TileRows<'a> {
     stride: usize,
     first: usize,
     count: usize,
-    /// Where the next tile's begin, if there is one.
-    next: *const u8,
 }
 
 impl<'a> TileRows<'a> {
@@ -58,29 +106,22 @@ impl<'a> TileRows<'a> {
         let first = tile * S::ROWS;
         let count = S::ROWS.min(weight.rows - first);
         let data = &weight.data[first * stride..(first + count) * stride];
-        Self { data, stride, first, count, next: data.as_ptr_range().end }
-    }
-
-    /// Hints that the `bytes` bytes per row at `at` will be read for the next tile. The tile lies
-    /// in one piece, so this asks for the same share of it, in the order of its addresses.
-    #[inline(always)]
-    fn prefetch_next<S: Simd>(&self, s: S, at: usize, bytes: usize) {
-        let start = self.next.wrapping_add(at * S::ROWS);
-        for line in 0..(bytes * S::ROWS).div_ceil(64) {
-            s.prefetch(start.wrapping_add(64 * line));
-        }
+        Self { data, stride, first, count }
     }
 }
 
-/// Room for the rows of an unfinished tile, which has fewer rows than a vector has lanes.
-struct Tail([u8; MAX_TAIL]);
+/// Where blocks of an unfinished tile are padded: one with fewer rows than a vector has lanes, or
+/// float rows that end inside 16 bytes. Empty until there is one.
+#[derive(Default)]
+struct Tail(Vec<u8>);
 
 impl Tail {
     /// The `bytes` bytes at `at` of each row, `len` of them when the rows end before that; missing
     /// bytes and rows are zero.
     #[inline(never)]
     fn copy(&mut self, tile: &TileRows<'_>, at: usize, bytes: usize, len: usize) {
-        self.0.fill(0);
+        self.0.clear();
+        self.0.resize(MAX_TAIL, 0);
         for row in 0..tile.count {
             let from = row * tile.stride + at;
             self.0[row * bytes..row * bytes + len].copy_from_slice(&tile.data[from..from + len]);
@@ -138,12 +179,14 @@ fn multiply<S: Simd, T: Format, const P: usize>(
 struct Direct<'a, S: Simd, T> {
     acts: std::slice::Iter<'a, Panel<1>>,
     sum: [S::Float; 1],
+    ahead: &'a mut Ahead,
     format: PhantomData<T>,
 }
 
 impl<S: Simd, T: Format> Sink<S> for Direct<'_, S, T> {
     #[inline(always)]
     fn group(&mut self, s: S, group: Group<S>) {
+        self.ahead.advance(s, T::BYTES * S::ROWS / T::GROUPS);
         if let Some(acts) = self.acts.next() {
             multiply::<S, T, 1>(s, &group, acts, &mut self.sum);
         }
@@ -158,12 +201,14 @@ struct Tile<S: Simd> {
 /// Writes groups to a tile as they come.
 struct Store<'a, S: Simd, T> {
     groups: std::slice::IterMut<'a, Group<S>>,
+    ahead: &'a mut Ahead,
     format: PhantomData<T>,
 }
 
 impl<S: Simd, T: Format> Sink<S> for Store<'_, S, T> {
     #[inline(always)]
-    fn group(&mut self, _: S, group: Group<S>) {
+    fn group(&mut self, s: S, group: Group<S>) {
+        self.ahead.advance(s, T::BYTES * S::ROWS / T::GROUPS);
         if let Some(slot) = self.groups.next() {
             slot.quads = group.quads;
             slot.scales[0] = group.scales[0];
@@ -181,8 +226,8 @@ impl<T: Format> Work for QuantisedTiles<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let mut tail = Tail([0; MAX_TAIL]);
+    fn run<S: Simd>(mut self, s: S) {
+        let mut tail = Tail::default();
         if self.acts.n() == 1 {
             for tile in self.tiles.clone() {
                 self.direct(s, tile, &mut tail);
@@ -200,33 +245,36 @@ impl<T: Format> Work for QuantisedTiles<'_, T> {
 
 impl<T: Format> QuantisedTiles<'_, T> {
     #[inline(always)]
-    fn direct<S: Simd>(&self, s: S, tile: usize, tail: &mut Tail) {
+    fn direct<S: Simd>(&mut self, s: S, tile: usize, tail: &mut Tail) {
         let rows = TileRows::new::<S>(&self.job.weight, tile);
+        self.ahead.tile(self.job.weight.data, &rows);
         let mut sink = Direct::<S, T> {
             acts: self.acts.ones.iter(),
             sum: [s.splat_float(0.0)],
+            ahead: self.ahead,
             format: PhantomData,
         };
         for at in (0..rows.stride).step_by(T::BYTES) {
-            rows.prefetch_next(s, at, T::BYTES);
             T::unpack(s, &tail.block::<S>(&rows, at, T::BYTES), &mut sink);
         }
-        store(s, sink.sum[0], self.part(&rows, 0));
+        let sum = sink.sum[0];
+        store(s, sum, self.part(&rows, 0));
     }
 
     #[inline(always)]
-    fn tiled<S: Simd>(&self, s: S, tile: usize, unpacked: &mut Tile<S>, tail: &mut Tail) {
+    fn tiled<S: Simd>(&mut self, s: S, tile: usize, unpacked: &mut Tile<S>, tail: &mut Tail) {
         let rows = TileRows::new::<S>(&self.job.weight, tile);
+        self.ahead.tile(self.job.weight.data, &rows);
         let groups = self.acts.cols() / GROUP;
         for from in (0..groups).step_by(TILE_GROUPS) {
             let range = from..groups.min(from + TILE_GROUPS);
             let mut sink = Store::<S, T> {
                 groups: unpacked.groups[..range.len()].iter_mut(),
+                ahead: self.ahead,
                 format: PhantomData,
             };
             for block in range.start / T::GROUPS..range.end / T::GROUPS {
                 let at = block * T::BYTES;
-                rows.prefetch_next(s, at, T::BYTES);
                 T::unpack(s, &tail.block::<S>(&rows, at, T::BYTES), &mut sink);
             }
             let weights = &unpacked.groups[..range.len()];
@@ -308,6 +356,7 @@ pub(super) struct FloatTiles<'a, T> {
     pub(super) acts: &'a Activations,
     /// As in [`QuantisedTiles`].
     pub(super) tiles: Range<usize>,
+    pub(super) ahead: &'a mut Ahead,
     pub(super) format: PhantomData<T>,
 }
 
@@ -315,8 +364,8 @@ impl<T: FloatFormat> Work for FloatTiles<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let mut tail = Tail([0; MAX_TAIL]);
+    fn run<S: Simd>(mut self, s: S) {
+        let mut tail = Tail::default();
         let mut unpacked = [s.splat_float(0.0); TILE_FLOATS];
         for tile in self.tiles.clone() {
             self.tile(s, tile, &mut unpacked, &mut tail);
@@ -327,19 +376,20 @@ impl<T: FloatFormat> Work for FloatTiles<'_, T> {
 impl<T: FloatFormat> FloatTiles<'_, T> {
     #[inline(always)]
     fn tile<S: Simd>(
-        &self,
+        &mut self,
         s: S,
         tile: usize,
         unpacked: &mut [S::Float; TILE_FLOATS],
         tail: &mut Tail,
     ) {
         let rows = TileRows::new::<S>(&self.job.weight, tile);
+        self.ahead.tile(self.job.weight.data, &rows);
         let per_chunk = 16 / T::BYTES;
         for from in (0..self.acts.cols()).step_by(TILE_FLOATS) {
             let range = from..self.acts.cols().min(from + TILE_FLOATS);
             for col in range.clone().step_by(per_chunk) {
                 let at = col * T::BYTES;
-                rows.prefetch_next(s, at, 16);
+                self.ahead.advance(s, 16 * S::ROWS);
                 let weights = T::unpack(s, &tail.block::<S>(&rows, at, 16));
                 let to = col - from;
                 unpacked[to..to + per_chunk].copy_from_slice(&weights[..per_chunk]);

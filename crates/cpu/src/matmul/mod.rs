@@ -38,6 +38,7 @@ mod oracle;
 mod output;
 mod portable;
 mod rows;
+mod shares;
 mod simd;
 
 pub use activations::{Activations, Forms};
@@ -46,15 +47,16 @@ pub use oracle::project_oracle;
 use crate::isa::{Isa, UnsupportedIsa};
 use crate::pool::ThreadPool;
 use formats::{FloatFormat, Format};
-use kernels::{FloatTiles, Job, QuantisedTiles};
+use kernels::{Ahead, FloatTiles, Job, QuantisedTiles};
+
 use m40_gguf::TensorType;
 use output::Output;
 use portable::Portable;
+use shares::Shares;
 use simd::{Simd, Work};
 use std::array::from_fn;
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A weight matrix in GGUF block layout: `rows` rows of `cols` weights each, row-major. `data` may
 /// be aligned in any way, and nothing past its end is read.
@@ -141,10 +143,6 @@ enum Level {
 /// Matrices that are multiplied in one parallel region; more are done in several.
 const MAX_SHARED: usize = 8;
 
-/// Pieces per thread that a region is cut into: enough that a thread which is interrupted leaves
-/// its work to the others.
-const PIECES: usize = 8;
-
 /// Products smaller than this (bytes of weights times activation rows) are not worth a region.
 const MIN_PARALLEL: usize = 16 << 10;
 
@@ -199,31 +197,36 @@ impl Compute {
             from_fn(|_| projections.next().and_then(|p| job(acts, p)));
         let lanes = self.level.rows();
         let total = jobs.iter().flatten().map(|job| job.weight.rows.div_ceil(lanes)).sum();
-        if bytes.saturating_mul(acts.n()) < MIN_PARALLEL {
-            return self.run_tiles(acts, &jobs, 0..total);
+        let threads = self.pool.threads();
+        if threads == 1 || bytes.saturating_mul(acts.n()) < MIN_PARALLEL {
+            return self.run_tiles(acts, &jobs, 0..total, total, &mut Ahead::new());
         }
-        let piece = (total / (PIECES * self.pool.threads())).max(1);
-        let next = AtomicUsize::new(0);
-        self.pool.run(&|_| {
-            loop {
-                let first = next.fetch_add(piece, Ordering::Relaxed);
-                if first >= total {
-                    break;
-                }
-                self.run_tiles(acts, &jobs, first..total.min(first + piece));
-            }
+        let work = Shares::new(total, threads);
+        self.pool.run(&|thread| {
+            let mut ahead = Ahead::new();
+            work.take(thread, |piece, end| self.run_tiles(acts, &jobs, piece, end, &mut ahead));
         });
     }
 
-    /// Computes tiles `range`, counted through all jobs.
-    fn run_tiles(&self, acts: &Activations, jobs: &[Option<Job<'_>>], range: Range<usize>) {
+    /// Computes tiles `piece`, counted through all jobs, and expects to go on up to `end`.
+    fn run_tiles(
+        &self,
+        acts: &Activations,
+        jobs: &[Option<Job<'_>>],
+        piece: Range<usize>,
+        end: usize,
+        ahead: &mut Ahead,
+    ) {
+        let lanes = self.level.rows();
         let mut before = 0;
         for job in jobs.iter().flatten() {
-            let tiles = job.weight.rows.div_ceil(self.level.rows());
-            let first = range.start.clamp(before, before + tiles) - before;
-            let last = range.end.clamp(before, before + tiles) - before;
+            let tiles = job.weight.rows.div_ceil(lanes);
+            let [first, last, end] =
+                [piece.start, piece.end, end].map(|at| at.clamp(before, before + tiles) - before);
             if first < last {
-                self.level.multiply(job, acts, first..last);
+                let row_bytes = job.weight.data.len() / job.weight.rows;
+                ahead.end = job.weight.rows.min(end * lanes) * row_bytes;
+                self.level.multiply(job, acts, first..last, ahead);
             }
             before += tiles;
         }
@@ -281,35 +284,47 @@ impl Level {
     }
 
     /// Computes some tiles of one product.
-    fn multiply(self, job: &Job<'_>, acts: &Activations, tiles: Range<usize>) {
+    fn multiply(self, job: &Job<'_>, acts: &Activations, tiles: Range<usize>, ahead: &mut Ahead) {
         use TensorType as T;
         match job.weight.ty {
-            T::F32 => self.float::<formats::F32>(job, acts, tiles),
-            T::F16 => self.float::<formats::F16>(job, acts, tiles),
-            T::BF16 => self.float::<formats::BF16>(job, acts, tiles),
-            T::Q4_0 => self.quantised::<formats::Q4_0>(job, acts, tiles),
-            T::Q4_1 => self.quantised::<formats::Q4_1>(job, acts, tiles),
-            T::Q5_0 => self.quantised::<formats::Q5_0>(job, acts, tiles),
-            T::Q5_1 => self.quantised::<formats::Q5_1>(job, acts, tiles),
-            T::Q8_0 => self.quantised::<formats::Q8_0>(job, acts, tiles),
-            T::Q2K => self.quantised::<formats::Q2K>(job, acts, tiles),
-            T::Q3K => self.quantised::<formats::Q3K>(job, acts, tiles),
-            T::Q4K => self.quantised::<formats::Q4K>(job, acts, tiles),
-            T::Q5K => self.quantised::<formats::Q5K>(job, acts, tiles),
-            T::Q6K => self.quantised::<formats::Q6K>(job, acts, tiles),
-            T::IQ4NL => self.quantised::<formats::IQ4NL>(job, acts, tiles),
-            T::IQ4XS => self.quantised::<formats::IQ4XS>(job, acts, tiles),
-            T::MXFP4 => self.quantised::<formats::Mxfp4>(job, acts, tiles),
+            T::F32 => self.float::<formats::F32>(job, acts, tiles, ahead),
+            T::F16 => self.float::<formats::F16>(job, acts, tiles, ahead),
+            T::BF16 => self.float::<formats::BF16>(job, acts, tiles, ahead),
+            T::Q4_0 => self.quantised::<formats::Q4_0>(job, acts, tiles, ahead),
+            T::Q4_1 => self.quantised::<formats::Q4_1>(job, acts, tiles, ahead),
+            T::Q5_0 => self.quantised::<formats::Q5_0>(job, acts, tiles, ahead),
+            T::Q5_1 => self.quantised::<formats::Q5_1>(job, acts, tiles, ahead),
+            T::Q8_0 => self.quantised::<formats::Q8_0>(job, acts, tiles, ahead),
+            T::Q2K => self.quantised::<formats::Q2K>(job, acts, tiles, ahead),
+            T::Q3K => self.quantised::<formats::Q3K>(job, acts, tiles, ahead),
+            T::Q4K => self.quantised::<formats::Q4K>(job, acts, tiles, ahead),
+            T::Q5K => self.quantised::<formats::Q5K>(job, acts, tiles, ahead),
+            T::Q6K => self.quantised::<formats::Q6K>(job, acts, tiles, ahead),
+            T::IQ4NL => self.quantised::<formats::IQ4NL>(job, acts, tiles, ahead),
+            T::IQ4XS => self.quantised::<formats::IQ4XS>(job, acts, tiles, ahead),
+            T::MXFP4 => self.quantised::<formats::Mxfp4>(job, acts, tiles, ahead),
             other => unreachable!("{other} passed `Matrix::supported`"),
         }
     }
 
-    fn quantised<T: Format>(self, job: &Job<'_>, acts: &Activations, tiles: Range<usize>) {
-        self.run(QuantisedTiles::<T> { job, acts, tiles, format: PhantomData });
+    fn quantised<T: Format>(
+        self,
+        job: &Job<'_>,
+        acts: &Activations,
+        tiles: Range<usize>,
+        ahead: &mut Ahead,
+    ) {
+        self.run(QuantisedTiles::<T> { job, acts, tiles, ahead, format: PhantomData });
     }
 
-    fn float<T: FloatFormat>(self, job: &Job<'_>, acts: &Activations, tiles: Range<usize>) {
-        self.run(FloatTiles::<T> { job, acts, tiles, format: PhantomData });
+    fn float<T: FloatFormat>(
+        self,
+        job: &Job<'_>,
+        acts: &Activations,
+        tiles: Range<usize>,
+        ahead: &mut Ahead,
+    ) {
+        self.run(FloatTiles::<T> { job, acts, tiles, ahead, format: PhantomData });
     }
 }
 

@@ -1,0 +1,68 @@
+//! What the daemon says to a wrong configuration or command line, before it serves anything.
+
+use std::process::Command;
+
+use crate::{Done, builder, check_one_line};
+
+const M40D: &str = env!("CARGO_BIN_EXE_m40d");
+
+fn run(arguments: &[&str]) -> Done {
+    Done::from(&Command::new(M40D).env_clear().args(arguments).output().unwrap())
+}
+
+#[track_caller]
+fn check(sections: &str, code: i32, says: &[&str]) {
+    let output = builder().config(sections).fail();
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{err}");
+    check_one_line(&err, says);
+}
+
+#[test]
+fn an_unknown_key_is_named_with_file_line_and_guess() {
+    let line = ["m40d.toml:7:1: ", "unknown key `thread`", "did you mean `threads`?"];
+    check("[engine]\nthread = 2", 78, &line);
+}
+
+#[test]
+fn a_wrong_value_is_named_with_its_range() {
+    check("[limits]\nqueued_jobs_max = 0", 78, &["m40d.toml:7:19: ", "from 1 to 65536"]);
+    check("[log]\nlevel = \"chatty\"", 78, &["chatty", "debug"]);
+}
+
+#[test]
+fn a_device_without_kernels_is_refused() {
+    check("[engine]\ndevice = \"cuda\"", 78, &["engine.device", "no GPU kernels"]);
+}
+
+#[test]
+fn an_unknown_group_is_refused() {
+    check("[control]\ngroup = \"no-such-group-m40\"", 78, &["no-such-group-m40"]);
+}
+
+#[test]
+fn a_named_file_must_exist() {
+    let done = run(&["--config", "/nonexistent/m40d.toml"]);
+    done.fails(78, &["/nonexistent/m40d.toml", "No such file"]);
+}
+
+#[test]
+fn the_shipped_configuration_checks() {
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/etc/m40d.toml");
+    let output = Command::new(M40D)
+        .env_clear()
+        .env("HOME", "/nonexistent")
+        .args(["--check-config", "--config", shipped])
+        .output();
+    let done = Done::from(&output.unwrap()).ok();
+    assert_eq!((done.out.as_str(), done.err.as_str()), ("", ""));
+}
+
+#[test]
+fn wrong_arguments_are_usage_errors() {
+    let done = run(&["--frobnicate"]);
+    assert_eq!(done.code, 64);
+    assert!(done.err.contains("--frobnicate"), "{}", done.err);
+    let version = run(&["--version"]).ok().out;
+    assert_eq!(version, format!("m40d {}\n", env!("CARGO_PKG_VERSION")));
+}

@@ -3,11 +3,15 @@
 //! It takes the place of the model's own vocabulary for encoding ordinary text. Special tokens are
 //! found by this crate first, by the GGUF's kinds, so that `Special` means the same everywhere.
 
+use serde::Deserialize;
+use serde_json::Value;
 use tokenizers::Tokenizer as Hf;
+use tokenizers::normalizers::Precompiled;
 
 use crate::TokenizerError;
 use crate::error::shown;
 use crate::special::Strips;
+use crate::spm::SPACE;
 use crate::vocabulary::{Kind, Vocabulary};
 
 /// How token texts spell the bytes they stand for.
@@ -20,13 +24,33 @@ pub(crate) enum Spelling {
 }
 
 pub(crate) fn parse(json: &[u8]) -> Result<Hf, TokenizerError> {
-    let mut hf =
-        Hf::from_bytes(json).map_err(|error| TokenizerError::Json { reason: error.to_string() })?;
+    let unusable = |reason: String| TokenizerError::Json { reason };
+    // The crate's own parser panics on what is not JSON, and on unusable character maps, so both
+    // are looked at first.
+    let value: Value = serde_json::from_slice(json).map_err(|error| unusable(error.to_string()))?;
+    check_character_maps(&value).map_err(|error| unusable(error.to_string()))?;
+    drop(value);
+    let mut hf = std::panic::catch_unwind(|| Hf::from_bytes(json))
+        .map_err(|_| unusable("the tokenizers crate cannot read it".to_owned()))?
+        .map_err(|error| unusable(error.to_string()))?;
     // Text handed over has no special tokens left to find: what looks like one was not asked for.
     hf.set_encode_special_tokens(true);
     hf.with_padding(None);
-    hf.with_truncation(None).map_err(|error| TokenizerError::Json { reason: error.to_string() })?;
+    hf.with_truncation(None).map_err(|error| unusable(error.to_string()))?;
     Ok(hf)
+}
+
+fn check_character_maps(value: &Value) -> serde_json::Result<()> {
+    match value {
+        Value::Array(values) => values.iter().try_for_each(check_character_maps),
+        Value::Object(fields) => {
+            if fields.get("type").and_then(Value::as_str) == Some("Precompiled") {
+                Precompiled::deserialize(value)?;
+            }
+            fields.values().try_for_each(check_character_maps)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The vocabulary of a model that has none of its own.
@@ -59,10 +83,12 @@ fn mark_bytes(vocabulary: &mut Vocabulary) {
 /// Checks that both name the same tokens: a `tokenizer.json` of another model would give ids that
 /// mean something else.
 pub(crate) fn check(hf: &Hf, vocabulary: &Vocabulary) -> Result<(), TokenizerError> {
-    for (text, token) in hf.get_vocab(true) {
+    let added = hf.get_added_tokens_decoder();
+    for (text, token) in hf.get_vocab(false) {
         let ours = vocabulary.text(token).unwrap_or_default();
-        // Converters rename holes in the numbering.
-        if ours != text && vocabulary.kind(token) != Some(Kind::Unused) {
+        // Converters respell added tokens, and rename holes in the numbering.
+        let respelt = added.contains_key(&token) || vocabulary.kind(token) == Some(Kind::Unused);
+        if !respelt && !is_same(&text, ours) {
             return Err(TokenizerError::JsonMismatch {
                 token,
                 json: shown(&text),
@@ -71,6 +97,15 @@ pub(crate) fn check(hf: &Hf, vocabulary: &Vocabulary) -> Result<(), TokenizerErr
         }
     }
     Ok(())
+}
+
+/// Whether a token's text in a `tokenizer.json` is its text in a GGUF: WordPiece vocabularies mark
+/// word starts in the one and continuations in the other, and spaces may be written either way.
+fn is_same(json: &str, gguf: &str) -> bool {
+    json == gguf
+        || gguf.strip_prefix(SPACE) == Some(json)
+        || json.strip_prefix("##") == Some(gguf)
+        || json.replace(SPACE, " ") == gguf
 }
 
 /// Spelling of the tokens, from what decodes them.

@@ -207,6 +207,19 @@ impl Tokenizer {
         ids
     }
 
+    /// The tokens of a prompt that a chat template wrote: special tokens are recognised, and the
+    /// beginning-of-sequence token that the model wants is there once, whether or not the template
+    /// wrote it. Nothing is added at the end, where the answer begins.
+    pub fn encode_prompt(&self, prompt: &str) -> Vec<u32> {
+        let mut ids = self.encode(prompt, Special { add: false, parse: true });
+        if let Some(prefix) = self.roles.prefix
+            && ids.first() != Some(&prefix)
+        {
+            ids.insert(0, prefix);
+        }
+        ids
+    }
+
     fn encode_ordinary(&self, text: &str, prefix: bool, scratch: &mut Scratch, ids: &mut Vec<u32>) {
         match &self.algorithm {
             Algorithm::Bpe(splitter, bpe) => splitter.split(text, |word| {

@@ -62,6 +62,7 @@ fn tokenizes_every_golden_text(model: &Model) {
     for case in model.cases("greedy") {
         let prompt = case["prompt"].as_str().unwrap();
         assert_eq!(model.tokenizer.encode(prompt, PROMPT), ids(&case["prompt_ids"]), "{prompt:?}");
+        assert_eq!(model.tokenizer.encode_prompt(prompt), ids(&case["prompt_ids"]), "{prompt:?}");
     }
 }
 

@@ -6,7 +6,7 @@
 //! the `generation` blocks that mark training targets.
 //!
 //! A template comes from a file that someone downloaded: its source, its steps and its output are
-//! bounded.
+//! bounded. The memory of its variables is not: the engine has no means to.
 
 mod clock;
 mod python;
@@ -143,6 +143,17 @@ impl ChatTemplate {
         })
     }
 
+    /// Parses a template that replaces the one a model comes with; the texts of the tokens it may
+    /// write are the model's.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::new`].
+    pub fn for_tokenizer(source: &str, tokenizer: &Tokenizer) -> Result<Self, TemplateError> {
+        let bos = tokenizer.special_text(tokenizer.bos());
+        let eos = tokenizer.special_text(tokenizer.eos());
+        Self::new(source, bos, eos)
+    }
+
     /// The template a model comes with; ChatML when it has none.
     ///
     /// # Errors
@@ -151,9 +162,8 @@ impl ChatTemplate {
         gguf: &Gguf<B>,
         tokenizer: &Tokenizer,
     ) -> Result<Self, TemplateError> {
-        let bos = tokenizer.special_text(tokenizer.bos());
-        let eos = tokenizer.special_text(tokenizer.eos());
-        let mut template = Self::new(gguf.get_str(DEFAULT)?.unwrap_or(CHATML), bos, eos)?;
+        let source = gguf.get_str(DEFAULT)?.unwrap_or(CHATML);
+        let mut template = Self::for_tokenizer(source, tokenizer)?;
         template.tool_use = gguf.get_str(TOOL_USE)?.map(Source::parse).transpose()?;
         Ok(template)
     }
@@ -163,8 +173,7 @@ impl ChatTemplate {
         &self.default.text
     }
 
-    /// The prompt for these messages. To be encoded with `Special { parse: true, .. }`, and `add`
-    /// only where the template does not write the beginning-of-sequence token itself.
+    /// The prompt for these messages, for [`Tokenizer::encode_prompt`].
     ///
     /// # Errors
     /// [`TemplateError::Raised`] when the template refuses the messages, else what went wrong in

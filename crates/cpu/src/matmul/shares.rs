@@ -57,7 +57,7 @@ mod tests {
     #[test]
     fn every_item_is_taken_once_by_however_many_threads_come() {
         for total in [0, 1, 2, 7, 36, 1000] {
-            for threads in [1, 2, 3, 16, 40] {
+            for threads in [1_usize, 2, 3, 16, 40] {
                 for come in [1, threads.div_ceil(2), threads] {
                     let shares = Shares::new(total, threads);
                     let taken = Mutex::new(vec![0; total]);

@@ -1,1 +1,38 @@
-//! stub
+//! `m40llm`: loads a GGUF model and generates text with it.
+//!
+//! [`Engine::load`] opens a file, maps it, builds its program, tokenizer and chat template and binds
+//! them to a backend; the [`Model`] it returns is a cheap handle. A [`Session`] is one conversation:
+//! its KV cache, and [`Session::generate`]. Prefixes that a prompt shares with what the session
+//! already holds are not computed again.
+//!
+//! ```no_run
+//! use m40llm::{CancelToken, Engine, EngineOptions, GenerateParams, ModelOptions, Special};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let engine = Engine::new(EngineOptions::default());
+//! let model = engine.load("model.gguf".as_ref(), &ModelOptions::default())?;
+//! let prompt = model.tokenizer().encode("The capital of France is", Special::PROMPT);
+//! let params = GenerateParams { max_tokens: Some(16), ..GenerateParams::default() };
+//! let mut text = String::new();
+//! model.session().generate(&prompt, &params, &CancelToken::default(), &mut |chunk| {
+//!     text.push_str(&chunk.text);
+//! })?;
+//! # Ok(())
+//! # }
+//! ```
+#![deny(unsafe_code)]
+
+mod generate;
+mod mapping;
+mod model;
+mod session;
+mod stop;
+
+pub use generate::{
+    CancelToken, Chunk, Completion, FinishReason, GenerateError, GenerateParams, TokenLogprob,
+};
+pub use m40_cpu::Numerics;
+pub use m40_sched::sampler::{ParamError, SamplingParams};
+pub use m40_tokenizer::{ChatTemplate, Special, TemplateError, TemplateInput, Tokenizer};
+pub use model::{Engine, EngineOptions, LoadError, Model, ModelInfo, ModelOptions};
+pub use session::Session;

@@ -1,1 +1,133 @@
-fn main(){}
+//! Prints how fast the CPU backend loads, prefills and decodes: `make bench`, or
+//! `cargo bench --bench throughput -- [--threads N] [--rounds N] [MODEL.gguf ...]`.
+//!
+//! Without models, the two that `make models` fetches. Each figure is the best of several rounds:
+//! other work on the machine only ever makes a round slower.
+
+#![expect(clippy::print_stdout, reason = "a printed table is its purpose")]
+
+use std::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use m40_testkit::models;
+use m40llm::{
+    CancelToken, Completion, Engine, EngineOptions, GenerateParams, Model, ModelOptions,
+    SamplingParams, Session,
+};
+
+const DECODE_TOKENS: u32 = 64;
+const DEEP: usize = 1024;
+
+struct Arguments {
+    threads: Option<usize>,
+    rounds: usize,
+    models: Vec<PathBuf>,
+}
+
+fn arguments() -> Result<Arguments, Box<dyn Error>> {
+    let mut parsed = Arguments { threads: None, rounds: 3, models: vec![] };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut number =
+            || arguments.next().ok_or("a number is missing")?.parse().map_err(Box::from);
+        match argument.as_str() {
+            // cargo bench passes this to every benchmark.
+            "--bench" => {}
+            "--threads" => parsed.threads = Some(number().map_err(|e: Box<dyn Error>| e)?),
+            "--rounds" => parsed.rounds = number().map_err(|e: Box<dyn Error>| e)?,
+            path => parsed.models.push(path.into()),
+        }
+    }
+    if parsed.models.is_empty() {
+        parsed.models = vec![models::smollm2(), models::gemma3()];
+    }
+    Ok(parsed)
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments = arguments()?;
+    let engine =
+        Engine::new(EngineOptions { threads: arguments.threads, ..EngineOptions::default() });
+    println!("{}; tokens/s, best of {} rounds", engine.device(), arguments.rounds);
+    println!();
+    println!(
+        "| model | load + first token ms | prefill 128 | prefill 512 | decode at 0 | \
+         decode at {DEEP} | peak RSS MB | beyond the map MB |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+    for path in &arguments.models {
+        println!("{}", row(&engine, path, arguments.rounds)?);
+    }
+    Ok(())
+}
+
+fn row(engine: &Engine, path: &Path, rounds: usize) -> Result<String, Box<dyn Error>> {
+    // Resets the peak of the resident set to what is resident now.
+    fs::write("/proc/self/clear_refs", "5")?;
+    let start = Instant::now();
+    let model = engine.load(path, &ModelOptions::default())?;
+    generate(&mut model.session(), &tokens(&model, 1), 1)?;
+    let first = start.elapsed();
+
+    let prefill = |n| best(rounds, || prefill_rate(&model, n));
+    let decode = |depth| best(rounds, || decode_rate(&model, depth));
+    let rates = [prefill(128)?, prefill(512)?, decode(1)?, decode(DEEP)?];
+    let [p128, p512, d0, deep] = rates.map(|rate| format!("{rate:.1}"));
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    Ok(format!(
+        "| {name} | {:.0} | {p128} | {p512} | {d0} | {deep} | {:.0} | {:.0} |",
+        first.as_secs_f64() * 1e3,
+        status_mb("VmHWM:")?,
+        status_mb("RssAnon:")?,
+    ))
+}
+
+fn best(
+    rounds: usize,
+    mut rate: impl FnMut() -> Result<f64, Box<dyn Error>>,
+) -> Result<f64, Box<dyn Error>> {
+    (0..rounds).try_fold(0.0, |best, _| rate().map(|rate| f64::max(best, rate)))
+}
+
+/// A prompt that no tokenizer made: any tokens cost the same.
+fn tokens(model: &Model, n: usize) -> Vec<u32> {
+    (0..n as u32).map(|i| i * 7919 % model.info().vocab.min(40_000)).collect()
+}
+
+fn generate(
+    session: &mut Session,
+    prompt: &[u32],
+    max_tokens: u32,
+) -> Result<Completion, Box<dyn Error>> {
+    let params = GenerateParams {
+        sampling: SamplingParams::greedy(),
+        max_tokens: Some(max_tokens),
+        ignore_eos: true,
+        ..GenerateParams::default()
+    };
+    Ok(session.generate(prompt, &params, &CancelToken::default(), &mut |_| {})?)
+}
+
+fn prefill_rate(model: &Model, n: usize) -> Result<f64, Box<dyn Error>> {
+    let done = generate(&mut model.session(), &tokens(model, n), 1)?;
+    Ok(per_second(n, done.prompt_time))
+}
+
+fn decode_rate(model: &Model, depth: usize) -> Result<f64, Box<dyn Error>> {
+    let done = generate(&mut model.session(), &tokens(model, depth), DECODE_TOKENS + 1)?;
+    Ok(per_second(DECODE_TOKENS as usize, done.decode_time))
+}
+
+fn per_second(n: usize, time: Duration) -> f64 {
+    n as f64 / time.as_secs_f64()
+}
+
+/// A size of `/proc/self/status`.
+fn status_mb(field: &str) -> Result<f64, Box<dyn Error>> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).ok_or("no such field")?;
+    let kib: f64 = line.split_whitespace().next().ok_or("no figure")?.parse()?;
+    Ok(kib * 1024.0 / 1e6)
+}

@@ -1,0 +1,536 @@
+//! A pass of a program over a batch of rows.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use m40_gguf::{Gguf, TensorType, dequantize};
+use m40_program::{
+    Activation, BufferId, MatrixId, MemoryPlan, Op, Program, Projection as Output, RowSet, VectorId,
+};
+
+use crate::isa::{Isa, UnsupportedIsa};
+use crate::kv::KvCache;
+use crate::matmul::{Activations, Compute, Forms, Matrix, Projection, project_oracle};
+use crate::ops::attention::Attention;
+use crate::ops::rope::Angles;
+use crate::ops::{elementwise, oracle};
+use crate::pool::{ThreadPool, available_threads};
+
+/// Floats that one thread takes at a time in elementwise work.
+const CHUNK_FLOATS: usize = 8192;
+
+/// Which arithmetic a pass uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Numerics {
+    /// Activations quantised to int8 per block for quantised weights; vectors of the best
+    /// instruction set.
+    #[default]
+    Fast,
+    /// Weights dequantised to f32, sums in f64, no vector code: the meaning of each op.
+    Oracle,
+}
+
+/// How to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExecutorOptions {
+    /// Threads, the caller included; all CPUs the process may use when absent.
+    pub threads: Option<usize>,
+    /// Which arithmetic.
+    pub numerics: Numerics,
+    /// Instruction set; the best this CPU has when absent.
+    pub isa: Option<Isa>,
+}
+
+/// One token of a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Id in the vocabulary.
+    pub token: u32,
+    /// Position in its sequence.
+    pub position: usize,
+    /// Index of its sequence's cache among those given with the pass.
+    pub cache: usize,
+    /// Whether its logits are wanted.
+    pub logits: bool,
+}
+
+/// Why a program cannot be run here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PrepareError {
+    /// The file does not hold a tensor of the program: they do not belong together.
+    #[error("tensor {tensor} of the program is not in the file")]
+    MissingTensor {
+        /// Its name.
+        tensor: String,
+    },
+    /// The CPU lacks the instruction set asked for.
+    #[error(transparent)]
+    Isa(#[from] UnsupportedIsa),
+    /// No kernel multiplies with this type.
+    #[error("tensor {tensor} has type {}, which the cpu backend does not run", ty.name())]
+    UnsupportedType {
+        /// Its name.
+        tensor: String,
+        /// Its block format.
+        ty: TensorType,
+    },
+}
+
+/// Runs one program over weights in `B`, typically a memory map.
+pub struct Executor<B> {
+    weights: Weights<B>,
+    numerics: Numerics,
+    compute: Compute,
+    plan: MemoryPlan,
+    /// All buffers, where `plan` puts them.
+    arena: Vec<f32>,
+    /// Products that something is added to or multiplied with.
+    product: Vec<f32>,
+    activations: Activations,
+    /// One per rope table.
+    angles: Vec<Angles>,
+    partials: Vec<f32>,
+}
+
+impl<B> fmt::Debug for Executor<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let model = &self.weights.program.description.name;
+        f.debug_struct("Executor").field("model", model).finish_non_exhaustive()
+    }
+}
+
+/// A program bound to its file.
+struct Weights<B> {
+    program: Arc<Program>,
+    gguf: Arc<Gguf<B>>,
+    /// Index of each matrix's tensor in the file.
+    tensors: Vec<usize>,
+    /// Norm gains and biases as f32.
+    vectors: Vec<Vec<f32>>,
+    /// Of each op, whether it only concerns rows whose logits are wanted.
+    for_logits: Vec<bool>,
+}
+
+impl<B: AsRef<[u8]>> Weights<B> {
+    fn bind(program: Arc<Program>, gguf: Arc<Gguf<B>>) -> Result<Self, PrepareError> {
+        let index = |tensor: &String| {
+            let found = gguf.tensors().iter().position(|info| info.name == *tensor);
+            found.ok_or_else(|| PrepareError::MissingTensor { tensor: tensor.clone() })
+        };
+        let mut tensors = Vec::with_capacity(program.matrices.len());
+        for m in &program.matrices {
+            if !Matrix::supported(m.ty) {
+                let (tensor, ty) = (m.tensor.clone(), m.ty);
+                return Err(PrepareError::UnsupportedType { tensor, ty });
+            }
+            tensors.push(index(&m.tensor)?);
+        }
+        let mut vectors = Vec::with_capacity(program.vectors.len());
+        for v in &program.vectors {
+            let info = &gguf.tensors()[index(&v.tensor)?];
+            let mut all = vec![0.0; info.dims.cols()];
+            dequantize(info.ty, gguf.tensor_data(info), &mut all).map_err(|_| {
+                PrepareError::UnsupportedType { tensor: v.tensor.clone(), ty: info.ty }
+            })?;
+            vectors.push(all[v.first..v.first + v.len].to_vec());
+        }
+        let is_logits = |id: &BufferId| program.buffer(*id).rows == RowSet::Logits;
+        let for_logits = program.ops.iter().map(|op| op.writes().iter().any(is_logits)).collect();
+        Ok(Self { program, gguf, tensors, vectors, for_logits })
+    }
+
+    fn matrix(&self, id: MatrixId) -> Matrix<'_> {
+        let m = self.program.matrix(id);
+        let info = &self.gguf.tensors()[self.tensors[id.0 as usize]];
+        let row = m.cols / m.ty.block_len() * m.ty.block_bytes();
+        let data = &self.gguf.tensor_data(info)[m.first_row * row..(m.first_row + m.rows) * row];
+        Matrix { ty: m.ty, rows: m.rows, cols: m.cols, data }
+    }
+
+    fn vector(&self, id: VectorId) -> &[f32] {
+        &self.vectors[id.0 as usize]
+    }
+}
+
+/// Rows and caches of the running pass.
+struct Pass<'a, 'c> {
+    rows: &'a [Row],
+    logit_rows: usize,
+    caches: &'a mut [&'c mut KvCache],
+}
+
+impl<B: AsRef<[u8]>> Executor<B> {
+    /// Binds a program to the file it was built from.
+    ///
+    /// # Errors
+    /// [`PrepareError`] when the file does not hold what the program names.
+    pub fn new(
+        program: Arc<Program>,
+        gguf: Arc<Gguf<B>>,
+        options: ExecutorOptions,
+    ) -> Result<Self, PrepareError> {
+        let threads = options.threads.unwrap_or_else(available_threads);
+        let isa = options.isa.unwrap_or_else(Isa::detect);
+        let compute = Compute::new(ThreadPool::new(threads), isa)?;
+        let angles = program.ropes.iter().map(|_| Angles::default()).collect();
+        Ok(Self {
+            plan: MemoryPlan::new(&program, 1, 1),
+            weights: Weights::bind(program, gguf)?,
+            numerics: options.numerics,
+            compute,
+            arena: vec![],
+            product: vec![],
+            activations: Activations::new(),
+            angles,
+            partials: vec![],
+        })
+    }
+
+    /// Threads a pass runs on.
+    pub fn threads(&self) -> usize {
+        self.compute.pool().threads()
+    }
+
+    /// Instruction set of the fast paths.
+    pub fn isa(&self) -> Isa {
+        self.compute.isa()
+    }
+
+    /// The program it runs.
+    pub fn program(&self) -> &Program {
+        &self.weights.program
+    }
+
+    /// An empty cache for one sequence of at most `context` tokens.
+    pub fn cache(&self, context: usize) -> KvCache {
+        KvCache::new(&self.weights.program.kv, context)
+    }
+
+    /// Runs the program over `rows` and returns the logits, `[logit_rows, vocab] f32`, of the rows
+    /// that want them, in order. Keys and values are stored in `caches`; rows of one sequence must
+    /// follow each other by position, each cache already holding all positions before.
+    ///
+    /// # Panics
+    /// If a token is outside the vocabulary, a position outside its cache's context, or a cache
+    /// index outside `caches`; sessions check what comes from users.
+    pub fn forward(&mut self, rows: &[Row], caches: &mut [&mut KvCache]) -> &mut [f32] {
+        self.run(rows, caches, None)
+    }
+
+    /// As [`forward`](Self::forward), showing each op's outputs, `[rows, width]` each, as soon as
+    /// they are computed.
+    pub fn forward_observed(
+        &mut self,
+        rows: &[Row],
+        caches: &mut [&mut KvCache],
+        observe: &mut dyn FnMut(usize, &Op, &[f32]),
+    ) -> &mut [f32] {
+        self.run(rows, caches, Some(observe))
+    }
+
+    fn run(
+        &mut self,
+        rows: &[Row],
+        caches: &mut [&mut KvCache],
+        mut observe: Option<&mut dyn FnMut(usize, &Op, &[f32])>,
+    ) -> &mut [f32] {
+        let logit_rows = rows.iter().filter(|row| row.logits).count();
+        self.reserve(rows.len(), logit_rows);
+        for row in rows {
+            caches[row.cache].grow(row.position + 1);
+        }
+        let program = Arc::clone(&self.weights.program);
+        for (angles, table) in self.angles.iter_mut().zip(&program.ropes) {
+            let positions = rows.iter().map(|row| row.position as u32);
+            angles.fill(table, positions);
+        }
+        let mut pass = Pass { rows, logit_rows, caches };
+        for (index, op) in program.ops.iter().enumerate() {
+            if logit_rows == 0 && self.weights.for_logits[index] {
+                continue;
+            }
+            self.op(op, &mut pass);
+            if let Some(observe) = &mut observe {
+                for id in op.writes() {
+                    observe(index, op, &self.arena[self.range(id, &pass)]);
+                }
+            }
+        }
+        let logits = self.range(program.logits, &pass);
+        &mut self.arena[logits]
+    }
+
+    /// Makes the arena large enough; it never shrinks.
+    fn reserve(&mut self, rows: usize, logit_rows: usize) {
+        if rows > self.plan.rows || logit_rows > self.plan.logit_rows || self.arena.is_empty() {
+            let (rows, logit_rows) =
+                (rows.max(self.plan.rows), logit_rows.max(self.plan.logit_rows));
+            self.plan = MemoryPlan::new(&self.weights.program, rows, logit_rows);
+            self.arena = vec![0.0; self.plan.floats];
+        }
+    }
+
+    /// Where a buffer's rows of this pass lie in the arena.
+    fn range(&self, id: BufferId, pass: &Pass<'_, '_>) -> Range<usize> {
+        let buffer = self.weights.program.buffer(id);
+        let rows = match buffer.rows {
+            RowSet::All => pass.rows.len(),
+            RowSet::Logits => pass.logit_rows,
+        };
+        let start = self.plan.offset(id);
+        start..start + rows * buffer.width
+    }
+
+    fn op(&mut self, op: &Op, pass: &mut Pass<'_, '_>) {
+        match op {
+            Op::Embed { table, scale, out } => self.embed(*table, *scale, *out, pass),
+            Op::Gather { x, out } => self.gather(*x, *out, pass),
+            Op::RmsNorm { x, weight, eps, residual, out } => {
+                self.rms_norm(*x, *weight, *eps, *residual, *out, pass);
+            }
+            Op::Project { x, outputs } => self.project(*x, outputs, pass),
+            Op::GatedProject { x, gate, up, activation, out } => {
+                self.gated_project(*x, [*gate, *up], *activation, *out, pass);
+            }
+            Op::HeadNorm { x, weight, eps, .. } => self.head_norm(*x, *weight, *eps, pass),
+            Op::Rope { x, heads, table } => {
+                let range = self.range(*x, pass);
+                let width = self.weights.program.buffer(*x).width;
+                let (angles, table) =
+                    (&self.angles[usize::from(table.0)], self.weights.program.rope(*table));
+                let rows = rows_per_chunk(width);
+                self.compute.pool().for_each_chunk(&mut self.arena[range], rows * width, |i, x| {
+                    angles.rotate(table, x, *heads, i * rows, width);
+                });
+            }
+            Op::KvAppend { layer, k, v } => self.kv_append(usize::from(*layer), *k, *v, pass),
+            Op::Attention { layer, q, out, shape } => {
+                let ranges = [self.range(*q, pass), self.range(*out, pass)];
+                let [q, out] = disjoint(&mut self.arena, ranges);
+                if self.numerics == Numerics::Oracle {
+                    let rows = q
+                        .chunks_exact(shape.heads * shape.key_dim)
+                        .zip(out.chunks_exact_mut(shape.heads * shape.value_dim));
+                    for (row, (q, out)) in pass.rows.iter().zip(rows) {
+                        let cache = &pass.caches[row.cache];
+                        oracle::attention(shape, cache, usize::from(*layer), row.position, q, out);
+                    }
+                    return;
+                }
+                let attention = Attention {
+                    isa: self.compute.isa(),
+                    shape,
+                    layer: usize::from(*layer),
+                    rows: pass.rows,
+                    caches: pass.caches,
+                };
+                attention.run(self.compute.pool(), q, out, &mut self.partials);
+            }
+            Op::Softcap { x, cap } => {
+                let (range, isa, numerics) =
+                    (self.range(*x, pass), self.compute.isa(), self.numerics);
+                self.compute.pool().for_each_chunk(&mut self.arena[range], CHUNK_FLOATS, |_, x| {
+                    match numerics {
+                        Numerics::Fast => elementwise::softcap(isa, x, *cap),
+                        Numerics::Oracle => oracle::softcap(x, *cap),
+                    }
+                });
+            }
+        }
+    }
+
+    fn embed(&mut self, table: MatrixId, scale: f32, out: BufferId, pass: &Pass<'_, '_>) {
+        let range = self.range(out, pass);
+        let table = self.weights.matrix(table);
+        let row_bytes = table.data.len() / table.rows;
+        for (row, out) in pass.rows.iter().zip(self.arena[range].chunks_exact_mut(table.cols)) {
+            let blocks = &table.data[row.token as usize * row_bytes..][..row_bytes];
+            dequantize(table.ty, blocks, out).expect("supported types dequantise whole rows");
+            out.iter_mut().for_each(|x| *x *= scale);
+        }
+    }
+
+    fn gather(&mut self, x: BufferId, out: BufferId, pass: &Pass<'_, '_>) {
+        let width = self.weights.program.buffer(x).width;
+        let ranges = [self.range(x, pass), self.range(out, pass)];
+        let [x, out] = disjoint(&mut self.arena, ranges);
+        let wanted = x.chunks_exact(width).zip(pass.rows).filter(|(_, row)| row.logits);
+        for (out, (x, _)) in out.chunks_exact_mut(width).zip(wanted) {
+            out.copy_from_slice(x);
+        }
+    }
+
+    fn rms_norm(
+        &mut self,
+        x: BufferId,
+        weight: VectorId,
+        eps: f32,
+        residual: Option<BufferId>,
+        out: BufferId,
+        pass: &Pass<'_, '_>,
+    ) {
+        if x == out {
+            return self.head_norm(x, weight, eps, pass);
+        }
+        let ranges = [self.range(x, pass), self.range(out, pass)];
+        if let Some(residual) = residual.filter(|r| *r != out) {
+            let from = self.range(residual, pass);
+            self.arena.copy_within(from, ranges[1].start);
+        }
+        let [x, out] = disjoint(&mut self.arena, ranges);
+        let (weight, isa, numerics) =
+            (self.weights.vector(weight), self.compute.isa(), self.numerics);
+        let len = rows_per_chunk(weight.len()) * weight.len();
+        self.compute.pool().for_each_chunk(out, len, |i, out| {
+            let x = &x[i * len..][..out.len()];
+            match numerics {
+                Numerics::Fast => {
+                    elementwise::rms_norm(isa, x, weight, eps, residual.is_some(), out);
+                }
+                Numerics::Oracle => oracle::rms_norm(x, weight, eps, residual.is_some(), out),
+            }
+        });
+    }
+
+    /// RMS norm in place of every `weight.len()` floats.
+    fn head_norm(&mut self, x: BufferId, weight: VectorId, eps: f32, pass: &Pass<'_, '_>) {
+        let range = self.range(x, pass);
+        let (weight, isa, numerics) =
+            (self.weights.vector(weight), self.compute.isa(), self.numerics);
+        let len = rows_per_chunk(weight.len()) * weight.len();
+        self.compute.pool().for_each_chunk(&mut self.arena[range], len, |_, x| match numerics {
+            Numerics::Fast => elementwise::rms_norm_in_place(isa, x, weight, eps),
+            Numerics::Oracle => {
+                let plain = x.to_vec();
+                oracle::rms_norm(&plain, weight, eps, false, x);
+            }
+        });
+    }
+
+    fn kv_append(&mut self, layer: usize, k: BufferId, v: BufferId, pass: &mut Pass<'_, '_>) {
+        let program = &self.weights.program;
+        let (k_width, v_width) = (program.buffer(k).width, program.buffer(v).width);
+        let k = self.arena[self.range(k, pass)].chunks_exact(k_width);
+        let v = self.arena[self.range(v, pass)].chunks_exact(v_width);
+        for ((row, k), v) in pass.rows.iter().zip(k).zip(v) {
+            pass.caches[row.cache].store(layer, row.position, k, v);
+        }
+    }
+
+    fn project(&mut self, x: BufferId, outputs: &[Output], pass: &Pass<'_, '_>) {
+        self.activate(x, outputs.iter().map(|o| o.weight), pass);
+        if outputs.iter().any(|o| o.residual.is_some()) {
+            outputs.iter().for_each(|output| self.project_and_add(output, pass));
+            return;
+        }
+        for outputs in outputs.chunks(3) {
+            match outputs {
+                [a, b, c] => self.project_into([a, b, c], pass),
+                [a, b] => self.project_into([a, b], pass),
+                _ => outputs.iter().for_each(|a| self.project_into([a], pass)),
+            }
+        }
+    }
+
+    /// Prepares the input of products with `weights`.
+    fn activate(
+        &mut self,
+        x: BufferId,
+        weights: impl Iterator<Item = MatrixId>,
+        pass: &Pass<'_, '_>,
+    ) {
+        let program = &self.weights.program;
+        let forms = match self.numerics {
+            Numerics::Fast => Forms::of(weights.map(|id| program.matrix(id).ty)),
+            Numerics::Oracle => Forms { quantised: false, float: true },
+        };
+        let width = program.buffer(x).width;
+        let x = &self.arena[self.range(x, pass)];
+        self.activations.prepare(&self.compute, x, x.len() / width, width, forms);
+    }
+
+    /// Products straight into their buffers.
+    fn project_into<const N: usize>(&mut self, outputs: [&Output; N], pass: &Pass<'_, '_>) {
+        let ranges = outputs.map(|o| self.range(o.out, pass));
+        let mut outs = disjoint(&mut self.arena, ranges).into_iter();
+        let mut projections = outputs.map(|o| Projection {
+            weight: self.weights.matrix(o.weight),
+            out: outs.next().expect("one buffer per output"),
+        });
+        multiply(self.numerics, &self.compute, &self.activations, &mut projections);
+        for (projection, output) in projections.iter_mut().zip(outputs) {
+            if let Some(bias) = output.bias {
+                elementwise::add(projection.out, self.weights.vector(bias));
+            }
+        }
+    }
+
+    /// A product added to its residual, or to nothing.
+    fn project_and_add(&mut self, output: &Output, pass: &Pass<'_, '_>) {
+        let range = self.range(output.out, pass);
+        match output.residual.map(|residual| self.range(residual, pass)) {
+            Some(residual) if residual == range => {}
+            Some(residual) => self.arena.copy_within(residual, range.start),
+            None => self.arena[range.clone()].fill(0.0),
+        }
+        self.product.resize(range.len(), 0.0);
+        let weight = self.weights.matrix(output.weight);
+        let mut projections = [Projection { weight, out: &mut self.product }];
+        multiply(self.numerics, &self.compute, &self.activations, &mut projections);
+        let out = &mut self.arena[range];
+        elementwise::add(out, &self.product);
+        if let Some(bias) = output.bias {
+            elementwise::add(out, self.weights.vector(bias));
+        }
+    }
+
+    fn gated_project(
+        &mut self,
+        x: BufferId,
+        weights: [MatrixId; 2],
+        activation: Activation,
+        out: BufferId,
+        pass: &Pass<'_, '_>,
+    ) {
+        self.activate(x, weights.into_iter(), pass);
+        let range = self.range(out, pass);
+        self.product.resize(range.len(), 0.0);
+        let [gate, up] = weights.map(|id| self.weights.matrix(id));
+        let out = &mut self.arena[range];
+        let mut projections =
+            [Projection { weight: gate, out }, Projection { weight: up, out: &mut self.product }];
+        multiply(self.numerics, &self.compute, &self.activations, &mut projections);
+        let [gate, up] = projections.map(|p| p.out);
+        let (isa, numerics) = (self.compute.isa(), self.numerics);
+        self.compute.pool().for_each_chunk(gate, CHUNK_FLOATS, |i, gate| {
+            let up = &up[i * CHUNK_FLOATS..][..gate.len()];
+            match numerics {
+                Numerics::Fast => elementwise::gate(isa, activation, gate, up),
+                Numerics::Oracle => oracle::gate(activation, gate, up),
+            }
+        });
+    }
+}
+
+fn multiply(
+    numerics: Numerics,
+    compute: &Compute,
+    activations: &Activations,
+    projections: &mut [Projection<'_>],
+) {
+    match numerics {
+        Numerics::Fast => compute.project(activations, projections),
+        Numerics::Oracle => project_oracle(compute.pool(), activations, projections),
+    }
+}
+
+/// Whole rows that make up about [`CHUNK_FLOATS`].
+fn rows_per_chunk(width: usize) -> usize {
+    (CHUNK_FLOATS / width).max(1)
+}
+
+/// Buffers that live at the same time never overlap: the plan is checked by its own tests.
+fn disjoint<const N: usize>(arena: &mut [f32], ranges: [Range<usize>; N]) -> [&mut [f32]; N] {
+    arena.get_disjoint_mut(ranges).expect("live buffers do not overlap")
+}

@@ -1,0 +1,137 @@
+//! What is asked of a generation, what it yields, and how it ends.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use m40_sched::sampler::{ParamError, SamplingParams};
+
+/// What to generate and when to stop.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GenerateParams {
+    /// How each token is chosen.
+    pub sampling: SamplingParams,
+    /// Most tokens to generate; as many as the context holds when absent.
+    pub max_tokens: Option<u32>,
+    /// Texts that end the generation; they are not part of the output.
+    pub stop: Vec<String>,
+    /// Tokens that end the generation, besides the model's own end-of-generation tokens.
+    pub stop_tokens: Vec<u32>,
+    /// Report the log-probability of each token, and of this many of the likeliest ones.
+    pub logprobs: Option<u32>,
+    /// Go on past end-of-generation tokens (benchmarks).
+    pub ignore_eos: bool,
+}
+
+/// Log-probability of a generated token under the model's plain distribution: before penalties,
+/// biases, filters and temperature.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprob {
+    /// The token.
+    pub id: u32,
+    /// Its bytes, which need not be whole UTF-8 characters.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// The likeliest tokens, likeliest first: id, bytes, log-probability.
+    pub top: Vec<(u32, Vec<u8>, f32)>,
+}
+
+/// A piece of output.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Chunk {
+    /// Whole characters; empty when only log-probabilities are reported.
+    pub text: String,
+    /// One per token since the last chunk, if asked for.
+    pub logprobs: Vec<TokenLogprob>,
+}
+
+/// Why a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended its turn, or a stop text or token came.
+    Stop,
+    /// `max_tokens` or the end of the context was reached.
+    Length,
+    /// The caller cancelled.
+    Cancelled,
+}
+
+/// How a generation went.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Completion {
+    /// Why it ended.
+    pub finish: FinishReason,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// Tokens of the prompt that the session already held.
+    pub cached_tokens: u32,
+    /// Tokens generated, the end-of-generation token not counted.
+    pub completion_tokens: u32,
+    /// From the start to the first token.
+    pub prompt_time: Duration,
+    /// From the first token to the last.
+    pub decode_time: Duration,
+}
+
+/// Ends a generation from another thread, between two tokens or two pieces of a long prompt.
+#[derive(Clone, Debug, Default)]
+pub struct CancelToken(Arc<AtomicBool>);
+
+impl CancelToken {
+    /// A token that nobody has cancelled.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Asks the generation to end.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether somebody asked.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Why nothing is generated.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum GenerateError {
+    /// The model has nothing to continue from.
+    #[error("the prompt is empty: give at least one token")]
+    EmptyPrompt,
+    /// The prompt leaves no room for an answer.
+    #[error(
+        "the prompt has {prompt_tokens} tokens, the context holds {context} including the answer: \
+         shorten the prompt or load the model with a larger context"
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt_tokens: usize,
+        /// Tokens of context.
+        context: u32,
+    },
+    /// A token id that the vocabulary does not have.
+    #[error("token {token} is outside the vocabulary of {vocab}")]
+    UnknownToken {
+        /// The id.
+        token: u32,
+        /// Size of the vocabulary.
+        vocab: u32,
+    },
+    /// A sampling parameter out of its range.
+    #[error(transparent)]
+    Sampling(#[from] ParamError),
+    /// More log-probabilities than are served.
+    #[error("{asked} log-probabilities per token asked for, at most {max} are given")]
+    TooManyLogprobs {
+        /// Asked for.
+        asked: u32,
+        /// Given at most.
+        max: u32,
+    },
+    /// Every token was banned, or the model's output was not a number.
+    #[error("no token can be chosen: all are banned or the logits are not numbers")]
+    NoToken,
+}

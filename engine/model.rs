@@ -1,0 +1,345 @@
+//! Opening a model file and what is known of it.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use m40_cpu::{Executor, ExecutorOptions, Isa, Numerics, PrepareError, available_threads};
+use m40_gguf::{Gguf, GgufError, TensorType, split};
+use m40_program::{BuildError, BuildOptions, Program, build};
+use m40_tokenizer::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
+use memmap2::Mmap;
+
+use crate::mapping;
+use crate::session::Session;
+
+/// Context served when the caller names none: enough for chat, small enough for its KV cache.
+const DEFAULT_CONTEXT: u32 = 8192;
+
+/// How to run models.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// CPU threads; all the process may use when absent.
+    pub threads: Option<usize>,
+    /// Which arithmetic.
+    pub numerics: Numerics,
+}
+
+/// Loads models on one backend.
+#[derive(Clone, Copy, Debug)]
+pub struct Engine {
+    threads: usize,
+    numerics: Numerics,
+}
+
+/// How to load one model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModelOptions {
+    /// Tokens of context; the trained context, at most 8192, when absent.
+    pub context: Option<u32>,
+    /// Chat template to use instead of the file's.
+    pub chat_template: Option<String>,
+}
+
+/// What is known of a loaded model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelInfo {
+    /// `general.name`, or empty.
+    pub name: String,
+    /// `general.architecture`.
+    pub architecture: String,
+    /// Weights, counted one by one.
+    pub parameters: u64,
+    /// Block format that holds most of the weights' bytes, as `Q4_1`.
+    pub quantization: String,
+    /// Bytes of weights in the file.
+    pub weight_bytes: u64,
+    /// Tokens of context served.
+    pub context: u32,
+    /// Tokens of context trained for.
+    pub context_trained: u32,
+    /// Transformer blocks.
+    pub layers: u32,
+    /// Tokens of the vocabulary.
+    pub vocab: u32,
+    /// Bytes of KV cache per token of context.
+    pub kv_bytes_per_token: u64,
+}
+
+/// Why a model cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// No such file.
+    #[error("model file {} does not exist", path.display())]
+    NotFound {
+        /// The path tried.
+        path: PathBuf,
+    },
+    /// The file cannot be read or mapped.
+    #[error("cannot read model file {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The file is not a valid GGUF.
+    #[error("model file {} is not usable: {source}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: GgufError,
+    },
+    /// The model's architecture or a variant of it is not supported.
+    #[error("cannot run model {}: {source}", path.display())]
+    Build {
+        /// The file.
+        path: PathBuf,
+        /// What is missing or unknown.
+        source: BuildError,
+    },
+    /// A weight's type is not supported by the backend.
+    #[error("cannot run model {}: {source}", path.display())]
+    Prepare {
+        /// The file.
+        path: PathBuf,
+        /// Which weight.
+        source: PrepareError,
+    },
+    /// The tokenizer in the file is not usable.
+    #[error("cannot use the tokenizer of {}: {source}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: TokenizerError,
+    },
+    /// The vocabulary and the embeddings have different sizes.
+    #[error(
+        "model file {} has {embeddings} embeddings for a vocabulary of {vocab} tokens",
+        path.display()
+    )]
+    Vocabulary {
+        /// The file.
+        path: PathBuf,
+        /// Rows of the embedding table.
+        embeddings: usize,
+        /// Tokens of the tokenizer.
+        vocab: usize,
+    },
+    /// The chat template does not parse.
+    #[error("cannot use the chat template of {}: {source}", path.display())]
+    Template {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: TemplateError,
+    },
+    /// The asked context is not one the model can serve.
+    #[error(
+        "a context of {asked} tokens was asked of {}: it serves 1 to {trained}",
+        path.display()
+    )]
+    Context {
+        /// The file.
+        path: PathBuf,
+        /// Asked for.
+        asked: u32,
+        /// Trained context.
+        trained: u32,
+    },
+}
+
+impl Engine {
+    /// An engine on the CPU backend.
+    pub fn new(options: EngineOptions) -> Self {
+        let threads = options.threads.unwrap_or_else(available_threads).max(1);
+        Self { threads, numerics: options.numerics }
+    }
+
+    /// What models run on, for people: `cpu, 2 threads, avx512-vnni`.
+    pub fn device(&self) -> String {
+        let arithmetic = match self.numerics {
+            Numerics::Fast => Isa::detect().to_string(),
+            Numerics::Oracle => "oracle".into(),
+        };
+        let plural = if self.threads == 1 { "" } else { "s" };
+        format!("cpu, {} thread{plural}, {arithmetic}", self.threads)
+    }
+
+    /// Opens a model. Of a split model, any of its files may be named. A `tokenizer.json` beside
+    /// the file is used if the file itself holds no tokenizer.
+    ///
+    /// # Errors
+    /// See [`LoadError`]; each names the file and what to do about it.
+    pub fn load(&self, path: &Path, options: &ModelOptions) -> Result<Model, LoadError> {
+        let gguf = open(path)?;
+        let program = self.program(path, &gguf, options)?;
+        let tokenizer = tokenizer(path, &gguf)?;
+        if tokenizer.vocab_size() > program.description.vocab {
+            return Err(LoadError::Vocabulary {
+                path: path.into(),
+                embeddings: program.description.vocab,
+                vocab: tokenizer.vocab_size(),
+            });
+        }
+        let template = chat_template(path, &gguf, &tokenizer, options)?;
+        let context = served_context(&program, options);
+        let info = describe(&gguf, &program, context);
+        let executor_options =
+            ExecutorOptions { threads: Some(self.threads), numerics: self.numerics, isa: None };
+        let executor = Executor::new(Arc::new(program), Arc::new(gguf), executor_options)
+            .map_err(|source| LoadError::Prepare { path: path.into(), source })?;
+        let executor = Mutex::new(executor);
+        Ok(Model(Arc::new(Inner { info, tokenizer, template, executor })))
+    }
+
+    fn program(
+        &self,
+        path: &Path,
+        gguf: &Gguf<Mmap>,
+        options: &ModelOptions,
+    ) -> Result<Program, LoadError> {
+        let build = |context| {
+            build(gguf, BuildOptions { context })
+                .map_err(|source| LoadError::Build { path: path.into(), source })
+        };
+        let program = build(options.context)?;
+        let trained = program.description.context;
+        match options.context {
+            Some(asked) if asked == 0 || asked > trained => {
+                Err(LoadError::Context { path: path.into(), asked, trained })
+            }
+            Some(_) => Ok(program),
+            None if trained > DEFAULT_CONTEXT => build(Some(DEFAULT_CONTEXT)),
+            None => Ok(program),
+        }
+    }
+}
+
+fn served_context(program: &Program, options: &ModelOptions) -> u32 {
+    options.context.unwrap_or(program.description.context.min(DEFAULT_CONTEXT))
+}
+
+fn open(path: &Path) -> Result<Gguf<Mmap>, LoadError> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let files = match split::shard_names(name) {
+        Some(names) => names.into_iter().map(|name| path.with_file_name(name)).collect(),
+        None => vec![path.to_owned()],
+    };
+    let maps = files.into_iter().map(|path| {
+        mapping::map(&path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => LoadError::NotFound { path },
+            _ => LoadError::Io { path, source },
+        })
+    });
+    let maps = maps.collect::<Result<Vec<_>, _>>()?;
+    Gguf::parse_shards(maps).map_err(|source| LoadError::Gguf { path: path.into(), source })
+}
+
+fn tokenizer(path: &Path, gguf: &Gguf<Mmap>) -> Result<Tokenizer, LoadError> {
+    let beside = path.with_file_name("tokenizer.json");
+    let made = if gguf.get("tokenizer.ggml.model").is_none() && beside.is_file() {
+        let json = std::fs::read(&beside)
+            .map_err(|source| LoadError::Io { path: beside.clone(), source })?;
+        Tokenizer::from_json(&json, gguf)
+    } else {
+        Tokenizer::from_gguf(gguf)
+    };
+    made.map_err(|source| LoadError::Tokenizer { path: path.into(), source })
+}
+
+fn chat_template(
+    path: &Path,
+    gguf: &Gguf<Mmap>,
+    tokenizer: &Tokenizer,
+    options: &ModelOptions,
+) -> Result<ChatTemplate, LoadError> {
+    let text = |id: Option<u32>| id.map(|id| tokenizer.decode(&[id], true)).unwrap_or_default();
+    let made = match &options.chat_template {
+        Some(source) => ChatTemplate::new(source, &text(tokenizer.bos()), &text(tokenizer.eos())),
+        None => ChatTemplate::from_gguf(gguf, tokenizer),
+    };
+    made.map_err(|source| LoadError::Template { path: path.into(), source })
+}
+
+fn describe(gguf: &Gguf<Mmap>, program: &Program, context: u32) -> ModelInfo {
+    let weights = |info: &m40_gguf::TensorInfo| (info.dims.rows() * info.dims.cols()) as u64;
+    let bytes = |info: &m40_gguf::TensorInfo| gguf.tensor_data(info).len() as u64;
+    let mut by_type: Vec<(TensorType, u64)> = vec![];
+    for info in gguf.tensors() {
+        match by_type.iter_mut().find(|(ty, _)| *ty == info.ty) {
+            Some((_, sum)) => *sum += weights(info),
+            None => by_type.push((info.ty, weights(info))),
+        }
+    }
+    // Embeddings are often kept in a wider type; the type of most other weights names the file.
+    let embedding = gguf.tensor_info("token_embd.weight");
+    if let Some(info) = embedding
+        && by_type.len() > 1
+        && let Some((_, sum)) = by_type.iter_mut().find(|(ty, _)| *ty == info.ty)
+    {
+        *sum -= weights(info);
+    }
+    let main = by_type.iter().max_by_key(|(_, sum)| *sum).map_or("none", |(ty, _)| ty.name());
+    ModelInfo {
+        name: program.description.name.clone(),
+        architecture: program.description.architecture.clone(),
+        parameters: gguf.tensors().iter().map(weights).sum(),
+        quantization: main.to_owned(),
+        weight_bytes: gguf.tensors().iter().map(bytes).sum(),
+        context,
+        context_trained: program.description.context,
+        layers: program.description.layers as u32,
+        vocab: program.description.vocab as u32,
+        kv_bytes_per_token: program.kv_elements_per_token() as u64 * 2,
+    }
+}
+
+/// A loaded model. Clones are handles to the same one; it is unloaded with the last of them and
+/// of its sessions.
+#[derive(Clone)]
+pub struct Model(Arc<Inner>);
+
+struct Inner {
+    info: ModelInfo,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    executor: Mutex<Executor<Mmap>>,
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model").field("info", &self.0.info).finish_non_exhaustive()
+    }
+}
+
+impl Model {
+    /// What is known of it.
+    pub fn info(&self) -> &ModelInfo {
+        &self.0.info
+    }
+
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.0.tokenizer
+    }
+
+    /// Its chat template.
+    pub fn chat_template(&self) -> &ChatTemplate {
+        &self.0.template
+    }
+
+    /// A new conversation.
+    pub fn session(&self) -> Session {
+        Session::new(self.clone())
+    }
+
+    /// The executor, one pass at a time. A pass that panicked leaves only scratch behind, which the
+    /// next one overwrites.
+    pub(crate) fn executor(&self) -> MutexGuard<'_, Executor<Mmap>> {
+        self.0.executor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

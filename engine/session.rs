@@ -1,0 +1,266 @@
+//! One conversation: its tokens, its KV cache, and generation.
+
+use std::time::{Duration, Instant};
+
+use m40_cpu::{KvCache, Row};
+use m40_sched::sampler::{Sampler, top_logprobs};
+use m40_tokenizer::Detokenizer;
+
+use crate::generate::{
+    CancelToken, Chunk, Completion, FinishReason, GenerateError, GenerateParams, TokenLogprob,
+};
+use crate::model::Model;
+use crate::stop::{Matched, StopMatcher};
+
+/// Tokens of a prompt computed in one pass: enough to amortise unpacking weights, few enough that
+/// cancelling is prompt.
+const PREFILL_ROWS: usize = 512;
+
+/// Most alternatives reported per token, as in OpenAI's API.
+const MAX_TOP_LOGPROBS: u32 = 20;
+
+/// A conversation with one model.
+#[derive(Debug)]
+pub struct Session {
+    model: Model,
+    cache: KvCache,
+    /// Tokens whose keys and values the cache holds.
+    tokens: Vec<u32>,
+}
+
+impl Session {
+    pub(crate) fn new(model: Model) -> Self {
+        let cache = model.executor().cache(model.info().context as usize);
+        Self { model, cache, tokens: vec![] }
+    }
+
+    /// Tokens held: the last prompt and what was generated from it.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Bytes of KV cache in use.
+    pub fn kv_bytes(&self) -> usize {
+        self.cache.bytes()
+    }
+
+    /// Continues `prompt`, calling `on_chunk` for every piece of output as soon as it is sure to be
+    /// part of it. Blocks until the end; what the prompt shares with [`Self::tokens`] is not
+    /// computed again.
+    ///
+    /// # Errors
+    /// See [`GenerateError`]. All but [`GenerateError::NoToken`] are found before anything is
+    /// computed.
+    pub fn generate(
+        &mut self,
+        prompt: &[u32],
+        params: &GenerateParams,
+        cancel: &CancelToken,
+        on_chunk: &mut dyn FnMut(Chunk),
+    ) -> Result<Completion, GenerateError> {
+        self.check(prompt, params)?;
+        let start = Instant::now();
+        let cached = self.keep_prefix(prompt);
+        let mut run = Run::new(self.model.clone(), prompt, params, on_chunk);
+        let mut finish = FinishReason::Cancelled;
+        let mut first = None;
+        let mut pending = &prompt[cached..];
+        let mut next;
+        while !cancel.is_cancelled() {
+            let (now, later) = pending.split_at(pending.len().min(PREFILL_ROWS));
+            let token = self.pass(now, later.is_empty(), &mut run)?;
+            pending = later;
+            let Some(token) = token else { continue };
+            first.get_or_insert_with(|| start.elapsed());
+            if let Some(reason) = run.take(token, self.room()) {
+                finish = reason;
+                break;
+            }
+            next = [token];
+            pending = &next;
+        }
+        run.finish();
+        let prompt_time = first.unwrap_or_else(|| start.elapsed());
+        Ok(Completion {
+            finish,
+            prompt_tokens: prompt.len() as u32,
+            cached_tokens: cached as u32,
+            completion_tokens: run.generated,
+            prompt_time,
+            decode_time: if first.is_some() {
+                start.elapsed() - prompt_time
+            } else {
+                Duration::ZERO
+            },
+        })
+    }
+
+    fn check(&self, prompt: &[u32], params: &GenerateParams) -> Result<(), GenerateError> {
+        params.sampling.validate()?;
+        let info = self.model.info();
+        if prompt.is_empty() {
+            return Err(GenerateError::EmptyPrompt);
+        }
+        if prompt.len() >= info.context as usize {
+            let prompt_tokens = prompt.len();
+            return Err(GenerateError::PromptTooLong { prompt_tokens, context: info.context });
+        }
+        if let Some(&token) = prompt.iter().find(|id| **id >= info.vocab) {
+            return Err(GenerateError::UnknownToken { token, vocab: info.vocab });
+        }
+        match params.logprobs {
+            Some(asked) if asked > MAX_TOP_LOGPROBS => {
+                Err(GenerateError::TooManyLogprobs { asked, max: MAX_TOP_LOGPROBS })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Forgets what `prompt` does not begin with; returns how many of its tokens remain. At least
+    /// the last token is computed again, for its logits.
+    fn keep_prefix(&mut self, prompt: &[u32]) -> usize {
+        let shared = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let kept = shared.min(prompt.len() - 1);
+        self.tokens.truncate(kept);
+        self.cache.truncate(kept);
+        kept
+    }
+
+    /// Tokens that still fit the context.
+    fn room(&self) -> usize {
+        self.cache.context() - self.tokens.len()
+    }
+
+    /// Computes `tokens`; samples the next one if they end what is known so far.
+    fn pass(
+        &mut self,
+        tokens: &[u32],
+        sample: bool,
+        run: &mut Run<'_>,
+    ) -> Result<Option<u32>, GenerateError> {
+        let base = self.tokens.len();
+        let last = base + tokens.len() - 1;
+        run.rows.clear();
+        run.rows.extend((base..).zip(tokens).map(|(position, &token)| Row {
+            token,
+            position,
+            cache: 0,
+            logits: sample && position == last,
+        }));
+        let mut executor = self.model.executor();
+        let logits = executor.forward(&run.rows, &mut [&mut self.cache]);
+        self.tokens.extend_from_slice(tokens);
+        if sample { run.sample(logits).map(Some) } else { Ok(None) }
+    }
+}
+
+/// The state of one generation.
+struct Run<'a> {
+    model: Model,
+    params: &'a GenerateParams,
+    on_chunk: &'a mut dyn FnMut(Chunk),
+    sampler: Sampler,
+    detokenizer: Detokenizer,
+    stop: Option<StopMatcher<'a>>,
+    rows: Vec<Row>,
+    logprobs: Vec<TokenLogprob>,
+    generated: u32,
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        model: Model,
+        prompt: &[u32],
+        params: &'a GenerateParams,
+        on_chunk: &'a mut dyn FnMut(Chunk),
+    ) -> Self {
+        let seed = params.sampling.seed.unwrap_or_else(fresh_seed);
+        let vocab = model.info().vocab as usize;
+        let mut sampler = Sampler::new(params.sampling.clone(), seed, vocab);
+        prompt.iter().for_each(|id| sampler.accept(*id));
+        Self {
+            model,
+            params,
+            on_chunk,
+            sampler,
+            detokenizer: Detokenizer::new(true),
+            stop: Some(StopMatcher::new(&params.stop)),
+            rows: vec![],
+            logprobs: vec![],
+            generated: 0,
+        }
+    }
+
+    fn sample(&mut self, logits: &mut [f32]) -> Result<u32, GenerateError> {
+        let sampled = self.sampler.sample(logits);
+        if sampled.probability == 0.0 {
+            return Err(GenerateError::NoToken);
+        }
+        self.sampler.accept(sampled.id);
+        if let Some(n) = self.params.logprobs {
+            let (logprob, top) = top_logprobs(logits, n as usize, sampled.id);
+            let tokenizer = self.model.tokenizer();
+            let bytes = |id| tokenizer.token_bytes(id).map(|b| b.to_vec()).unwrap_or_default();
+            let top = top.into_iter().map(|(id, logprob)| (id, bytes(id), logprob)).collect();
+            let bytes = bytes(sampled.id);
+            self.logprobs.push(TokenLogprob { id: sampled.id, bytes, logprob, top });
+        }
+        Ok(sampled.id)
+    }
+
+    /// Takes a sampled token; says whether the generation ends with it.
+    fn take(&mut self, token: u32, room: usize) -> Option<FinishReason> {
+        let ends = self.model.tokenizer().is_end_of_generation(token) && !self.params.ignore_eos;
+        if ends || self.params.stop_tokens.contains(&token) {
+            self.logprobs.pop();
+            return Some(FinishReason::Stop);
+        }
+        if self.params.max_tokens == Some(0) {
+            self.logprobs.pop();
+            return Some(FinishReason::Length);
+        }
+        self.generated += 1;
+        let piece = self.detokenizer.push(self.model.tokenizer(), token);
+        if self.show(&piece) {
+            return Some(FinishReason::Stop);
+        }
+        let enough = self.params.max_tokens.is_some_and(|max| self.generated >= max);
+        (enough || room <= 1).then_some(FinishReason::Length)
+    }
+
+    /// Passes on what is sure to be output; true when a stop text was completed.
+    fn show(&mut self, piece: &str) -> bool {
+        let Some(stop) = &mut self.stop else { return true };
+        let (text, stopped) = match stop.push(piece) {
+            Matched::Text(text) => (text, false),
+            Matched::Stop(text) => (text, true),
+        };
+        if stopped {
+            self.stop = None;
+        }
+        self.emit(text);
+        stopped
+    }
+
+    fn emit(&mut self, text: String) {
+        if !text.is_empty() || !self.logprobs.is_empty() {
+            let logprobs = std::mem::take(&mut self.logprobs);
+            (self.on_chunk)(Chunk { text, logprobs });
+        }
+    }
+
+    /// Passes on what was held back: half characters, and text that might have become a stop text.
+    fn finish(&mut self) {
+        let tail = self.detokenizer.finish();
+        let stopped = self.show(&tail);
+        if !stopped && let Some(stop) = self.stop.take() {
+            self.emit(stop.finish());
+        }
+    }
+}
+
+/// A seed nobody chose: different for every generation, also within one clock tick.
+fn fresh_seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(Instant::now())
+}

@@ -26,7 +26,8 @@ pub mod verify;
 pub use arch::{BuildError, BuildOptions, build, supported_architectures};
 pub use memory::MemoryPlan;
 pub use op::{
-    Activation, AttentionShape, BufferId, MatrixId, Op, Projection, RopeId, RowSet, VectorId,
+    Activation, AttentionShape, BufferId, MAX_HEAD_DIM, MatrixId, Op, Projection, RopeId, RowSet,
+    VectorId,
 };
 pub use program::{Buffer, Description, KvLayer, Matrix, Program, Vector};
 pub use rope::{RopeStyle, RopeTable};

@@ -4,6 +4,9 @@
 //! per token whose logits are wanted ([`RowSet`]). An op names buffers and weights by index; shapes
 //! live in the [`Program`](crate::Program) and are checked by [`verify`](crate::verify).
 
+/// Largest head of a KV layer, in floats: executors keep a head's sums in memory of this size.
+pub const MAX_HEAD_DIM: usize = 1024;
+
 /// Index of a [`Buffer`](crate::Buffer).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BufferId(pub u16);
@@ -45,7 +48,7 @@ pub struct Projection {
     pub weight: MatrixId,
     /// Added to every row; length `rows`.
     pub bias: Option<VectorId>,
-    /// Added element by element; may be `out` itself.
+    /// Added element by element; may be `out` itself, but no other output of the op.
     pub residual: Option<BufferId>,
     /// Where the result goes.
     pub out: BufferId,
@@ -99,7 +102,7 @@ pub enum Op {
         eps: f32,
         /// Added after the norm; may be `out` itself.
         residual: Option<BufferId>,
-        /// Output rows; may be `x` itself.
+        /// Output rows; may be `x` itself if there is no residual.
         out: BufferId,
     },
     /// One or more matrix products of the same input.

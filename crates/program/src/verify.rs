@@ -1,7 +1,9 @@
 //! The rules every program obeys. Executors rely on them instead of checking again.
 
 use crate::memory::lifetimes;
-use crate::op::{AttentionShape, BufferId, MatrixId, Op, RopeId, RowSet, VectorId};
+use crate::op::{
+    AttentionShape, BufferId, MAX_HEAD_DIM, MatrixId, Op, Projection, RopeId, RowSet, VectorId,
+};
 use crate::program::{KvLayer, Program};
 
 /// A rule that a program breaks.
@@ -28,14 +30,24 @@ fn require(holds: bool, rule: impl FnOnce() -> String) -> Rule {
     if holds { Ok(()) } else { Err(rule()) }
 }
 
+fn above_zero(cap: f32) -> Rule {
+    require(cap.is_finite() && cap > 0.0, || format!("cap {cap} is not above 0"))
+}
+
+/// Equals no buffer's width when it overflows.
+fn product(a: usize, b: usize) -> usize {
+    a.saturating_mul(b)
+}
+
 /// Checks every rule.
 ///
 /// # Errors
-/// The first rule broken: a handle out of range, shapes that do not fit, a buffer read before it
-/// is written, in-place use where the op does not allow it, attention over a KV layer that this
-/// pass has not appended to, or logits that are not `[logits, vocab]`.
+/// The first rule broken: a handle out of range, shapes that do not fit, a buffer that is read
+/// before it is written or never written, in-place use where the op does not allow it, attention
+/// over a KV layer that this pass has not appended to, or logits that are not `[logits, vocab]`.
 pub fn verify(program: &Program) -> Result<(), VerifyError> {
     let mut check = Checker { program, written: vec![false; program.buffers.len()], appended: 0 };
+    check.sizes().map_err(VerifyError::Program)?;
     for (index, op) in program.ops.iter().enumerate() {
         check.op(op).map_err(|rule| VerifyError::Op { index, name: op.name(), rule })?;
     }
@@ -52,10 +64,27 @@ struct Checker<'a> {
 }
 
 impl Checker<'_> {
+    /// Nothing is empty, and no head is larger than executors have room for.
+    fn sizes(&self) -> Rule {
+        for b in &self.program.buffers {
+            require(b.width > 0, || format!("buffer {} has no width", b.name))?;
+        }
+        for m in &self.program.matrices {
+            require(m.rows > 0 && m.cols > 0, || format!("matrix {} is empty", m.tensor))?;
+        }
+        for (i, kv) in self.program.kv.iter().enumerate() {
+            let dims = 1..=MAX_HEAD_DIM;
+            let fits = dims.contains(&kv.key_dim) && dims.contains(&kv.value_dim);
+            require(fits && kv.kv_heads > 0, || format!("KV layer {i} is {kv:?}"))?;
+        }
+        Ok(())
+    }
+
     fn result(&self) -> Rule {
         let p = self.program;
         let (width, rows) = self.shape(p.logits)?;
-        require(self.written[usize::from(p.logits.0)], || "logits are never written".into())?;
+        let unwritten = p.buffers.iter().zip(&self.written).find(|(_, written)| !**written);
+        unwritten.map_or(Ok(()), |(b, _)| Err(format!("{} is never written", b.name)))?;
         require(width == p.description.vocab && rows == RowSet::Logits, || {
             format!("logits are [{rows:?}, {width}], the vocabulary has {}", p.description.vocab)
         })?;
@@ -134,6 +163,24 @@ impl Checker<'_> {
         Ok(())
     }
 
+    /// Biases and residuals of a projection, and that its outputs do not meet: they may be computed
+    /// in any order, or at once.
+    fn outputs(&self, outputs: &[Projection], rows: RowSet) -> Rule {
+        require(!outputs.is_empty(), || "no outputs".into())?;
+        for (i, p) in outputs.iter().enumerate() {
+            let (width, _) = self.matrix(p.weight)?;
+            p.bias.map_or(Ok(()), |b| self.vector(b, width))?;
+            self.residual(p.residual, width, rows)?;
+            for (_, other) in outputs.iter().enumerate().filter(|(j, _)| *j != i) {
+                require(p.out != other.out, || "two outputs are the same buffer".into())?;
+                require(p.residual != Some(other.out), || {
+                    "the residual of one output is another output".into()
+                })?;
+            }
+        }
+        Ok(())
+    }
+
     fn rope(&self, x: BufferId, heads: usize, table: RopeId) -> Rule {
         let (width, rows) = self.read(x)?;
         let dim = self.heads(width, heads)?;
@@ -156,11 +203,13 @@ impl Checker<'_> {
             (s.kv_heads, s.key_dim, s.value_dim) == (kv.kv_heads, kv.key_dim, kv.value_dim),
             || format!("shape {s:?} does not fit KV layer {kv:?}"),
         )?;
-        require(s.heads.is_multiple_of(s.kv_heads.max(1)) && s.heads * s.key_dim == width, || {
-            format!("{} heads of {} do not make {width} floats", s.heads, s.key_dim)
-        })?;
+        require(
+            s.heads.is_multiple_of(s.kv_heads) && product(s.heads, s.key_dim) == width,
+            || format!("{} heads of {} do not make {width} floats", s.heads, s.key_dim),
+        )?;
         require(s.window != Some(0), || "a window of 0 tokens sees nothing".into())?;
-        self.write(out, s.heads * s.value_dim, RowSet::All)
+        s.softcap.map_or(Ok(()), above_zero)?;
+        self.write(out, product(s.heads, s.value_dim), RowSet::All)
     }
 
     fn op(&mut self, op: &Op) -> Rule {
@@ -180,17 +229,15 @@ impl Checker<'_> {
             Op::RmsNorm { x, weight, residual, out, .. } => {
                 let (width, rows) = self.read(*x)?;
                 self.vector(*weight, width)?;
+                require(out != x || residual.is_none(), || {
+                    "in place there is no room for a residual".into()
+                })?;
                 self.residual(*residual, width, rows)?;
                 self.write(*out, width, rows)
             }
             Op::Project { x, outputs } => {
-                require(!outputs.is_empty(), || "no outputs".into())?;
                 let (_, rows) = self.read(*x)?;
-                for p in outputs {
-                    let (width, _) = self.matrix(p.weight)?;
-                    p.bias.map_or(Ok(()), |b| self.vector(b, width))?;
-                    self.residual(p.residual, width, rows)?;
-                }
+                self.outputs(outputs, rows)?;
                 let pairs: Vec<_> = outputs.iter().map(|p| (p.weight, p.out)).collect();
                 self.project(*x, &pairs)
             }
@@ -208,17 +255,16 @@ impl Checker<'_> {
                 require(usize::from(*layer) == self.appended, || {
                     format!("KV layer {layer} is appended to out of order")
                 })?;
-                let expected = (kv.kv_heads * kv.key_dim, kv.kv_heads * kv.value_dim);
-                let found = (self.read(*k)?.0, self.read(*v)?.0);
-                require(expected == found, || {
-                    format!("k, v are {found:?} wide, not {expected:?}")
-                })?;
+                let rows = RowSet::All;
+                let expected = [kv.key_dim, kv.value_dim].map(|d| (product(kv.kv_heads, d), rows));
+                let found = [self.read(*k)?, self.read(*v)?];
+                require(expected == found, || format!("k, v are {found:?}, not {expected:?}"))?;
                 self.appended += 1;
                 Ok(())
             }
             Op::Attention { layer, q, out, shape } => self.attention(*layer, *q, *out, shape),
             Op::Softcap { x, cap } => {
-                require(cap.is_finite() && *cap > 0.0, || format!("cap {cap} is not above 0"))?;
+                above_zero(*cap)?;
                 self.read(*x).map(|_| ())
             }
         }

@@ -63,8 +63,12 @@ struct Stream {
     normed: BufferId,
     /// Concatenated value heads, input of the output projection.
     attended: BufferId,
-    hidden: BufferId,
     rows: RowSet,
+}
+
+/// A buffer's name: that of all tokens, or of those that want logits.
+fn name(rows: RowSet, all: &'static str, last: &'static str) -> &'static str {
+    if rows == RowSet::All { all } else { last }
 }
 
 struct Emitter<'a> {
@@ -121,12 +125,11 @@ impl Emitter<'_> {
     fn stream(&mut self, layer: usize, rows: RowSet) -> Stream {
         let hyper = self.hyper;
         let attended = hyper.heads[layer] * hyper.value_dim;
-        let name = |all, last| if rows == RowSet::All { all } else { last };
+        let name = |all, last| name(rows, all, last);
         Stream {
             residual: self.buffer(name("residual", "last_residual"), hyper.embedding, rows),
             normed: self.buffer(name("normed", "last_normed"), hyper.embedding, rows),
             attended: self.buffer(name("attended", "last_attended"), attended, rows),
-            hidden: self.buffer(name("hidden", "last_hidden"), hyper.feed_forward[layer], rows),
             rows,
         }
     }
@@ -268,8 +271,7 @@ impl Emitter<'_> {
             self.ops.push(Op::Project { x, outputs });
             return Ok(());
         };
-        let name = if stream.rows == RowSet::All { "block" } else { "last_block" };
-        let block = self.buffer(name, width, stream.rows);
+        let block = self.buffer(name(stream.rows, "block", "last_block"), width, stream.rows);
         let outputs = vec![Projection { weight, bias, residual: None, out: block }];
         self.ops.push(Op::Project { x, outputs });
         let eps = self.hyper.rms_eps;
@@ -295,6 +297,7 @@ impl Emitter<'_> {
         stream: Stream,
     ) -> Result<(), BuildError> {
         let (width, hidden) = (self.hyper.embedding, self.hyper.feed_forward[layer]);
+        let out = self.buffer(name(stream.rows, "hidden", "last_hidden"), hidden, stream.rows);
         let name = |part: &str| format!("blk.{layer}.{part}.weight");
         self.norm(stream.residual, &name("ffn_norm"), stream.normed)?;
         let (gate, up) = if self.tensors.has(&name("ffn_gate")) {
@@ -311,14 +314,8 @@ impl Emitter<'_> {
             )
         };
         let activation = decoder.activation;
-        self.ops.push(Op::GatedProject {
-            x: stream.normed,
-            gate,
-            up,
-            activation,
-            out: stream.hidden,
-        });
+        self.ops.push(Op::GatedProject { x: stream.normed, gate, up, activation, out });
         let down = self.tensors.matrix(&name("ffn_down"), width, hidden)?;
-        self.add_block(stream.hidden, down, None, &name("post_ffw_norm"), stream)
+        self.add_block(out, down, None, &name("post_ffw_norm"), stream)
     }
 }

@@ -6,13 +6,14 @@ use std::ops::RangeInclusive;
 use m40_gguf::{Gguf, GgufError, TensorInfo, TensorType, Value, dequantize};
 
 use super::{BuildError, BuildOptions};
+use crate::op::MAX_HEAD_DIM;
 use crate::rope::{RopeScaling, RopeStyle, RopeTable};
 
 /// Bounds no real model exceeds; they keep hostile metadata from asking for absurd memory.
 const LAYERS: RangeInclusive<u32> = 1..=1024;
 const WIDTH: RangeInclusive<u32> = 1..=1 << 18;
 const HEADS: RangeInclusive<u32> = 1..=1024;
-const HEAD_DIM: RangeInclusive<u32> = 2..=1024;
+const HEAD_DIM: RangeInclusive<u32> = 2..=MAX_HEAD_DIM as u32;
 const FEED_FORWARD: RangeInclusive<u32> = 1..=1 << 20;
 const CONTEXT: RangeInclusive<u32> = 1..=1 << 26;
 

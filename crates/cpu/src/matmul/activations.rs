@@ -51,11 +51,24 @@ impl<const P: usize> Panel<P> {
         scaled_half_sums: [[0.0; 2]; P],
     };
 
-    /// Quantises `x` into row `p`.
+    /// Quantises `x` into row `p`: symmetric, with the scale that takes the largest magnitude to
+    /// 127.
+    ///
+    /// A group with an infinity or a NaN gets the scale NaN, so that it is not lost; one whose
+    /// scale's inverse overflows (all magnitudes below about 4e-37) counts as zero.
     #[inline(always)]
-    fn set(&mut self, p: usize, x: &[f32; GROUP]) {
-        let (scale, q, sums) = quantise(x);
-        for (i, quad) in q.as_chunks::<4>().0.iter().enumerate() {
+    fn set<S: Simd>(&mut self, s: S, p: usize, x: &[f32; GROUP]) {
+        let largest = f32::from_bits(s.largest(x));
+        let inverse = 127.0 / largest;
+        let (scale, factor) = if !largest.is_finite() {
+            (f32::NAN, 0.0)
+        } else if !inverse.is_finite() {
+            (0.0, 0.0)
+        } else {
+            (largest * (1.0 / 127.0), inverse)
+        };
+        let (bytes, sums) = s.round(x, factor);
+        for (i, quad) in bytes.as_chunks::<4>().0.iter().enumerate() {
             self.q[p][i / 4][i % 4] = i32::from_le_bytes(quad.map(|q| q as u8));
         }
         self.scale[p] = scale;
@@ -66,40 +79,6 @@ impl<const P: usize> Panel<P> {
             self.scaled_half_sums[p][h] = scale * sums[h] as f32;
         }
     }
-}
-
-/// Symmetric 8-bit quantisation: the scale that takes the largest magnitude to 127, the rounded
-/// (ties to even) quotients, and their sums by halves.
-///
-/// A group with an infinity or a NaN gets the scale NaN, so that it is not lost; one whose scale's
-/// inverse overflows (all magnitudes below about 4e-37) counts as zero.
-#[inline(always)]
-fn quantise(x: &[f32; GROUP]) -> (f32, [i8; GROUP], [i32; 2]) {
-    // Bit patterns of magnitudes are ordered as the magnitudes are, infinity and NaN last.
-    let mut max_bits = 0;
-    for x in x {
-        max_bits = max_bits.max(x.to_bits() & 0x7fff_ffff);
-    }
-    let max = f32::from_bits(max_bits);
-    if !max.is_finite() {
-        return (f32::NAN, [0; GROUP], [0; 2]);
-    }
-    let inverse = 127.0 / max;
-    if !inverse.is_finite() {
-        return (0.0, [0; GROUP], [0; 2]);
-    }
-    // Adding 1.5 * 2^23 leaves the rounded integer in the low bits of the sum.
-    const MAGIC: f32 = 12_582_912.0;
-    let mut q = [0; GROUP];
-    let mut sums = [0; 2];
-    for h in 0..2 {
-        for i in GROUP / 2 * h..GROUP / 2 * (h + 1) {
-            let rounded = (x[i] * inverse + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32;
-            q[i] = rounded as i8;
-            sums[h] += rounded;
-        }
-    }
-    (max / 127.0, q, sums)
 }
 
 /// Activations `[n, cols]` in the forms weights want, for any number of matrices.
@@ -113,14 +92,37 @@ pub struct Activations {
     n: usize,
     cols: usize,
     forms: Forms,
-    /// `[n / 8][cols / 32]`
-    pub(super) eights: Vec<Panel<8>>,
-    /// `[0 or 1][cols / 32]`, as the next two
-    pub(super) fours: Vec<Panel<4>>,
-    pub(super) twos: Vec<Panel<2>>,
-    pub(super) ones: Vec<Panel<1>>,
+    eights: Panels<8>,
+    fours: Panels<4>,
+    twos: Panels<2>,
+    ones: Panels<1>,
     /// `[n, cols]`
     floats: Vec<f32>,
+}
+
+/// Panels of `P` rows, `[count][cols / 32]`, in a buffer that never shrinks.
+#[derive(Debug, Default)]
+struct Panels<const P: usize> {
+    buffer: Vec<Panel<P>>,
+    used: usize,
+}
+
+impl<const P: usize> Panels<P> {
+    /// Quantises the first `count * P` rows of `rest`, and takes them off it.
+    fn fill(&mut self, compute: &Compute, rest: &mut &[f32], count: usize, cols: usize) {
+        let groups = cols / GROUP;
+        self.used = count * groups;
+        if self.buffer.len() < self.used {
+            self.buffer.resize(self.used, Panel::EMPTY);
+        }
+        let (x, after) = rest.split_at(count * P * cols);
+        *rest = after;
+        let one = |index: usize, panel: &mut [Panel<P>]| {
+            let x = &x[index * P * cols..(index + 1) * P * cols];
+            compute.level.run(FillPanel { x, panel });
+        };
+        compute.pool.for_each_chunk(&mut self.buffer[..self.used], groups.max(1), one);
+    }
 }
 
 /// Quantises the rows of one panel.
@@ -134,12 +136,12 @@ impl<const P: usize> Work for FillPanel<'_, P> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, s: S) {
         let cols = self.panel.len() * GROUP;
         for p in 0..P {
             let row = self.x[p * cols..(p + 1) * cols].as_chunks::<GROUP>().0;
             for (group, x) in self.panel.iter_mut().zip(row) {
-                group.set(p, x);
+                group.set(s, p, x);
             }
         }
     }
@@ -166,10 +168,10 @@ impl Activations {
         if forms.quantised {
             assert_eq!(cols % GROUP, 0, "{cols} columns are not whole groups of {GROUP}");
             let mut rest = x;
-            fill(compute, &mut self.eights, &mut rest, n / 8, cols);
-            fill(compute, &mut self.fours, &mut rest, n / 4 % 2, cols);
-            fill(compute, &mut self.twos, &mut rest, n / 2 % 2, cols);
-            fill(compute, &mut self.ones, &mut rest, n % 2, cols);
+            self.eights.fill(compute, &mut rest, n / 8, cols);
+            self.fours.fill(compute, &mut rest, n / 4 % 2, cols);
+            self.twos.fill(compute, &mut rest, n / 2 % 2, cols);
+            self.ones.fill(compute, &mut rest, n % 2, cols);
         }
     }
 
@@ -188,6 +190,26 @@ impl Activations {
         self.forms
     }
 
+    /// The panels of the first `n & !7` rows, `[n / 8][cols / 32]`.
+    pub(super) fn eights(&self) -> &[Panel<8>] {
+        &self.eights.buffer[..self.eights.used]
+    }
+
+    /// The panel of the four rows from `n & !7`, `[cols / 32]`, or nothing.
+    pub(super) fn fours(&self) -> &[Panel<4>] {
+        &self.fours.buffer[..self.fours.used]
+    }
+
+    /// The panel of the two rows from `n & !3`, `[cols / 32]`, or nothing.
+    pub(super) fn twos(&self) -> &[Panel<2>] {
+        &self.twos.buffer[..self.twos.used]
+    }
+
+    /// The panel of the row `n - 1`, `[cols / 32]`, or nothing.
+    pub(super) fn ones(&self) -> &[Panel<1>] {
+        &self.ones.buffer[..self.ones.used]
+    }
+
     /// Row `i` as f32.
     ///
     /// # Panics
@@ -196,26 +218,4 @@ impl Activations {
     pub fn row(&self, i: usize) -> &[f32] {
         &self.floats[i * self.cols..(i + 1) * self.cols]
     }
-}
-
-/// Makes `panels` the first `count` panels of `P` rows of `rest`, and takes those rows off it.
-fn fill<const P: usize>(
-    compute: &Compute,
-    panels: &mut Vec<Panel<P>>,
-    rest: &mut &[f32],
-    count: usize,
-    cols: usize,
-) {
-    let groups = cols / GROUP;
-    panels.resize(count * groups, Panel::EMPTY);
-    let (x, after) = rest.split_at(count * P * cols);
-    *rest = after;
-    if x.is_empty() {
-        return;
-    }
-    let one = |index: usize, panel: &mut [Panel<P>]| {
-        let x = &x[index * P * cols..(index + 1) * P * cols];
-        compute.level.run(FillPanel { x, panel });
-    };
-    compute.pool.for_each_chunk(panels, groups, one);
 }

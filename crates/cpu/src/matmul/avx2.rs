@@ -234,6 +234,48 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn largest(self, x: &[f32; 32]) -> u32 {
+        let magnitude = self.splat(0x7fff_ffff);
+        let mut largest = self.splat(0);
+        for x in x.as_chunks::<8>().0 {
+            let bits = on_registers!(_mm256_castps_si256(self.load(x)));
+            largest = self.max(largest, self.and(bits, magnitude));
+        }
+        let high = on_registers!(_mm256_extracti128_si256::<1>(largest));
+        let low = on_registers!(_mm256_castsi256_si128(largest));
+        let four = on_registers!(_mm_max_epi32(low, high));
+        let swapped = on_registers!(_mm_shuffle_epi32::<0b01_00_11_10>(four));
+        let two = on_registers!(_mm_max_epi32(four, swapped));
+        let swapped = on_registers!(_mm_shuffle_epi32::<0b10_11_00_01>(two));
+        let one = on_registers!(_mm_max_epi32(two, swapped));
+        on_registers!(_mm_cvtsi128_si32(one)) as u32
+    }
+    #[inline(always)]
+    fn round(self, x: &[f32; 32], factor: f32) -> ([i8; 32], [i32; 2]) {
+        let factor = self.splat_float(factor);
+        let mut parts = [self.splat(0); 4];
+        for (part, x) in parts.iter_mut().zip(x.as_chunks::<8>().0) {
+            *part = on_registers!(_mm256_cvtps_epi32(self.mul(self.load(x), factor)));
+        }
+        // Packing works on 128-bit lanes, and leaves fours in the order 0 2 4 6 1 3 5 7.
+        let low = on_registers!(_mm256_packs_epi32(parts[0], parts[1]));
+        let high = on_registers!(_mm256_packs_epi32(parts[2], parts[3]));
+        let fours = on_registers!(_mm256_packs_epi16(low, high));
+        let order = on_registers!(_mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        let packed = on_registers!(_mm256_permutevar8x32_epi32(fours, order));
+        let mut bytes = [0_i8; 32];
+        // SAFETY: the array is 32 bytes.
+        unsafe { _mm256_storeu_si256(bytes.as_mut_ptr().cast(), packed) };
+        // Sums of eight bytes each, unsigned: every byte with 128 added.
+        let biased = self.xor(packed, self.splat(0x8080_8080));
+        let eights = on_registers!(_mm256_sad_epu8(biased, self.splat(0)));
+        let mut sums = [0_i32; 8];
+        // SAFETY: the array is 32 bytes.
+        unsafe { _mm256_storeu_si256(sums.as_mut_ptr().cast(), eights) };
+        (bytes, [sums[0] + sums[2] - 16 * 128, sums[4] + sums[6] - 16 * 128])
+    }
+
+    #[inline(always)]
     fn load(self, from: &[f32]) -> __m256 {
         let from = &from[..Self::ROWS];
         // SAFETY: the slice has 8 floats.

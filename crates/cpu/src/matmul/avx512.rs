@@ -1,18 +1,19 @@
 //! The vector operations on AVX-512 with VNNI: sixteen lanes.
 
+use super::avx2::Avx2;
 use super::rows::Rows;
 use super::simd::{Simd, Work};
 use crate::isa::Isa;
 use std::arch::x86_64::*;
 
-/// Proof that this CPU has AVX-512 F, BW, DQ, VL and VNNI, and what AVX2 level has.
+/// Proof that this CPU has AVX-512 F, BW, DQ, VL and VNNI.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Avx512(());
+pub(super) struct Avx512(Avx2);
 
 impl Avx512 {
     /// `Some` when [`Isa::detect`] finds the instructions.
     pub(super) fn new() -> Option<Self> {
-        (Isa::detect() >= Isa::Avx512Vnni).then_some(Self(()))
+        Avx2::new().filter(|_| Isa::detect() >= Isa::Avx512Vnni).map(Self)
     }
 
     /// The `i`-th dwords-of-rows register: 128-bit lane `l` holds 16 bytes of row `4 l + i`.
@@ -210,6 +211,15 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         on_registers!(_mm512_fmadd_ps(a, b, c))
+    }
+
+    #[inline(always)]
+    fn largest(self, x: &[f32; 32]) -> u32 {
+        self.0.largest(x)
+    }
+    #[inline(always)]
+    fn round(self, x: &[f32; 32], factor: f32) -> ([i8; 32], [i32; 2]) {
+        self.0.round(x, factor)
     }
 
     #[inline(always)]

@@ -249,7 +249,7 @@ impl<T: Format> QuantisedTiles<'_, T> {
         let rows = TileRows::new::<S>(&self.job.weight, tile);
         self.ahead.tile(self.job.weight.data, &rows);
         let mut sink = Direct::<S, T> {
-            acts: self.acts.ones.iter(),
+            acts: self.acts.ones().iter(),
             sum: [s.splat_float(0.0)],
             ahead: self.ahead,
             format: PhantomData,
@@ -280,10 +280,10 @@ impl<T: Format> QuantisedTiles<'_, T> {
             let weights = &unpacked.groups[..range.len()];
             let acts = self.acts;
             let n = acts.n();
-            self.panels::<S, 8>(s, &rows, weights, &acts.eights, &range, 0);
-            self.panels::<S, 4>(s, &rows, weights, &acts.fours, &range, n & !7);
-            self.panels::<S, 2>(s, &rows, weights, &acts.twos, &range, n & !3);
-            self.panels::<S, 1>(s, &rows, weights, &acts.ones, &range, n & !1);
+            self.panels::<S, 8>(s, &rows, weights, acts.eights(), &range, 0);
+            self.panels::<S, 4>(s, &rows, weights, acts.fours(), &range, n & !7);
+            self.panels::<S, 2>(s, &rows, weights, acts.twos(), &range, n & !3);
+            self.panels::<S, 1>(s, &rows, weights, acts.ones(), &range, n & !1);
         }
     }
 

@@ -138,6 +138,19 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn largest(self, x: &[f32; 32]) -> u32 {
+        x.iter().fold(0, |largest, x| largest.max(x.to_bits() & 0x7fff_ffff))
+    }
+    #[inline(always)]
+    fn round(self, x: &[f32; 32], factor: f32) -> ([i8; 32], [i32; 2]) {
+        // Adding 1.5 * 2^23 leaves the rounded integer in the low bits of the sum.
+        const MAGIC: f32 = 12_582_912.0;
+        let bytes = x.map(|x| ((x * factor + MAGIC).to_bits() as i32) as i8);
+        let sum = |half: &[i8]| half.iter().map(|&byte| i32::from(byte)).sum();
+        (bytes, [sum(&bytes[..16]), sum(&bytes[16..])])
+    }
+
+    #[inline(always)]
     fn load(self, from: &[f32]) -> Float {
         from_fn(|r| from[r])
     }

@@ -72,6 +72,13 @@ pub(super) trait Simd: Copy {
     /// `a * b + c`, rounded once where the instruction set can.
     fn fma(self, a: Self::Float, b: Self::Float, c: Self::Float) -> Self::Float;
 
+    /// The largest of the bit patterns without sign: that of the largest magnitude, of an infinity
+    /// before any number, of a NaN before that.
+    fn largest(self, x: &[f32; 32]) -> u32;
+    /// `x * factor`, at most 127 in magnitude, rounded to integers, ties to even: as bytes, and the
+    /// sum of each half.
+    fn round(self, x: &[f32; 32], factor: f32) -> ([i8; 32], [i32; 2]);
+
     /// The first `ROWS` floats of `from`.
     fn load(self, from: &[f32]) -> Self::Float;
     /// To the first `ROWS` floats of `to`.

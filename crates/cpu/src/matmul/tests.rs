@@ -109,7 +109,7 @@ fn rounded(x: &[f32]) -> Vec<f32> {
         let inverse = 127.0 / max;
         for x in group {
             let q = if max == 0.0 { 0.0 } else { (x * inverse).round_ties_even() };
-            out.push(q * (max / 127.0));
+            out.push(q * (max * (1.0 / 127.0)));
         }
     }
     out

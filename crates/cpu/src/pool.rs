@@ -23,6 +23,10 @@ use std::time::{Duration, Instant};
 /// serial gaps between the regions of one token, far shorter than anything an owner would notice.
 const SPIN: Duration = Duration::from_micros(100);
 
+/// How much of that is spent without offering the CPU to others: the thread that is waited for may
+/// be one of them.
+const SPIN_ALONE: Duration = Duration::from_micros(5);
+
 /// Reads of the awaited flag between two looks at the clock.
 const SPINS_PER_CLOCK: u32 = 32;
 
@@ -301,8 +305,12 @@ fn spin_until(ready: impl Fn() -> bool) -> bool {
             }
             std::hint::spin_loop();
         }
-        if since.get_or_insert_with(Instant::now).elapsed() > SPIN {
+        let waited = since.get_or_insert_with(Instant::now).elapsed();
+        if waited > SPIN {
             return false;
+        }
+        if waited > SPIN_ALONE {
+            thread::yield_now();
         }
     }
 }

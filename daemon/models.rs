@@ -204,8 +204,10 @@ impl Models {
         let source = self.source(name, wanted)?;
         let mut slots = self.slots();
         if let Some(slot) = slots.get(name) {
-            let same = source.as_ref().is_none_or(|source| source.path == slot.source().path);
-            if !same {
+            // A name means whatever has it; a path must not be answered by another file.
+            let other = matches!(wanted, ModelRef::File(_))
+                && source.as_ref().is_some_and(|source| source.path != slot.source().path);
+            if other {
                 return Err(ModelError::NameTaken {
                     name: name.to_owned(),
                     path: slot.source().path.clone(),
@@ -230,12 +232,16 @@ impl Models {
 
     /// Where a model's file is; `None` for a name that is not stored (but may be loaded).
     fn source(&self, name: &str, wanted: &ModelRef) -> Result<Option<Source>, ModelError> {
-        match wanted {
-            ModelRef::File(path) => Ok(Some(Source::in_place(path.clone()))),
-            ModelRef::Name(_) => Ok(self.inner.store.find(name).map(|manifest| {
-                let path = self.inner.store.path_of(&manifest);
-                Source::stored(path, manifest)
-            })),
+        let stored = self.inner.store.find(name);
+        match (wanted, stored) {
+            (ModelRef::File(path), Some(manifest)) if manifest.source != *path => {
+                Err(ModelError::NameStored { name: name.to_owned(), path: manifest.source })
+            }
+            (_, Some(manifest)) => {
+                Ok(Some(Source::stored(self.inner.store.path_of(&manifest), manifest)))
+            }
+            (ModelRef::File(path), None) => Ok(Some(Source::in_place(path.clone()))),
+            (ModelRef::Name(_), None) => Ok(None),
         }
     }
 

@@ -21,6 +21,12 @@ pub(crate) enum ModelError {
     SeveralLoaded { names: String },
     #[error("the name {name:?} is in use for {}: unload that model first", path.display())]
     NameTaken { name: String, path: PathBuf },
+    #[error(
+        "{name:?} is a stored model, made from {}: use its name, or store this file under \
+         another with `m40ctl pull FILE --name OTHER`",
+        path.display()
+    )]
+    NameStored { name: String, path: PathBuf },
     #[error("{} is not an absolute path of a file", path.display())]
     BadPath { path: PathBuf },
     #[error(
@@ -65,7 +71,9 @@ impl ModelError {
             Self::NoneLoaded | Self::SeveralLoaded { .. } | Self::BadPath { .. } => {
                 ErrorCode::InvalidRequest
             }
-            Self::NotLoaded { .. } | Self::NameTaken { .. } => ErrorCode::Conflict,
+            Self::NotLoaded { .. } | Self::NameTaken { .. } | Self::NameStored { .. } => {
+                ErrorCode::Conflict
+            }
             Self::TooManyLoaded { .. } | Self::QueueFull { .. } | Self::Unloading { .. } => {
                 ErrorCode::Busy
             }

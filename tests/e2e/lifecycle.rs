@@ -179,3 +179,14 @@ fn prompts_and_answers_are_never_logged() {
     ctl(&daemon, &["run", path_str(&daemon.dir().join("tiny.gguf")), "xyzzy-secret-prompt"]).ok();
     assert!(!daemon.log().contains("xyzzy"), "{}", daemon.log());
 }
+
+#[test]
+fn the_journal_gets_priorities_and_no_times() {
+    let daemon = builder().env("JOURNAL_STREAM", "9:1").start();
+    let log = daemon.log();
+    assert!(log.lines().all(|line| line.starts_with("<6>")), "{log}");
+    assert!(log.contains("<6>m40d::lifecycle: ready"), "{log}");
+    let failed = builder().env("JOURNAL_STREAM", "9:1").config("nonsense = 1").fail();
+    let err = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert!(err.starts_with("<3>m40d: "), "{err}");
+}

@@ -61,6 +61,14 @@ fn a_file_is_loaded_where_it_is() {
     std::fs::create_dir(&other).unwrap();
     let other = tiny(&other, "tiny.gguf");
     ctl(&daemon, &["load", path_str(&other)]).fails(1, &["\"tiny\"", "in use"]);
+
+    // A stored model's own source is that model; another file of its name is not.
+    ctl(&daemon, &["unload", "tiny"]).ok();
+    let file = daemon.dir().join("tiny.gguf");
+    ctl(&daemon, &["pull", path_str(&file)]).ok();
+    ctl(&daemon, &["load", path_str(&other)]).fails(1, &["stored model", "--name"]);
+    let loaded = ctl(&daemon, &["load", "--json", path_str(&file)]).ok().json();
+    assert!(loaded["imported_at_unix_s"].is_u64(), "{loaded}");
 }
 
 #[test]
@@ -70,8 +78,8 @@ fn a_missing_file_is_named() {
     let path = path_str(&path);
     ctl(&daemon, &["load", path]).fails(66, &[path, "does not exist"]);
     ctl(&daemon, &["pull", path]).fails(66, &[path, "there is no file"]);
-    ctl(&daemon, &["load", "nope"]).fails(66, &["\"nope\"", "m40ctl pull"]);
-    ctl(&daemon, &["run", "nope", "hi"]).fails(66, &["\"nope\""]);
+    ctl(&daemon, &["load", "other"]).fails(66, &["\"other\"", "m40ctl pull"]);
+    ctl(&daemon, &["run", "other", "hi"]).fails(66, &["\"other\""]);
     check_healthy(&mut daemon);
 }
 

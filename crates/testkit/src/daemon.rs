@@ -35,6 +35,7 @@ pub struct Builder {
     dir: Arc<TempDir>,
     http: String,
     config: String,
+    vars: Vec<(String, String)>,
 }
 
 impl Builder {
@@ -45,7 +46,7 @@ impl Builder {
     pub fn new(m40d: impl Into<PathBuf>) -> Self {
         let dir = Arc::new(tempfile::tempdir().expect("a temporary folder"));
         let http = "listen = \"127.0.0.1:0\"\n".to_owned();
-        Self { m40d: m40d.into(), dir, http, config: String::new() }
+        Self { m40d: m40d.into(), dir, http, config: String::new(), vars: Vec::new() }
     }
 
     /// Its folder, where a test may put files before the start.
@@ -77,6 +78,13 @@ impl Builder {
     pub fn config(mut self, sections: &str) -> Self {
         self.config.push_str(sections);
         self.config.push('\n');
+        self
+    }
+
+    /// Sets a variable of its environment, which is empty but for `HOME`.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.vars.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -121,6 +129,7 @@ impl Builder {
         std::fs::write(&config, text).expect("a configuration file");
         let mut command = Command::new(&self.m40d);
         command.env_clear().env("HOME", self.dir()).arg("--config").arg(config);
+        command.envs(self.vars.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command
     }

@@ -34,7 +34,10 @@ fn main() {
     let computes = [1, available_threads()].map(|threads| {
         Compute::new(ThreadPool::new(threads), isa).expect("this instruction set was detected")
     });
-    println!("an empty region: {:.2} us", round_trip(computes[1].pool()).as_secs_f64() * 1e6);
+    println!(
+        "a region that waits for every thread: {:.2} us",
+        round_trip(computes[1].pool()).as_secs_f64() * 1e6
+    );
     for &ty in TensorType::ALL.iter().filter(|ty| Matrix::supported(**ty)) {
         if wanted.is_empty() || wanted.iter().any(|name| name == ty.name()) {
             for (rows, cols) in SHAPES {
@@ -116,15 +119,21 @@ fn plain_read(pool: &ThreadPool, data: &[u8]) -> Duration {
     start.elapsed()
 }
 
-/// Time of a parallel region with nothing to do, the threads being awake.
+/// Time of a parallel region that does nothing but wait for every thread, the threads being awake.
 fn round_trip(pool: &ThreadPool) -> Duration {
     const REGIONS: u32 = 1000;
     let region = || {
         let start = Instant::now();
         for _ in 0..REGIONS {
-            pool.run(&|_| {});
+            let came = AtomicUsize::new(0);
+            pool.run(&|_| {
+                came.fetch_add(1, Ordering::Relaxed);
+                while came.load(Ordering::Relaxed) < pool.threads() {
+                    std::hint::spin_loop();
+                }
+            });
         }
         start.elapsed() / REGIONS
     };
-    (0..10).map(|_| region()).min().unwrap_or_default()
+    (0..20).map(|_| region()).min().unwrap_or_default()
 }

@@ -33,7 +33,8 @@ pub(super) trait Simd: Copy {
     fn quads(self, rows: &Rows<'_>, at: usize) -> [Self::Int; 4];
     /// Bytes `at..at + 4` of every row, as little-endian u32.
     fn dwords(self, rows: &Rows<'_>, at: usize) -> Self::Int;
-    /// Hints that the cache line at `address` is read soon. Any address will do.
+    /// Fetches the cache line at `address` into the L2 cache (the L1 could not hold what is asked
+    /// for ahead of its use). Any address will do.
     fn prefetch(self, address: *const u8);
 
     fn splat(self, value: u32) -> Self::Int;

@@ -55,12 +55,21 @@ pub struct Row {
     pub logits: bool,
 }
 
+/// Shown the index of an op, the op, and one of its outputs.
+pub type Observer<'a> = dyn FnMut(usize, &Op, &[f32]) + 'a;
+
 /// Why a program cannot be run here.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PrepareError {
     /// The file does not hold a tensor of the program: they do not belong together.
     #[error("tensor {tensor} of the program is not in the file")]
     MissingTensor {
+        /// Its name.
+        tensor: String,
+    },
+    /// A tensor is not what the program takes it for: they do not belong together.
+    #[error("tensor {tensor} of the program has another type or shape in the file")]
+    OtherTensor {
         /// Its name.
         tensor: String,
     },
@@ -124,11 +133,20 @@ impl<B: AsRef<[u8]>> Weights<B> {
                 let (tensor, ty) = (m.tensor.clone(), m.ty);
                 return Err(PrepareError::UnsupportedType { tensor, ty });
             }
-            tensors.push(index(&m.tensor)?);
+            let at = index(&m.tensor)?;
+            let info = &gguf.tensors()[at];
+            let fits = within(m.first_row, m.rows, info.dims.rows());
+            if !fits || (info.ty, info.dims.cols()) != (m.ty, m.cols) {
+                return Err(PrepareError::OtherTensor { tensor: m.tensor.clone() });
+            }
+            tensors.push(at);
         }
         let mut vectors = Vec::with_capacity(program.vectors.len());
         for v in &program.vectors {
             let info = &gguf.tensors()[index(&v.tensor)?];
+            if info.dims.rows() != 1 || !within(v.first, v.len, info.dims.cols()) {
+                return Err(PrepareError::OtherTensor { tensor: v.tensor.clone() });
+            }
             let mut all = vec![0.0; info.dims.cols()];
             dequantize(info.ty, gguf.tensor_data(info), &mut all).map_err(|_| {
                 PrepareError::UnsupportedType { tensor: v.tensor.clone(), ty: info.ty }
@@ -153,6 +171,11 @@ impl<B: AsRef<[u8]>> Weights<B> {
     }
 }
 
+/// Whether `len` elements from `first` lie within `total`.
+fn within(first: usize, len: usize, total: usize) -> bool {
+    first.checked_add(len).is_some_and(|end| end <= total)
+}
+
 /// Rows and caches of the running pass.
 struct Pass<'a, 'c> {
     rows: &'a [Row],
@@ -174,9 +197,10 @@ impl<B: AsRef<[u8]>> Executor<B> {
         let isa = options.isa.unwrap_or_else(Isa::detect);
         let compute = Compute::new(ThreadPool::new(threads), isa)?;
         let angles = program.ropes.iter().map(|_| Angles::default()).collect();
+        let weights = Weights::bind(program, gguf)?;
         Ok(Self {
-            plan: MemoryPlan::new(&program, 1, 1),
-            weights: Weights::bind(program, gguf)?,
+            plan: MemoryPlan::new(&weights.program, 1, 1),
+            weights,
             numerics: options.numerics,
             compute,
             arena: vec![],
@@ -224,7 +248,7 @@ impl<B: AsRef<[u8]>> Executor<B> {
         &mut self,
         rows: &[Row],
         caches: &mut [&mut KvCache],
-        observe: &mut dyn FnMut(usize, &Op, &[f32]),
+        observe: &mut Observer<'_>,
     ) -> &mut [f32] {
         self.run(rows, caches, Some(observe))
     }
@@ -233,8 +257,11 @@ impl<B: AsRef<[u8]>> Executor<B> {
         &mut self,
         rows: &[Row],
         caches: &mut [&mut KvCache],
-        mut observe: Option<&mut dyn FnMut(usize, &Op, &[f32])>,
+        mut observe: Option<&mut Observer<'_>>,
     ) -> &mut [f32] {
+        if rows.is_empty() {
+            return &mut [];
+        }
         let logit_rows = rows.iter().filter(|row| row.logits).count();
         self.reserve(rows.len(), logit_rows);
         for row in rows {

@@ -4,7 +4,6 @@
 //! Every method is `#[inline(always)]`: called inside a function that enables the instruction set
 //! (see [`dispatch!`]), it becomes the bare instruction.
 #![expect(unsafe_code, reason = "vector loads and stores through raw pointers")]
-#![expect(clippy::missing_safety_doc, reason = "one rule, stated on the trait")]
 
 use half::f16;
 

@@ -16,6 +16,8 @@
 //! mean and the worst difference and on how decided a choice must be before another one counts as
 //! wrong, each about 1.5 times what was measured when they were set; and one test compares our
 //! distance from plain arithmetic with llama.cpp's.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
+#![expect(clippy::print_stderr, reason = "the distances found are worth seeing")]
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

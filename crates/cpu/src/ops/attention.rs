@@ -12,7 +12,7 @@
 use std::ops::Range;
 
 use half::f16;
-use m40_program::AttentionShape;
+use m40_program::{AttentionShape, MAX_HEAD_DIM};
 
 use super::elementwise::soften;
 use crate::executor::Row;
@@ -25,8 +25,6 @@ use crate::simd::{Lanes, dispatch, exp};
 const SPAN: usize = 4 * PAGE_TOKENS;
 /// Query heads computed together.
 const HEADS: usize = 4;
-/// Largest value head: the bound of `attention.value_length` in `m40-program`.
-const MAX_VALUE_DIM: usize = 1024;
 /// Floats before the weighted values in a head's partial result: maximum and sum.
 const STATE: usize = 2;
 
@@ -93,7 +91,7 @@ impl Attention<'_, '_> {
     fn by_item(&self, pool: &ThreadPool, q: &[f32], out: &mut [f32]) {
         let (key_dim, value_dim) = (self.shape.key_dim, self.shape.value_dim);
         pool.for_each_chunk(out, self.group() * value_dim, |item, out| {
-            let mut buffer = [0.0; HEADS * (STATE + MAX_VALUE_DIM)];
+            let mut buffer = [0.0; HEADS * (STATE + MAX_HEAD_DIM)];
             let queries = self.queries(q, item).chunks(HEADS * key_dim);
             for (q, out) in queries.zip(out.chunks_mut(HEADS * value_dim)) {
                 let heads = q.len() / key_dim;

@@ -63,7 +63,7 @@ fn mutate_op(op: &mut Op, counts: [usize; 3], part: usize, value: usize, size: u
     let buffer = BufferId((value % (counts[0] + 1)) as u16);
     let matrix = MatrixId((value % (counts[1] + 1)) as u32);
     let vector = VectorId((value % (counts[2] + 1)) as u32);
-    let maybe = (value % 5 > 0).then_some(buffer);
+    let maybe = (!value.is_multiple_of(5)).then_some(buffer);
     let float = [0.0, -1.0, 1e30, f32::NAN][value % 4];
     match op {
         Op::Embed { table, scale, out } => match part % 3 {
@@ -84,7 +84,7 @@ fn mutate_op(op: &mut Op, counts: [usize; 3], part: usize, value: usize, size: u
             match (part % 6, outputs.get_mut(at)) {
                 (0, _) | (_, None) => *x = buffer,
                 (1, Some(p)) => p.weight = matrix,
-                (2, Some(p)) => p.bias = (value % 3 > 0).then_some(vector),
+                (2, Some(p)) => p.bias = (!value.is_multiple_of(3)).then_some(vector),
                 (3, Some(p)) => p.residual = maybe,
                 (4, Some(p)) => p.out = buffer,
                 (_, Some(_)) => drop(outputs.remove(at)),

@@ -6,12 +6,12 @@
 //! already holds are not computed again.
 //!
 //! ```no_run
-//! use m40llm::{CancelToken, Engine, EngineOptions, GenerateParams, ModelOptions, Special};
+//! use m40llm::{CancelToken, Engine, EngineOptions, GenerateParams, ModelOptions};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let engine = Engine::new(EngineOptions::default());
 //! let model = engine.load("model.gguf".as_ref(), &ModelOptions::default())?;
-//! let prompt = model.tokenizer().encode("The capital of France is", Special::PROMPT);
+//! let prompt = model.tokenizer().encode_prompt("The capital of France is");
 //! let params = GenerateParams { max_tokens: Some(16), ..GenerateParams::default() };
 //! let mut text = String::new();
 //! model.session().generate(&prompt, &params, &CancelToken::default(), &mut |chunk| {
@@ -27,6 +27,8 @@ mod mapping;
 mod model;
 mod session;
 mod stop;
+#[cfg(test)]
+mod tests;
 
 pub use generate::{
     CancelToken, Chunk, Completion, FinishReason, GenerateError, GenerateParams, TokenLogprob,

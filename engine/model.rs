@@ -71,7 +71,7 @@ pub struct ModelInfo {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// No such file.
-    #[error("model file {} does not exist", path.display())]
+    #[error("model file {} does not exist: check the path", path.display())]
     NotFound {
         /// The path tried.
         path: PathBuf,
@@ -220,7 +220,7 @@ impl Engine {
 }
 
 fn served_context(program: &Program, options: &ModelOptions) -> u32 {
-    options.context.unwrap_or(program.description.context.min(DEFAULT_CONTEXT))
+    options.context.unwrap_or_else(|| program.description.context.min(DEFAULT_CONTEXT))
 }
 
 fn open(path: &Path) -> Result<Gguf<Mmap>, LoadError> {
@@ -341,5 +341,11 @@ impl Model {
     /// next one overwrites.
     pub(crate) fn executor(&self) -> MutexGuard<'_, Executor<Mmap>> {
         self.0.executor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a pass is running.
+    #[cfg(test)]
+    pub(crate) fn is_busy(&self) -> bool {
+        matches!(self.0.executor.try_lock(), Err(std::sync::TryLockError::WouldBlock))
     }
 }

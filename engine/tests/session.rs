@@ -1,0 +1,152 @@
+//! Sessions: what they keep, how they are cancelled, and that they do not disturb each other.
+
+use std::thread;
+
+use super::*;
+
+#[test]
+fn a_shared_prefix_is_not_computed_again_and_changes_nothing() {
+    let model = tiny();
+    let fresh = |prompt: &[u32]| generate(&mut model.session(), prompt, &greedy(12)).ids();
+    let mut session = model.session();
+    let base = prompt(70, 0);
+
+    let first = generate(&mut session, &base, &greedy(12));
+    assert_eq!(first.completion.cached_tokens, 0);
+    assert_eq!(first.ids(), fresh(&base));
+    // The last token was chosen, but not fed.
+    assert_eq!(session.tokens(), [base.clone(), first.ids()[..11].to_vec()].concat());
+    assert!(session.kv_bytes() > 0);
+
+    // The next turn of a conversation: everything before is held.
+    let turn = [base.clone(), first.ids(), prompt(5, 1)].concat();
+    let second = generate(&mut session, &turn, &greedy(12));
+    assert_eq!(second.completion.cached_tokens, 70 + 11);
+    assert_eq!(second.completion.prompt_tokens, 70 + 12 + 5);
+    assert_eq!(second.ids(), fresh(&turn));
+
+    // The same again: all but the last token, whose logits are needed.
+    let third = generate(&mut session, &turn, &greedy(12));
+    assert_eq!(third.completion.cached_tokens as usize, turn.len() - 1);
+    assert_eq!(third.ids(), second.ids());
+
+    // An edit in the middle, and a prompt that is a prefix of what is held.
+    let mut edited = turn.clone();
+    edited[40] += 1;
+    for prompt in [&edited, &edited[..20]] {
+        let found = generate(&mut session, prompt, &greedy(12));
+        assert_eq!(found.completion.cached_tokens as usize, prompt.len().min(41) - 1);
+        assert_eq!(found.ids(), fresh(prompt));
+    }
+
+    let other = prompt(8, 5);
+    assert_ne!(other[0], base[0]);
+    let found = generate(&mut session, &other, &greedy(12));
+    assert_eq!((found.completion.cached_tokens, found.ids()), (0, fresh(&other)));
+}
+
+#[test]
+fn windows_and_prefixes_go_together() {
+    let file = TinyModel::new("gemma3").layers(6).context(512).sliding_window(24);
+    let model = Tiny::new(&file.builder()).load();
+    let base = prompt(150, 0);
+    let mut session = model.session();
+    generate(&mut session, &base, &greedy(4));
+    let turn = [&base[..100], &prompt(60, 1)].concat();
+    let found = generate(&mut session, &turn, &greedy(20));
+    assert_eq!(found.completion.cached_tokens, 100);
+    assert_eq!(found.ids(), generate(&mut model.session(), &turn, &greedy(20)).ids());
+}
+
+#[test]
+fn a_generation_cancelled_before_it_starts_computes_nothing() {
+    let model = tiny();
+    let mut session = model.session();
+    let cancel = CancelToken::new();
+    cancel.cancel();
+    assert!(cancel.is_cancelled());
+    let found = session
+        .generate(&prompt(5, 0), &greedy(5), &cancel, &mut |chunk| panic!("{chunk:?}"))
+        .unwrap();
+    assert_eq!((found.finish, found.completion_tokens), (FinishReason::Cancelled, 0));
+    assert!(session.tokens().is_empty());
+}
+
+#[test]
+fn a_cancelled_prompt_goes_on_where_it_was_left() {
+    let model = TinyModel::new("llama").layers(1).context(8192).sliding_window(16).builder();
+    let model = Tiny::new(&model).load();
+    let long = prompt(8000, 0);
+    let cancel = CancelToken::new();
+    let mut session = model.session();
+    let completion = thread::scope(|scope| {
+        let generating =
+            scope.spawn(|| session.generate(&long, &greedy(3), &cancel, &mut |_| {}).unwrap());
+        // A pass holds the lock: once it is taken, the first of sixteen passes has begun.
+        while !model.is_busy() {
+            thread::yield_now();
+        }
+        cancel.cancel();
+        generating.join().unwrap()
+    });
+    assert_eq!((completion.finish, completion.completion_tokens), (FinishReason::Cancelled, 0));
+    let held = session.tokens().len();
+    assert!(held > 0 && held < long.len() && held.is_multiple_of(512), "{held} tokens held");
+
+    let short = &long[..held + 10];
+    let found = generate(&mut session, short, &greedy(5));
+    assert_eq!(found.completion.cached_tokens as usize, held);
+    assert_eq!(found.ids(), generate(&mut model.session(), short, &greedy(5)).ids());
+}
+
+#[test]
+fn a_cancelled_answer_ends_with_the_token_before() {
+    let model = tiny();
+    let whole = generate(&mut model.session(), &prompt(5, 1), &greedy(20)).ids();
+    let mut session = model.session();
+    let cancel = CancelToken::new();
+    let mut ids = vec![];
+    let found = session
+        .generate(&prompt(5, 1), &greedy(20), &cancel, &mut |chunk| {
+            ids.extend(chunk.logprobs.iter().map(|token| token.id));
+            if ids.len() == 7 {
+                cancel.clone().cancel();
+            }
+        })
+        .unwrap();
+    assert_eq!((found.finish, found.completion_tokens), (FinishReason::Cancelled, 7));
+    assert_eq!(ids, whole[..7]);
+    // The session is as usable as before.
+    let found = generate(&mut session, &prompt(5, 1), &greedy(20));
+    assert_eq!((found.completion.cached_tokens, found.ids()), (4, whole));
+}
+
+#[test]
+fn sessions_on_several_threads_give_what_each_gives_alone() {
+    let model = tiny();
+    let params = |seed| {
+        let mut params = greedy(40);
+        params.sampling = SamplingParams { seed: Some(seed), ..SamplingParams::default() };
+        params
+    };
+    let one = |seed: u64| {
+        let prompt = prompt(20 + 7 * seed as usize, seed as u32);
+        let found = generate(&mut model.session(), &prompt, &params(seed));
+        (found.text.clone(), found.ids())
+    };
+    let alone = [0, 1, 2].map(one);
+    let together = thread::scope(|scope| {
+        let running = [0, 1, 2].map(|seed| scope.spawn(move || one(seed)));
+        running.map(|thread| thread.join().unwrap())
+    });
+    assert_eq!(alone, together);
+}
+
+#[test]
+fn a_session_outlives_the_other_handles_of_its_model() {
+    let model = tiny();
+    let expected = generate(&mut model.session(), &prompt(5, 2), &greedy(5)).ids();
+    let mut session = model.clone().session();
+    drop(model);
+    assert_eq!(generate(&mut session, &prompt(5, 2), &greedy(5)).ids(), expected);
+}

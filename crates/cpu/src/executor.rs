@@ -371,11 +371,15 @@ impl<B: AsRef<[u8]>> Executor<B> {
         let range = self.range(out, pass);
         let table = self.weights.matrix(table);
         let row_bytes = table.data.len() / table.rows;
-        for (row, out) in pass.rows.iter().zip(self.arena[range].chunks_exact_mut(table.cols)) {
-            let blocks = &table.data[row.token as usize * row_bytes..][..row_bytes];
-            dequantize(table.ty, blocks, out).expect("supported types dequantise whole rows");
-            out.iter_mut().for_each(|x| *x *= scale);
-        }
+        let rows = rows_per_chunk(table.cols).min(16);
+        let len = rows * table.cols;
+        self.compute.pool().for_each_chunk(&mut self.arena[range], len, |i, out| {
+            for (row, out) in pass.rows[i * rows..].iter().zip(out.chunks_exact_mut(table.cols)) {
+                let blocks = &table.data[row.token as usize * row_bytes..][..row_bytes];
+                dequantize(table.ty, blocks, out).expect("supported types dequantise whole rows");
+                out.iter_mut().for_each(|x| *x *= scale);
+            }
+        });
     }
 
     fn gather(&mut self, x: BufferId, out: BufferId, pass: &Pass<'_, '_>) {

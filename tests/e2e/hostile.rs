@@ -26,7 +26,7 @@ fn nonsense_on_the_port_is_refused_or_dropped() {
         many_headers.as_bytes(),
     ];
     for bytes in bad {
-        let answer = http::raw(daemon.http(), bytes);
+        let answer = http::raw_and_close(daemon.http(), bytes);
         let shown: String = String::from_utf8_lossy(bytes).chars().take(60).collect();
         let refused = answer.is_empty()
             || answer.starts_with("HTTP/1.1 4")
@@ -43,7 +43,7 @@ fn a_body_that_ends_too_early_is_no_request() {
     let bad_chunk = format!("{head}transfer-encoding: chunked\r\n\r\nzz\r\n{{}}\r\n0\r\n\r\n");
     let cut = format!("{head}content-length: 100\r\n\r\n{{\"prompt\":");
     for request in [bad_chunk, cut] {
-        let answer = http::raw(daemon.http(), request.as_bytes());
+        let answer = http::raw_and_close(daemon.http(), request.as_bytes());
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{answer:?}");
     }
     check_healthy(&mut daemon);
@@ -65,32 +65,25 @@ fn a_head_that_never_comes_is_not_waited_for() {
 #[test]
 fn nonsense_on_the_control_socket_is_refused() {
     let mut daemon = builder().start();
-    let send = |bytes: &[u8]| {
-        let mut stream = UnixStream::connect(daemon.socket()).unwrap();
-        let _ = stream.write_all(bytes);
-        let _ = stream.shutdown(std::net::Shutdown::Write);
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer);
-        String::from_utf8_lossy(&answer).into_owned()
+    let send = |head: &str, body: &str| {
+        let stream = UnixStream::connect(daemon.socket()).unwrap();
+        let length = body.len();
+        let text = format!(
+            "{head} HTTP/1.1\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             content-length: {length}\r\n\r\n{body}"
+        );
+        http::exchange(stream, text.as_bytes())
     };
-    assert!(send(b"GET /nowhere HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404 "));
-    assert!(send(b"PUT /status HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 405 "));
-    let post = |body: &str| {
-        send(
-            format!(
-                "POST /models/load HTTP/1.1\r\ncontent-type: application/json\r\n\
-                 content-length: {}\r\n\r\n{body}",
-                body.len()
-            )
-            .as_bytes(),
-        )
-    };
+    assert!(send("GET /nowhere", "").starts_with("HTTP/1.1 404 "));
+    assert!(send("PUT /status", "").starts_with("HTTP/1.1 405 "));
+    let post = |body: &str| send("POST /models/load", body);
     assert!(post("{").starts_with("HTTP/1.1 400 "));
     let typo = post(r#"{"model": {"name": "x"}, "extra": 1}"#);
     assert!(typo.starts_with("HTTP/1.1 400 ") && typo.contains("extra"), "{typo}");
     let relative = post(r#"{"model": {"file": "x.gguf"}}"#);
     assert!(relative.starts_with("HTTP/1.1 400 ") && relative.contains("absolute"), "{relative}");
-    send(b"\0\0\0\0");
+    let answer = send("\0\0\0\0", "");
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{answer}");
     ctl(&daemon, &["status"]).ok();
     check_healthy(&mut daemon);
 }

@@ -121,17 +121,39 @@ pub fn stream(address: SocketAddr, path: &str, body: &Value) -> Stream {
     Stream { status, body, pending: Vec::new() }
 }
 
-/// Sends raw bytes, closes the sending side and returns what comes back, which may be nothing.
+/// Sends raw bytes and returns what comes back until the other side closes, which may be nothing.
 ///
 /// # Panics
-/// When there is no connection.
+/// When there is no connection, or it is still open after a minute.
 pub fn raw(address: SocketAddr, bytes: &[u8]) -> String {
+    exchange(connect(address), bytes)
+}
+
+/// Sends raw bytes, then closes the sending side, which a server may take for a client that left;
+/// and returns what comes back, which may be nothing.
+///
+/// # Panics
+/// When there is no connection, or it is still open after a minute.
+pub fn raw_and_close(address: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = connect(address);
     // The other side may hang up on nonsense before all of it is sent.
     let _ = stream.write_all(bytes);
     let _ = stream.shutdown(std::net::Shutdown::Write);
+    exchange(stream, b"")
+}
+
+/// Sends raw bytes on a connection and returns what comes back until the other side closes.
+///
+/// # Panics
+/// When the connection is still open after its time limit.
+pub fn exchange(mut stream: impl Read + Write, bytes: &[u8]) -> String {
+    // The other side may hang up on nonsense before all of it is sent.
+    let _ = stream.write_all(bytes);
     let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer);
+    if let Err(error) = stream.read_to_end(&mut answer) {
+        let timeout = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+        assert!(!timeout, "the connection is still open, so far: {answer:?}");
+    }
     String::from_utf8_lossy(&answer).into_owned()
 }
 

@@ -1,0 +1,184 @@
+//! The order of weights within words.
+//!
+//! A kernel makes floats of bit fields in place: with the bits of a power of two above it, a field
+//! at bit `L` of the mantissa is the number `2^(23 - L) + q`. The higher the field, the smaller the
+//! power, and the less its rounding costs when the kernel subtracts it again. So all fields of a
+//! word are placed where a rotation by whole bytes, one cheap instruction, brings them to the top of
+//! the mantissa: byte `b` of a word has its fields at [`low_bit`] minus `8 * (2 - b)`, modulo 32.
+//!
+//! High bits go where, once a word is rotated left by the shift of its number, they lie just above
+//! the low bits of the same weight, so that one bitwise selection joins 8 weights.
+
+use crate::format::{Group, Quants, Shape};
+
+/// Column `c` of a group: the word of its low bits, and the lowest bit there before rotation, in
+/// 0..32.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    word: usize,
+    bit: u32,
+}
+
+/// Where the field of slot `slot` of a byte begins once the byte is rotated into place, for fields
+/// of `low` bits with `high` bits above.
+///
+/// Slot 0 with its high bits ends at bit 22, the top of the mantissa.
+const fn low_bit(low: u32, high: u32, slot: u32) -> u32 {
+    23 - high - low * (slot + 1)
+}
+
+/// `bit`, seen from byte 2, in the word before byte `byte` is rotated to where byte 2 is.
+const fn unrotated(bit: u32, byte: u32) -> u32 {
+    (bit + 8 * byte + 16) % 32
+}
+
+const fn place(low: u32, high: u32, column: usize) -> Place {
+    let slots = 8 / low;
+    let per_word = 32 / low as usize;
+    let index = (column % per_word) as u32;
+    let bit = unrotated(low_bit(low, high, index % slots), index / slots);
+    Place { word: column / per_word, bit }
+}
+
+/// As [`place`], for the high bits: words of `high` bits a group hold the high bits of several words
+/// of low bits, each `high` bits lower than the one before.
+const fn high_place(low: u32, high: u32, column: usize) -> Place {
+    let Place { word, bit } = place(low, high, column);
+    let words = (low / high) as usize;
+    let shift = high * (word % words) as u32;
+    Place { word: word / words, bit: (bit + low + 32 - shift) % 32 }
+}
+
+/// Spreads bits over words: those of `field`, from `place` on, cyclically.
+const fn put(words: &mut [u32; 8], place: Place, field: u32) {
+    words[place.word] |= field.rotate_left(place.bit);
+}
+
+const fn get(words: &[u32; 8], place: Place, bits: u32) -> u32 {
+    words[place.word].rotate_right(place.bit) & ((1 << bits) - 1)
+}
+
+/// The words of a group in the planes of low and of high bits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Words {
+    pub(crate) low: [u32; 8],
+    pub(crate) high: [u32; 8],
+}
+
+/// Bits of a weight in the plane of low bits, for types in which they are fields.
+const fn field_bits(quants: Quants) -> u32 {
+    match quants {
+        Quants::Pairs => 2,
+        Quants::Nibbles => 4,
+        _ => 8,
+    }
+}
+
+impl Words {
+    /// The words of a group's weights.
+    #[inline(always)]
+    pub(crate) fn pack(shape: &Shape, group: &Group) -> Self {
+        let mut words = Self::default();
+        if shape.quants == Quants::Selectors {
+            for (i, q) in group.q.iter().enumerate() {
+                words.low[i / 8] |= u32::from(*q) << (4 * (i % 8));
+            }
+            return words;
+        }
+        let (low, high) = (field_bits(shape.quants), shape.high_bits as u32);
+        for (i, q) in group.q.iter().enumerate() {
+            let q = u32::from(*q);
+            put(&mut words.low, place(low, high, i), q & ((1 << low) - 1));
+            if high > 0 {
+                put(&mut words.high, high_place(low, high, i), q >> low);
+            }
+        }
+        words
+    }
+
+    /// The weights in the words.
+    pub(crate) fn unpack(&self, shape: &Shape) -> [u8; 32] {
+        let (low, high) = (field_bits(shape.quants), shape.high_bits as u32);
+        std::array::from_fn(|i| {
+            if shape.quants == Quants::Selectors {
+                return (self.low[i / 8] >> (4 * (i % 8))) as u8 & 0x0f;
+            }
+            let mut q = get(&self.low, place(low, high, i), low);
+            if high > 0 {
+                q |= get(&self.high, high_place(low, high, i), high) << low;
+            }
+            q as u8
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a kernel does to make one float's field: rotate by whole bytes, then mask.
+    fn field_after_rotation(word: u32, byte: u32, low_bit: u32, bits: u32) -> u32 {
+        (word.rotate_left((8 * (2 + 4 - byte)) % 32) >> low_bit) & ((1 << bits) - 1)
+    }
+
+    fn group() -> Group {
+        Group { q: std::array::from_fn(|i| (i * 37 % 256) as u8), scales: 0, supers: 0 }
+    }
+
+    fn shape(quants: Quants, high_bits: usize) -> Shape {
+        Shape { quants, high_bits, scales: crate::format::Scales::None, super_bytes: 0 }
+    }
+
+    #[test]
+    fn byte_rotations_bring_every_nibble_to_the_top_of_the_mantissa() {
+        let mut group = group();
+        group.q = group.q.map(|q| q & 15);
+        let words = Words::pack(&shape(Quants::Nibbles, 0), &group);
+        for (i, q) in group.q.iter().enumerate() {
+            let low_bit = [19, 15][i % 2];
+            let field = field_after_rotation(words.low[i / 8], (i % 8 / 2) as u32, low_bit, 4);
+            assert_eq!(field, u32::from(*q), "column {i}");
+        }
+    }
+
+    #[test]
+    fn a_rotation_by_the_word_number_puts_high_bits_above_the_low_ones() {
+        for (quants, high) in [(Quants::Nibbles, 1), (Quants::Nibbles, 2), (Quants::Pairs, 1)] {
+            let low = field_bits(quants);
+            let mut group = group();
+            group.q = group.q.map(|q| q & ((1 << (low as usize + high)) - 1) as u8);
+            let words = Words::pack(&shape(quants, high), &group);
+            let high = high as u32;
+            for (i, q) in group.q.iter().enumerate() {
+                let (per_word, slots) = (32 / low as usize, 8 / low);
+                let (word, index) = (i / per_word, (i % per_word) as u32);
+                let per_high = (low / high) as usize;
+                let turned =
+                    words.high[word / per_high].rotate_left(high * (word % per_high) as u32);
+                let low_bit = 23 - high - low * (index % slots + 1);
+                let byte = index / slots;
+                let field = field_after_rotation(words.low[word], byte, low_bit, low)
+                    | field_after_rotation(turned, byte, low_bit + low, high) << low;
+                assert_eq!(field, u32::from(*q), "{quants:?} + {high}, column {i}");
+            }
+        }
+    }
+
+    #[test]
+    fn unpacking_inverts_packing() {
+        for (quants, high, mask) in [
+            (Quants::Pairs, 0, 3),
+            (Quants::Pairs, 1, 7),
+            (Quants::Nibbles, 0, 15),
+            (Quants::Nibbles, 1, 31),
+            (Quants::Nibbles, 2, 63),
+            (Quants::Selectors, 0, 15),
+            (Quants::Bytes, 0, 255),
+        ] {
+            let mut group = group();
+            group.q = group.q.map(|q| q & mask);
+            let shape = shape(quants, high);
+            assert_eq!(Words::pack(&shape, &group).unpack(&shape), group.q, "{quants:?} + {high}");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! The one allocation on the device, and the buffers in it.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::device::Device;
+use crate::driver::{DeviceMemory, Garbage};
+use crate::element::Element;
+use crate::error::CudaError;
+use crate::suballocator::{Block, Exhausted, SubAllocator};
+
+/// The device memory that this process has: taken from the driver once, given out in parts without
+/// asking it again, so that memory comes and goes beside a resident kernel. A cheap handle; the
+/// memory goes back when the last clone and the last [`DeviceSlice`] are gone.
+#[derive(Clone, Debug)]
+pub struct Arena {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    blocks: Mutex<SubAllocator>,
+    /// `Some` until dropped.
+    memory: Option<DeviceMemory>,
+    device: Device,
+}
+
+/// How an [`Arena`] is used, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ArenaUse {
+    /// All of it.
+    pub capacity: u64,
+    /// Not given out.
+    pub free: u64,
+    /// The largest piece that is not: the largest request that succeeds.
+    pub largest: u64,
+}
+
+impl Arena {
+    /// Takes `bytes` bytes of the device's memory.
+    pub fn new(device: &Device, bytes: u64) -> Result<Self, CudaError> {
+        let memory = device.driver()?.allocate(bytes)?;
+        let blocks = Mutex::new(SubAllocator::new(bytes));
+        Ok(Self { inner: Arc::new(Inner { blocks, memory: Some(memory), device: device.clone() }) })
+    }
+
+    /// The device whose memory this is.
+    pub fn device(&self) -> &Device {
+        &self.inner.device
+    }
+
+    /// A buffer of `len` elements, with whatever the memory held before.
+    pub fn allocate<T: Element>(&self, len: usize) -> Result<DeviceSlice<T>, CudaError> {
+        let bytes = (len as u64).saturating_mul(size_of::<T>() as u64);
+        let block =
+            self.inner.blocks().allocate(bytes).map_err(|Exhausted { asked, free, largest }| {
+                CudaError::ArenaExhausted { asked, free, largest }
+            })?;
+        let base = self.inner.memory.as_ref().map_or(0, |memory| memory.address);
+        let address = base + block.offset();
+        let block = Some(block);
+        Ok(DeviceSlice { address, len, block, arena: self.inner.clone(), elements: PhantomData })
+    }
+
+    /// How much is given out and how much is left.
+    pub fn usage(&self) -> ArenaUse {
+        let blocks = self.inner.blocks();
+        let (capacity, free) = (blocks.capacity(), blocks.free());
+        ArenaUse { capacity, free, largest: blocks.largest() }
+    }
+}
+
+impl Inner {
+    fn blocks(&self) -> MutexGuard<'_, SubAllocator> {
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(memory) = self.memory.take() {
+            self.device.discard(Garbage::Memory(memory));
+        }
+    }
+}
+
+/// A buffer of `len` elements in an [`Arena`], which begins at a multiple of
+/// [`ALIGNMENT`](crate::ALIGNMENT) and goes back when dropped. It goes back at once: who dropped it
+/// with work enqueued on it gives the next owner that work's writes, so wait for that work first.
+#[must_use = "it goes back when dropped"]
+pub struct DeviceSlice<T> {
+    address: u64,
+    len: usize,
+    /// `Some` until dropped.
+    block: Option<Block>,
+    arena: Arc<Inner>,
+    elements: PhantomData<T>,
+}
+
+impl<T: Element> DeviceSlice<T> {
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// All of it, for reading.
+    pub fn all(&self) -> View<'_, T> {
+        let Self { address, len, .. } = *self;
+        View { address, len, device: &self.arena.device, elements: PhantomData }
+    }
+
+    /// All of it, for writing.
+    pub fn all_mut(&mut self) -> ViewMut<'_, T> {
+        ViewMut { view: self.all(), exclusive: PhantomData }
+    }
+
+    /// These elements, for reading; `None` if there are not that many.
+    pub fn view(&self, elements: Range<usize>) -> Option<View<'_, T>> {
+        self.all().narrow(elements)
+    }
+
+    /// These elements, for writing; `None` if there are not that many.
+    pub fn view_mut(&mut self, elements: Range<usize>) -> Option<ViewMut<'_, T>> {
+        Some(ViewMut { view: self.view(elements)?, exclusive: PhantomData })
+    }
+}
+
+impl<T> fmt::Debug for DeviceSlice<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("DeviceSlice");
+        out.field("len", &self.len).field("block", &self.block).finish_non_exhaustive()
+    }
+}
+
+impl<T> Drop for DeviceSlice<T> {
+    fn drop(&mut self) {
+        if let Some(block) = self.block.take() {
+            self.arena.blocks().release(block);
+        }
+    }
+}
+
+/// Elements on the device, to be read.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a, T> {
+    pub(crate) address: u64,
+    len: usize,
+    device: &'a Device,
+    elements: PhantomData<&'a [T]>,
+}
+
+impl<'a, T: Element> View<'a, T> {
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Some of these elements; `None` if there are not that many.
+    pub fn narrow(self, elements: Range<usize>) -> Option<Self> {
+        let len = elements.end.checked_sub(elements.start)?;
+        let skipped = elements.start as u64 * size_of::<T>() as u64;
+        let address = self.address + skipped;
+        (elements.end <= self.len).then_some(Self { address, len, ..self })
+    }
+
+    pub(crate) fn device(&self) -> &'a Device {
+        self.device
+    }
+}
+
+/// Elements on the device, to be written.
+#[derive(Debug)]
+pub struct ViewMut<'a, T> {
+    view: View<'a, T>,
+    exclusive: PhantomData<&'a mut [T]>,
+}
+
+impl<'a, T: Element> ViewMut<'a, T> {
+    /// The same, for reading.
+    pub fn read(&self) -> View<'_, T> {
+        self.view
+    }
+
+    pub(crate) fn into_view(self) -> View<'a, T> {
+        self.view
+    }
+}

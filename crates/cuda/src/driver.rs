@@ -1,0 +1,692 @@
+//! Every function of the CUDA driver that this crate calls, each with its class.
+//!
+//! A persistent kernel does not end by itself. A driver call that waits for the device, or that
+//! may move memory, can then wait for ever; so calls are classed here, and while a
+//! [`Residency`](crate::Residency) is held those that allocate or synchronise are refused with a
+//! typed error. Nothing outside this module reaches the driver, so the list below is complete.
+//!
+//! Functions are looked up once, when the driver is opened: an absent one is an error then and not
+//! a panic later. Results are taken as plain numbers, because newer drivers return numbers that no
+//! list of today has.
+
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::fmt;
+use std::ptr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::sys::{
+    self, CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUfunction,
+    CUfunction_attribute, CUjit_option, CUmodule, CUstream,
+};
+
+use crate::error::{CudaError, CudaVersion};
+use crate::gate::Gate;
+
+/// The oldest driver that takes PTX 7.0, into which the kernels are compiled.
+pub(crate) const OLDEST_DRIVER: CudaVersion = CudaVersion(11_000);
+
+/// What the driver's compiler may say about a module, in bytes.
+const JIT_LOG_BYTES: usize = 16 << 10;
+
+const SUCCESS: u32 = 0;
+const OUT_OF_MEMORY: u32 = 2;
+const NO_DEVICE: u32 = 100;
+const NOT_READY: u32 = 600;
+
+/// Errors after which a context answers nothing else: uncorrectable memory errors, a kernel's
+/// illegal address or instruction, a launch that failed or timed out, a card off the bus.
+const LOST: [u32; 16] =
+    [4, 46, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 999];
+
+/// What a driver call does to those who wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Class {
+    /// Asks or sets host state; returns at once.
+    Queries,
+    /// Puts work into a stream and returns.
+    Enqueues,
+    /// Makes the calling thread wait for one stream or event, and nothing else.
+    Waits,
+    /// Creates or destroys something on the device or in pinned memory: may wait for all of the
+    /// device.
+    Allocates,
+}
+
+impl Class {
+    /// Whether calls of this class return in bounded time beside a kernel that stays resident.
+    pub fn allowed_beside_resident_kernel(self) -> bool {
+        self != Self::Allocates
+    }
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Queries => "only asks",
+            Self::Enqueues => "only enqueues",
+            Self::Waits => "waits for a stream",
+            Self::Allocates => "may wait for the whole device",
+        })
+    }
+}
+
+/// Makes, of one table: [`Call`], the functions' types, the look-up and a method per function.
+macro_rules! driver_calls {
+    ($($class:ident { $($symbol:ident($($argument:ident: $type:ty),* $(,)?);)* })*
+     ; $($explains:ident;)*) => {
+        /// A function of the driver, by its own name.
+        #[expect(non_camel_case_types, reason = "the driver's own names")]
+        #[expect(missing_docs, reason = "NVIDIA documents them under these names")]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Call { $($($symbol,)*)* }
+
+        impl Call {
+            /// All that this crate ever calls.
+            pub const ALL: &[Self] = &[$($(Self::$symbol,)*)*];
+
+            /// What the call does to those who wait.
+            pub fn class(self) -> Class {
+                match self { $($(Self::$symbol => Class::$class,)*)* }
+            }
+
+            /// The function's name.
+            pub fn name(self) -> &'static str {
+                match self { $($(Self::$symbol => stringify!($symbol),)*)* }
+            }
+        }
+
+        /// The addresses of the functions.
+        #[expect(non_snake_case, reason = "the driver's own names")]
+        pub(crate) struct Api {
+            $($(pub(crate) $symbol: unsafe extern "C" fn($($type),*) -> u32,)*)*
+            $(pub(crate) $explains: Explains,)*
+        }
+
+        impl Api {
+            /// Looks all functions up in the driver's library, which must be present.
+            fn load() -> Result<Self, CudaError> {
+                Ok(Self {
+                    $($($symbol: symbol(stringify!($symbol))?,)*)*
+                    $($explains: symbol(stringify!($explains))?,)*
+                })
+            }
+        }
+
+        #[expect(non_snake_case, reason = "the driver's own names")]
+        #[expect(clippy::too_many_arguments, reason = "the driver's own functions")]
+        impl Driver {
+            $($(
+                /// # Safety
+                /// What NVIDIA's reference says of the function.
+                unsafe fn $symbol(&self, $($argument: $type),*) -> Result<(), CudaError> {
+                    let _pass = self.gate.pass(Call::$symbol)?;
+                    // SAFETY: the caller's.
+                    let code = unsafe { (self.api.$symbol)($($argument),*) };
+                    self.check(Call::$symbol, code)
+                }
+            )*)*
+        }
+    };
+}
+
+driver_calls! {
+    Queries {
+        cuInit(flags: c_uint);
+        cuDriverGetVersion(version: *mut c_int);
+        cuDeviceGetCount(count: *mut c_int);
+        cuDeviceGet(device: *mut CUdevice, ordinal: c_int);
+        cuDeviceGetName(name: *mut c_char, length: c_int, device: CUdevice);
+        cuDeviceGetAttribute(value: *mut c_int, attribute: CUdevice_attribute, device: CUdevice);
+        cuDeviceTotalMem_v2(bytes: *mut usize, device: CUdevice);
+        cuCtxSetCurrent(context: CUcontext);
+        cuCtxGetStreamPriorityRange(least: *mut c_int, greatest: *mut c_int);
+        cuMemGetInfo_v2(free: *mut usize, total: *mut usize);
+        cuModuleGetFunction(function: *mut CUfunction, module: CUmodule, name: *const c_char);
+        cuFuncGetAttribute(value: *mut c_int, attribute: CUfunction_attribute, function: CUfunction);
+        cuOccupancyMaxActiveBlocksPerMultiprocessor(
+            blocks: *mut c_int, function: CUfunction, threads: c_int, shared: usize,
+        );
+        cuStreamQuery(stream: CUstream);
+        cuEventQuery(event: CUevent);
+        cuEventElapsedTime(milliseconds: *mut f32, start: CUevent, end: CUevent);
+    }
+    Enqueues {
+        cuLaunchKernel(
+            function: CUfunction,
+            grid_x: c_uint, grid_y: c_uint, grid_z: c_uint,
+            block_x: c_uint, block_y: c_uint, block_z: c_uint,
+            shared: c_uint, stream: CUstream,
+            parameters: *mut *mut c_void, extra: *mut *mut c_void,
+        );
+        cuMemcpyHtoDAsync_v2(to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream);
+        cuMemcpyDtoHAsync_v2(to: *mut c_void, from: CUdeviceptr, bytes: usize, stream: CUstream);
+        cuEventRecord(event: CUevent, stream: CUstream);
+        cuStreamWaitEvent(stream: CUstream, event: CUevent, flags: c_uint);
+    }
+    Waits {
+        cuStreamSynchronize(stream: CUstream);
+        cuEventSynchronize(event: CUevent);
+    }
+    Allocates {
+        cuDevicePrimaryCtxSetFlags_v2(device: CUdevice, flags: c_uint);
+        cuDevicePrimaryCtxRetain(context: *mut CUcontext, device: CUdevice);
+        cuDevicePrimaryCtxRelease_v2(device: CUdevice);
+        cuModuleLoadDataEx(
+            module: *mut CUmodule, image: *const c_void,
+            count: c_uint, options: *mut CUjit_option, values: *mut *mut c_void,
+        );
+        cuModuleUnload(module: CUmodule);
+        cuStreamCreateWithPriority(stream: *mut CUstream, flags: c_uint, priority: c_int);
+        cuStreamDestroy_v2(stream: CUstream);
+        cuEventCreate(event: *mut CUevent, flags: c_uint);
+        cuEventDestroy_v2(event: CUevent);
+        cuMemAlloc_v2(address: *mut CUdeviceptr, bytes: usize);
+        cuMemFree_v2(address: CUdeviceptr);
+        cuMemHostAlloc(address: *mut *mut c_void, bytes: usize, flags: c_uint);
+        cuMemFreeHost(address: *mut c_void);
+    }
+    // These put an error's number into words; they ask nothing of the device and pass no gate.
+    ;
+    cuGetErrorName;
+    cuGetErrorString;
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl fmt::Debug for Api {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Api").finish_non_exhaustive()
+    }
+}
+
+/// A function of the driver's library, whose type the caller gives as NVIDIA declares it.
+fn symbol<F: Copy>(name: &'static str) -> Result<F, CudaError> {
+    // SAFETY: the caller has asked `is_culib_present`; loading it runs NVIDIA's initialisers.
+    let library = unsafe { sys::culib() };
+    // SAFETY: `F` is a function pointer of the type that the driver's header declares.
+    let function = unsafe { library.get::<F>(name.as_bytes()) };
+    function.map(|function| *function).map_err(|_| CudaError::MissingSymbol { symbol: name })
+}
+
+/// A handle that the driver made. It is not copied, so that what was destroyed is not used again.
+#[derive(Debug)]
+pub(crate) struct Handle<T>(*mut T);
+
+// SAFETY: the driver's objects may be used from any thread; every call of this crate makes the
+// context current on its own thread first.
+unsafe impl<T> Send for Handle<T> {}
+// SAFETY: as above; the driver locks what its functions share.
+unsafe impl<T> Sync for Handle<T> {}
+
+pub(crate) type ContextHandle = Handle<sys::CUctx_st>;
+pub(crate) type ModuleHandle = Handle<sys::CUmod_st>;
+pub(crate) type FunctionHandle = Handle<sys::CUfunc_st>;
+pub(crate) type StreamHandle = Handle<sys::CUstream_st>;
+pub(crate) type EventHandle = Handle<sys::CUevent_st>;
+
+/// An allocation on the device: its address there, which the host never follows.
+#[derive(Debug)]
+pub(crate) struct DeviceMemory {
+    pub(crate) address: u64,
+}
+
+/// Page-locked host memory, which the device's copy engines read and write by themselves.
+#[derive(Debug)]
+pub(crate) struct PinnedMemory {
+    start: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: plain memory, owned by this value; who reaches it is decided by borrows of the value.
+unsafe impl Send for PinnedMemory {}
+// SAFETY: as above.
+unsafe impl Sync for PinnedMemory {}
+
+impl PinnedMemory {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: `bytes` zeroed bytes were allocated at `start` and are freed only by value.
+        unsafe { std::slice::from_raw_parts(self.start, self.bytes) }
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`, and `self` is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.bytes) }
+    }
+}
+
+/// What is to be destroyed, now or when no kernel is resident any more.
+#[derive(Debug)]
+pub(crate) enum Garbage {
+    Module(ModuleHandle),
+    Stream(StreamHandle),
+    Event(EventHandle),
+    Memory(DeviceMemory),
+    Pinned(PinnedMemory),
+}
+
+/// Where blocks go: the sizes of a launch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Geometry {
+    pub(crate) grid: [u32; 3],
+    pub(crate) block: [u32; 3],
+    /// Dynamic shared memory, bytes a block.
+    pub(crate) shared: u32,
+}
+
+/// The opened driver.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    api: Api,
+    pub(crate) gate: Gate,
+}
+
+impl Driver {
+    /// Loads the driver's library, initialises it and checks its version. There is one in a
+    /// process, as a resident kernel concerns every caller.
+    pub(crate) fn open() -> Result<Arc<Self>, CudaError> {
+        static OPENED: Mutex<Option<Arc<Driver>>> = Mutex::new(None);
+        let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(driver) = &*opened {
+            return Ok(driver.clone());
+        }
+        // SAFETY: loading the library runs NVIDIA's initialisers, which demand nothing.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(CudaError::NoDriver);
+        }
+        let driver = Self::start(Api::load()?)?;
+        *opened = Some(driver.clone());
+        Ok(driver)
+    }
+
+    /// Initialises the driver behind these functions and checks its version.
+    pub(crate) fn start(api: Api) -> Result<Arc<Self>, CudaError> {
+        let driver = Self { api, gate: Gate::default() };
+        let found = driver.version()?;
+        if found < OLDEST_DRIVER {
+            return Err(CudaError::DriverTooOld { found, needed: OLDEST_DRIVER });
+        }
+        // SAFETY: flags must be 0 and are.
+        match unsafe { driver.cuInit(0) } {
+            Err(CudaError::Driver { code: NO_DEVICE, .. }) => {
+                Err(CudaError::NoDevice { ordinal: 0, count: 0 })
+            }
+            Err(error) => Err(error),
+            Ok(()) => Ok(Arc::new(driver)),
+        }
+    }
+
+    fn check(&self, call: Call, code: u32) -> Result<(), CudaError> {
+        match code {
+            SUCCESS => Ok(()),
+            // Polls meet it all the time: it needs no explanation.
+            NOT_READY => {
+                Err(CudaError::Driver { call, code, name: String::new(), text: String::new() })
+            }
+            // Before there is a context there is nothing to lose.
+            _ if LOST.contains(&code) && call != Call::cuInit => {
+                Err(self.gate.lose(call, code, explain(self.api.cuGetErrorName, code)))
+            }
+            _ => {
+                let name = explain(self.api.cuGetErrorName, code);
+                let text = explain(self.api.cuGetErrorString, code);
+                Err(CudaError::Driver { call, code, name, text })
+            }
+        }
+    }
+
+    pub(crate) fn version(&self) -> Result<CudaVersion, CudaError> {
+        // SAFETY: the pointer is to an integer.
+        let version = out(|version| unsafe { self.cuDriverGetVersion(version) })?;
+        Ok(CudaVersion(version.unsigned_abs()))
+    }
+
+    pub(crate) fn device_count(&self) -> Result<u32, CudaError> {
+        // SAFETY: the pointer is to an integer.
+        Ok(out(|count| unsafe { self.cuDeviceGetCount(count) })?.unsigned_abs())
+    }
+
+    /// The device of this number, which must be below [`Self::device_count`].
+    pub(crate) fn device(&self, ordinal: u32) -> Result<CUdevice, CudaError> {
+        // SAFETY: the pointer is to an integer; a wrong ordinal is an error of the driver's.
+        out(|device| unsafe { self.cuDeviceGet(device, ordinal as c_int) })
+    }
+
+    pub(crate) fn device_name(&self, device: CUdevice) -> Result<String, CudaError> {
+        let mut name = [0u8; 256];
+        // SAFETY: the buffer has the length that is passed; the driver ends the name with a NUL.
+        unsafe { self.cuDeviceGetName(name.as_mut_ptr().cast(), 256, device) }?;
+        let name = CStr::from_bytes_until_nul(&name).unwrap_or_default();
+        Ok(name.to_string_lossy().into_owned())
+    }
+
+    pub(crate) fn device_attribute(
+        &self,
+        attribute: CUdevice_attribute,
+        device: CUdevice,
+    ) -> Result<u32, CudaError> {
+        // SAFETY: the pointer is to an integer.
+        let value = out(|value| unsafe { self.cuDeviceGetAttribute(value, attribute, device) })?;
+        Ok(value.unsigned_abs())
+    }
+
+    pub(crate) fn total_memory(&self, device: CUdevice) -> Result<u64, CudaError> {
+        // SAFETY: the pointer is to an integer.
+        Ok(out(|bytes| unsafe { self.cuDeviceTotalMem_v2(bytes, device) })? as u64)
+    }
+
+    /// The device's primary context, the one that libraries of this process share: a second context
+    /// would take turns with the first, and never get one beside a resident kernel.
+    pub(crate) fn retain_context(&self, device: CUdevice) -> Result<ContextHandle, CudaError> {
+        let flags = sys::CUctx_flags::CU_CTX_SCHED_BLOCKING_SYNC as c_uint;
+        // SAFETY: flags of the driver's own list.
+        unsafe { self.cuDevicePrimaryCtxSetFlags_v2(device, flags) }?;
+        // SAFETY: the pointer is to a handle.
+        handle(|context| unsafe { self.cuDevicePrimaryCtxRetain(context, device) })
+    }
+
+    pub(crate) fn release_context(&self, _: ContextHandle, device: CUdevice) {
+        // Nobody is left to hear of a failure, and the process's end releases all of it.
+        // SAFETY: retained once, released once, since the handle is consumed.
+        let _ = unsafe { self.cuDevicePrimaryCtxRelease_v2(device) };
+    }
+
+    pub(crate) fn make_current(&self, context: &ContextHandle) -> Result<(), CudaError> {
+        // SAFETY: the handle is alive.
+        unsafe { self.cuCtxSetCurrent(context.0) }
+    }
+
+    /// Free and total bytes of the current context's device.
+    pub(crate) fn memory(&self) -> Result<(u64, u64), CudaError> {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: both pointers are to integers.
+        unsafe { self.cuMemGetInfo_v2(&mut free, &mut total) }?;
+        Ok((free as u64, total as u64))
+    }
+
+    pub(crate) fn allocate(&self, bytes: u64) -> Result<DeviceMemory, CudaError> {
+        let call = Call::cuMemAlloc_v2;
+        let size = usize::try_from(bytes).map_err(|_| self.out_of_memory(call, bytes))?;
+        // SAFETY: the pointer is to an address.
+        let address = out(|address| unsafe { self.cuMemAlloc_v2(address, size) });
+        let address = address.map_err(|error| self.explain_memory(error, call, bytes))?;
+        Ok(DeviceMemory { address })
+    }
+
+    /// Zeroed pinned memory that every context and thread may use.
+    pub(crate) fn allocate_pinned(&self, bytes: usize) -> Result<PinnedMemory, CudaError> {
+        let call = Call::cuMemHostAlloc;
+        let mut start = ptr::null_mut();
+        let flags = sys::CU_MEMHOSTALLOC_PORTABLE;
+        // SAFETY: the pointer is to an address; flags of the driver's own list.
+        unsafe { self.cuMemHostAlloc(&mut start, bytes, flags) }
+            .map_err(|error| self.explain_memory(error, call, bytes as u64))?;
+        let start: *mut u8 = start.cast();
+        // SAFETY: the driver has just given `bytes` bytes there.
+        unsafe { start.write_bytes(0, bytes) };
+        Ok(PinnedMemory { start, bytes })
+    }
+
+    fn explain_memory(&self, error: CudaError, call: Call, asked: u64) -> CudaError {
+        match error {
+            CudaError::Driver { code: OUT_OF_MEMORY, .. } => self.out_of_memory(call, asked),
+            other => other,
+        }
+    }
+
+    fn out_of_memory(&self, call: Call, asked: u64) -> CudaError {
+        let (free, total) = self.memory().unwrap_or_default();
+        CudaError::OutOfMemory { call, asked, free, total }
+    }
+
+    /// `image`: machine code, or PTX that ends in a NUL. On failure also what the driver's compiler
+    /// said.
+    pub(crate) fn load_module(&self, image: &[u8]) -> Result<ModuleHandle, (CudaError, String)> {
+        let mut log = vec![0u8; JIT_LOG_BYTES];
+        let mut options = [
+            CUjit_option::CU_JIT_ERROR_LOG_BUFFER,
+            CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
+        ];
+        // The driver takes the size in the pointer's place and leaves the used bytes there.
+        let mut values =
+            [log.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut(log.len())];
+        let (options, values) = (options.as_mut_ptr(), values.as_mut_ptr());
+        let image = image.as_ptr().cast();
+        // SAFETY: two options with a value each; the log has the size passed; the image is whole
+        // and of a form that says where it ends.
+        let module =
+            handle(|module| unsafe { self.cuModuleLoadDataEx(module, image, 2, options, values) });
+        module.map_err(|error| {
+            let log = CStr::from_bytes_until_nul(&log).unwrap_or_default();
+            (error, log.to_string_lossy().trim().to_owned())
+        })
+    }
+
+    /// A kernel of the module, loaded by being asked for: under lazy loading the driver would do so
+    /// at the first launch, which beside a resident kernel is too late.
+    pub(crate) fn function(
+        &self,
+        module: &ModuleHandle,
+        name: &CStr,
+    ) -> Result<FunctionHandle, CudaError> {
+        // SAFETY: the handle is alive; the pointers are to a handle and a C string.
+        handle(|function| unsafe { self.cuModuleGetFunction(function, module.0, name.as_ptr()) })
+    }
+
+    pub(crate) fn function_attribute(
+        &self,
+        function: &FunctionHandle,
+        attribute: CUfunction_attribute,
+    ) -> Result<u32, CudaError> {
+        // SAFETY: the function's module is alive; the pointer is to an integer.
+        let value = out(|value| unsafe { self.cuFuncGetAttribute(value, attribute, function.0) })?;
+        Ok(value.unsigned_abs())
+    }
+
+    /// How many blocks of a kernel one multiprocessor holds at once.
+    pub(crate) fn occupancy(
+        &self,
+        function: &FunctionHandle,
+        threads: u32,
+        shared: u32,
+    ) -> Result<u32, CudaError> {
+        let (threads, shared) = (threads as c_int, shared as usize);
+        // SAFETY: the function's module is alive; the pointer is to an integer.
+        let blocks = out(|blocks| unsafe {
+            self.cuOccupancyMaxActiveBlocksPerMultiprocessor(blocks, function.0, threads, shared)
+        })?;
+        Ok(blocks.unsigned_abs())
+    }
+
+    /// # Safety
+    /// `arguments` are those of the kernel in number and type, and what they address on the device
+    /// is there and large enough.
+    pub(crate) unsafe fn launch(
+        &self,
+        function: &FunctionHandle,
+        geometry: Geometry,
+        stream: &StreamHandle,
+        arguments: &mut [u64],
+    ) -> Result<(), CudaError> {
+        let Geometry { grid: [gx, gy, gz], block: [bx, by, bz], shared } = geometry;
+        // The driver reads as many bytes at each pointer as the parameter has, before it returns;
+        // on a little-endian host the low bytes come first.
+        let mut pointers: Vec<*mut c_void> =
+            arguments.iter_mut().map(|argument| ptr::from_mut(argument).cast()).collect();
+        let (pointers, none) = (pointers.as_mut_ptr(), ptr::null_mut());
+        // SAFETY: handles are alive, arguments as the caller says.
+        unsafe {
+            self.cuLaunchKernel(
+                function.0, gx, gy, gz, bx, by, bz, shared, stream.0, pointers, none,
+            )
+        }
+    }
+
+    /// The lowest and the highest priority of streams; lower numbers come first.
+    pub(crate) fn priorities(&self) -> Result<(i32, i32), CudaError> {
+        let (mut least, mut greatest) = (0, 0);
+        // SAFETY: both pointers are to integers.
+        unsafe { self.cuCtxGetStreamPriorityRange(&mut least, &mut greatest) }?;
+        Ok((least, greatest))
+    }
+
+    /// A stream that the legacy default stream does not wait for, nor it for that one.
+    pub(crate) fn create_stream(&self, priority: i32) -> Result<StreamHandle, CudaError> {
+        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as c_uint;
+        // SAFETY: the pointer is to a handle; flags of the driver's own list.
+        handle(|stream| unsafe { self.cuStreamCreateWithPriority(stream, flags, priority) })
+    }
+
+    pub(crate) fn stream_is_done(&self, stream: &StreamHandle) -> Result<bool, CudaError> {
+        // SAFETY: the handle is alive.
+        ready(unsafe { self.cuStreamQuery(stream.0) })
+    }
+
+    pub(crate) fn wait_for_stream(&self, stream: &StreamHandle) -> Result<(), CudaError> {
+        // SAFETY: the handle is alive.
+        unsafe { self.cuStreamSynchronize(stream.0) }
+    }
+
+    pub(crate) fn stream_wait(
+        &self,
+        stream: &StreamHandle,
+        event: &EventHandle,
+    ) -> Result<(), CudaError> {
+        // SAFETY: handles are alive; flags must be 0 and are.
+        unsafe { self.cuStreamWaitEvent(stream.0, event.0, 0) }
+    }
+
+    /// An event whose waiters sleep instead of spinning.
+    pub(crate) fn create_event(&self) -> Result<EventHandle, CudaError> {
+        let flags = sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as c_uint;
+        // SAFETY: the pointer is to a handle; flags of the driver's own list.
+        handle(|event| unsafe { self.cuEventCreate(event, flags) })
+    }
+
+    pub(crate) fn record(
+        &self,
+        event: &EventHandle,
+        stream: &StreamHandle,
+    ) -> Result<(), CudaError> {
+        // SAFETY: handles are alive.
+        unsafe { self.cuEventRecord(event.0, stream.0) }
+    }
+
+    pub(crate) fn event_is_done(&self, event: &EventHandle) -> Result<bool, CudaError> {
+        // SAFETY: the handle is alive.
+        ready(unsafe { self.cuEventQuery(event.0) })
+    }
+
+    pub(crate) fn wait_for_event(&self, event: &EventHandle) -> Result<(), CudaError> {
+        // SAFETY: the handle is alive.
+        unsafe { self.cuEventSynchronize(event.0) }
+    }
+
+    /// Milliseconds between two recorded and reached events.
+    pub(crate) fn elapsed(&self, start: &EventHandle, end: &EventHandle) -> Result<f32, CudaError> {
+        // SAFETY: handles are alive; the pointer is to a float.
+        out(|milliseconds| unsafe { self.cuEventElapsedTime(milliseconds, start.0, end.0) })
+    }
+
+    /// # Safety
+    /// `range` of `from` exists and is neither written nor freed before the stream has passed the
+    /// copy; `to` and as many bytes after it lie in a living allocation.
+    pub(crate) unsafe fn copy_to_device(
+        &self,
+        from: &PinnedMemory,
+        range: std::ops::Range<usize>,
+        to: u64,
+        stream: &StreamHandle,
+    ) -> Result<(), CudaError> {
+        let bytes = &from.bytes()[range];
+        // SAFETY: the caller's.
+        unsafe { self.cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), stream.0) }
+    }
+
+    /// # Safety
+    /// The first `bytes` of `to` exist and are neither used nor freed before the stream has passed
+    /// the copy; `from` and as many bytes after it lie in a living allocation.
+    pub(crate) unsafe fn copy_to_host(
+        &self,
+        from: u64,
+        to: &mut PinnedMemory,
+        bytes: usize,
+        stream: &StreamHandle,
+    ) -> Result<(), CudaError> {
+        let to = to.bytes_mut()[..bytes].as_mut_ptr();
+        // SAFETY: the caller's.
+        unsafe { self.cuMemcpyDtoHAsync_v2(to.cast(), from, bytes, stream.0) }
+    }
+
+    /// Destroys, now or once no kernel is resident.
+    pub(crate) fn discard(&self, garbage: Garbage) {
+        self.gate.keep(garbage);
+        self.destroy_garbage();
+    }
+
+    /// Destroys what was kept, unless a kernel is resident.
+    pub(crate) fn destroy_garbage(&self) {
+        while let Some(garbage) = self.gate.next_garbage() {
+            // A kernel may have become resident in between. Of other failures nobody is left to
+            // hear, and the end of the context destroys everything.
+            if let Err(CudaError::Resident { .. }) = self.destroy(&garbage) {
+                self.gate.keep(garbage);
+                return;
+            }
+        }
+    }
+
+    fn destroy(&self, garbage: &Garbage) -> Result<(), CudaError> {
+        match garbage {
+            // SAFETY: here and below: made by the driver, and dropped unless refused.
+            Garbage::Module(module) => unsafe { self.cuModuleUnload(module.0) },
+            // SAFETY: as above.
+            Garbage::Stream(stream) => unsafe { self.cuStreamDestroy_v2(stream.0) },
+            // SAFETY: as above.
+            Garbage::Event(event) => unsafe { self.cuEventDestroy_v2(event.0) },
+            // SAFETY: as above.
+            Garbage::Memory(memory) => unsafe { self.cuMemFree_v2(memory.address) },
+            // SAFETY: as above.
+            Garbage::Pinned(memory) => unsafe { self.cuMemFreeHost(memory.start.cast()) },
+        }
+    }
+}
+
+type Explains = unsafe extern "C" fn(c_uint, *mut *const c_char) -> u32;
+
+/// The driver's own words for an error.
+fn explain(function: Explains, code: u32) -> String {
+    let mut text = ptr::null();
+    // SAFETY: the pointer is to a pointer; any number may be asked about.
+    if unsafe { function(code, &mut text) } != SUCCESS || text.is_null() {
+        return "unknown".to_owned();
+    }
+    // SAFETY: on success it is one of the driver's constant C strings.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+}
+
+/// Calls `f` with the place for its result, and returns that.
+fn out<T: Default>(f: impl FnOnce(*mut T) -> Result<(), CudaError>) -> Result<T, CudaError> {
+    let mut value = T::default();
+    f(&mut value)?;
+    Ok(value)
+}
+
+/// As [`out`], for a handle.
+fn handle<T>(f: impl FnOnce(*mut *mut T) -> Result<(), CudaError>) -> Result<Handle<T>, CudaError> {
+    let mut value = ptr::null_mut();
+    f(&mut value)?;
+    Ok(Handle(value))
+}
+
+/// Turns "not ready" into `false`.
+fn ready(result: Result<(), CudaError>) -> Result<bool, CudaError> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(CudaError::Driver { code: NOT_READY, .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}

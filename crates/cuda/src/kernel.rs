@@ -1,0 +1,231 @@
+//! Kernels: the image they come in, what each takes, and checked launches.
+
+use std::fmt;
+
+use crate::arena::{View, ViewMut};
+use crate::device::Device;
+use crate::driver::Geometry;
+use crate::element::{Element, ElementType};
+use crate::error::{CudaError, LaunchError};
+use crate::stream::Stream;
+
+/// The shared memory that a block may have on every device from Maxwell on, bytes.
+const SHARED_BYTES: u64 = 48 << 10;
+/// The most blocks along x, and along y and z, on every device from Maxwell on.
+const GRID: [u32; 3] = [i32::MAX.cast_unsigned(), 65_535, 65_535];
+
+/// All kernels of a program, compiled.
+#[derive(Clone, Copy, Debug)]
+pub struct KernelImage {
+    /// What compiled them, as in `nvrtc 12.9`.
+    pub compiler: &'static str,
+    /// One for each source file.
+    pub modules: &'static [ModuleImage],
+}
+
+/// The kernels of one source file, compiled.
+#[derive(Clone, Copy)]
+pub struct ModuleImage {
+    /// The file's name without extension.
+    pub name: &'static str,
+    /// For `compute_52`, which the driver compiles for any newer device.
+    pub ptx: &'static str,
+    /// For `sm_52`, an ELF file.
+    pub machine_code: &'static [u8],
+}
+
+impl fmt::Debug for ModuleImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("ModuleImage");
+        out.field("name", &self.name).field("ptx_bytes", &self.ptx.len());
+        out.field("machine_code_bytes", &self.machine_code.len()).finish()
+    }
+}
+
+impl ModuleImage {
+    /// The names of its kernels, which PTX declares as `.entry NAME(`.
+    pub fn kernels(&self) -> impl Iterator<Item = &'static str> {
+        let declarations = self.ptx.lines().filter(|line| !line.trim_start().starts_with("//"));
+        declarations.filter_map(|line| {
+            let name = line.split_once(".entry ")?.1;
+            name.split(['(', ' ']).next().filter(|name| !name.is_empty())
+        })
+    }
+}
+
+/// What a kernel takes, as its source declares it.
+#[derive(Debug)]
+pub struct Signature {
+    /// The function's name.
+    pub name: &'static str,
+    /// Its parameters in order.
+    pub params: &'static [Param],
+}
+
+/// A parameter of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Param {
+    /// A buffer that it only reads.
+    Read(ElementType),
+    /// A buffer that it writes, and may read.
+    Write(ElementType),
+    /// A number.
+    Scalar(ElementType),
+}
+
+impl fmt::Display for Param {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Read(element) => write!(f, "read {element}"),
+            Self::Write(element) => write!(f, "write {element}"),
+            Self::Scalar(element) => write!(f, "scalar {element}"),
+        }
+    }
+}
+
+/// What a kernel takes of a device, as compiled for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelCost {
+    /// Registers a thread.
+    pub registers: u32,
+    /// Bytes a thread in memory for what found no register: 0 in any fast kernel.
+    pub local_bytes: u32,
+    /// Static shared memory a block, bytes.
+    pub shared_bytes: u32,
+    /// The most threads a block may have.
+    pub max_threads: u32,
+}
+
+/// A kernel that can be launched.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    device: Device,
+    signature: &'static Signature,
+    cost: KernelCost,
+}
+
+impl Kernel {
+    pub(crate) fn new(device: Device, signature: &'static Signature) -> Result<Self, CudaError> {
+        let kernel = signature.name;
+        let cost = device.function(kernel).ok_or(CudaError::NoKernel { kernel })?.cost;
+        Ok(Self { device, signature, cost })
+    }
+
+    /// What it takes.
+    pub fn cost(&self) -> KernelCost {
+        self.cost
+    }
+
+    /// How many blocks of `threads` threads and `shared` bytes of dynamic shared memory the whole
+    /// device holds at once. With no more blocks than that all of them run, and may wait for each
+    /// other, provided that nothing else runs.
+    pub fn resident_blocks(&self, threads: u32, shared: u32) -> Result<u32, CudaError> {
+        let name = self.signature.name;
+        let missing = CudaError::NoKernel { kernel: name };
+        let function = self.device.function(name).ok_or(missing)?;
+        let blocks = self.device.driver()?.occupancy(&function.handle, threads, shared)?;
+        Ok(blocks * self.device.info().multiprocessors)
+    }
+
+    /// Begins a launch of `grid` blocks with `block` threads each, (x, y, z).
+    pub fn launch(&self, grid: [u32; 3], block: [u32; 3]) -> Launch<'_> {
+        let geometry = Geometry { grid, block, shared: 0 };
+        let wrong = self.check(geometry).err();
+        Launch { kernel: self, geometry, arguments: Vec::with_capacity(16), wrong }
+    }
+
+    fn check(&self, Geometry { grid, block, shared }: Geometry) -> Result<(), LaunchError> {
+        if grid.iter().zip(GRID).any(|(&blocks, most)| blocks == 0 || blocks > most) {
+            let [x, y, z] = grid;
+            return Err(LaunchError::Grid { x, y, z });
+        }
+        let threads = block.iter().fold(1u32, |product, &n| product.saturating_mul(n));
+        let most = self.cost.max_threads;
+        if threads == 0 || threads > most {
+            return Err(LaunchError::Block { threads, most });
+        }
+        let bytes = u64::from(shared) + u64::from(self.cost.shared_bytes);
+        if bytes > SHARED_BYTES {
+            return Err(LaunchError::Shared { bytes, most: SHARED_BYTES });
+        }
+        Ok(())
+    }
+}
+
+/// A launch in preparation: the arguments in order, then [`Self::on`]. The first thing that does
+/// not fit is the error.
+#[derive(Debug)]
+#[must_use = "nothing is launched before `on`"]
+pub struct Launch<'a> {
+    kernel: &'a Kernel,
+    geometry: Geometry,
+    arguments: Vec<u64>,
+    wrong: Option<LaunchError>,
+}
+
+impl<'a> Launch<'a> {
+    /// Gives each block `bytes` bytes of dynamic shared memory.
+    pub fn shared(mut self, bytes: u32) -> Self {
+        self.geometry.shared = bytes;
+        self.wrong = self.wrong.or_else(|| self.kernel.check(self.geometry).err());
+        self
+    }
+
+    /// A buffer that the kernel reads, `elements` elements of it.
+    pub fn read<T: Element>(self, buffer: View<'a, T>, elements: usize) -> Self {
+        self.buffer(Param::Read(T::TYPE), buffer, elements)
+    }
+
+    /// A buffer that the kernel writes, `elements` elements of it.
+    pub fn write<T: Element>(self, buffer: ViewMut<'a, T>, elements: usize) -> Self {
+        self.buffer(Param::Write(T::TYPE), buffer.into_view(), elements)
+    }
+
+    /// A number.
+    pub fn scalar<T: Element>(self, value: T) -> Self {
+        self.argument(Param::Scalar(T::TYPE), value.bits())
+    }
+
+    fn buffer<T: Element>(mut self, param: Param, buffer: View<'a, T>, needed: usize) -> Self {
+        let (position, holds) = (self.arguments.len(), buffer.len());
+        if self.wrong.is_none() && holds < needed {
+            self.wrong = Some(LaunchError::Short { position, needed, holds });
+        }
+        if self.wrong.is_none() && !buffer.device().is_same(&self.kernel.device) {
+            self.wrong = Some(LaunchError::Elsewhere { position });
+        }
+        self.argument(param, buffer.address)
+    }
+
+    fn argument(mut self, found: Param, bits: u64) -> Self {
+        let position = self.arguments.len();
+        if let Some(expected) = self.kernel.signature.params.get(position)
+            && *expected != found
+            && self.wrong.is_none()
+        {
+            let (expected, found) = (expected.to_string(), found.to_string());
+            self.wrong = Some(LaunchError::Kind { position, expected, found });
+        }
+        self.arguments.push(bits);
+        self
+    }
+
+    /// Enqueues it. The buffers must stay until the stream has passed it: see
+    /// [`DeviceSlice`](crate::DeviceSlice).
+    pub fn on(mut self, stream: &Stream) -> Result<(), CudaError> {
+        let kernel = self.kernel.signature.name;
+        let (expected, found) = (self.kernel.signature.params.len(), self.arguments.len());
+        let count = (expected != found).then_some(LaunchError::Count { expected, found });
+        if let Some(reason) = self.wrong.or(count) {
+            return Err(CudaError::Launch { kernel, reason });
+        }
+        let device = &self.kernel.device;
+        let function = device.function(kernel).ok_or(CudaError::NoKernel { kernel })?;
+        let driver = device.driver()?;
+        // SAFETY: number and kinds are the signature's, which is the kernel's; each buffer is a
+        // living one of this device and holds what its shape needs.
+        unsafe {
+            driver.launch(&function.handle, self.geometry, stream.handle(), &mut self.arguments)
+        }
+    }
+}

@@ -44,7 +44,7 @@ fn an_imported_file_is_found_by_name_and_hash() {
     // FIPS 180-4's example for "abc".
     let sha = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
     assert_eq!(manifest.files[0].sha256, sha);
-    assert_eq!(store.list(), [manifest.clone()]);
+    assert_eq!(store.list(), std::slice::from_ref(&manifest));
     assert_eq!(store.find("tiny.Q4_1"), Some(manifest.clone()));
     assert_eq!(fs::read_to_string(store.path_of(&manifest)).unwrap(), "abc");
     let blob = store.dir.join("blobs/sha256").join(sha);

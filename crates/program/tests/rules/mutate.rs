@@ -9,23 +9,23 @@ const SIZES: [usize; 14] =
 /// Makes one change, chosen by the first number; the others say where and what.
 pub(crate) fn mutate(program: &mut Program, [kind, at, part, value]: [usize; 4]) {
     let size = SIZES[value % SIZES.len()];
-    match kind % 5 {
+    let counts = [program.buffers.len(), program.matrices.len(), program.vectors.len()];
+    let len = program.ops.len();
+    match kind % 6 {
+        _ if len == 0 => {}
         0 => mutate_order(&mut program.ops, at, part, value),
         1 => mutate_tables(program, at, part, size),
+        2 | 3 => mutate_op(&mut program.ops[at % len], counts, part, value, size),
+        // What an op does is left as it is, and something else is done besides.
         _ => {
-            let counts = [program.buffers.len(), program.matrices.len(), program.vectors.len()];
-            if !program.ops.is_empty() {
-                let at = at % program.ops.len();
-                mutate_op(&mut program.ops[at], counts, part, value, size);
-            }
+            let mut more = program.ops[at % len].clone();
+            mutate_op(&mut more, counts, part, value, size);
+            program.ops.insert(at / len % (len + 1), more);
         }
     }
 }
 
 fn mutate_order(ops: &mut Vec<Op>, at: usize, part: usize, value: usize) {
-    if ops.is_empty() {
-        return;
-    }
     let (at, to) = (at % ops.len(), part % ops.len());
     match value % 3 {
         0 => ops.swap(at, to),
@@ -80,7 +80,7 @@ fn mutate_op(op: &mut Op, counts: [usize; 3], part: usize, value: usize, size: u
             _ => *out = buffer,
         },
         Op::Project { x, outputs } => {
-            let at = value % outputs.len().max(1);
+            let at = value / (counts[0] + 1) % outputs.len().max(1);
             match (part % 6, outputs.get_mut(at)) {
                 (0, _) | (_, None) => *x = buffer,
                 (1, Some(p)) => p.weight = matrix,

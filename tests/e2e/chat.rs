@@ -23,7 +23,7 @@ fn events(daemon: &Daemon, request: &Value) -> Vec<Value> {
     let mut stream = daemon.post_stream(ROUTE, request);
     let mut events: Vec<String> = std::iter::from_fn(|| stream.event()).collect();
     assert_eq!(events.pop().as_deref(), Some("[DONE]"));
-    events.iter().map(|event| serde_json::from_str(event).unwrap()).collect()
+    events.iter().map(|event| serde_json::from_str(event).expect("an event is JSON")).collect()
 }
 
 #[test]

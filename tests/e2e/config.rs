@@ -7,7 +7,7 @@ use crate::{Done, builder, check_one_line};
 const M40D: &str = env!("CARGO_BIN_EXE_m40d");
 
 fn run(arguments: &[&str]) -> Done {
-    Done::from(&Command::new(M40D).env_clear().args(arguments).output().unwrap())
+    Done::from(&Command::new(M40D).env_clear().args(arguments).output().expect("m40d must run"))
 }
 
 #[track_caller]

@@ -13,9 +13,9 @@ fn check_error(reply: &http::Reply, status: u16, kind: &str) -> Value {
     assert_eq!(reply.status, status, "{}", reply.body);
     let error = reply.json()["error"].clone();
     assert_eq!(error["type"], kind, "{error}");
-    let keys: Vec<&String> = error.as_object().unwrap().keys().collect();
+    let keys: Vec<&String> = error.as_object().expect("an object").keys().collect();
     assert_eq!(keys, ["message", "type", "param", "code"]);
-    let message = error["message"].as_str().unwrap();
+    let message = error["message"].as_str().expect("a text");
     assert!(!message.is_empty() && !message.contains('\n'), "{message:?}");
     assert!(reply.header("x-request-id").is_some());
     error

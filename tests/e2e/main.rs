@@ -82,7 +82,7 @@ fn tiny(dir: &Path, file: &str) -> PathBuf {
 
 fn write(dir: &Path, file: &str, bytes: &[u8]) -> PathBuf {
     let path = dir.join(file);
-    std::fs::write(&path, bytes).unwrap();
+    std::fs::write(&path, bytes).expect("the folder of a test");
     path
 }
 

@@ -107,7 +107,7 @@ fn a_corrupt_file_is_refused_and_never_listed() {
 }
 
 fn stored(daemon: &m40_testkit::daemon::Daemon) -> usize {
-    std::fs::read_dir(daemon.dir().join("state/models")).unwrap().count()
+    std::fs::read_dir(daemon.dir().join("state/models")).expect("the state folder").count()
 }
 
 #[test]

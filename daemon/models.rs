@@ -267,6 +267,11 @@ impl Models {
                     let failure = LoadFailure::from(&error);
                     warn!(model = slot.name(), %error, "cannot load");
                     slot.set(State::Failed(Arc::new(failure)));
+                    // Whoever asked has the reason; a path that was never a model has no name to
+                    // keep it under.
+                    if !slot.source().is_stored() {
+                        models.forget(slot.name(), &slot);
+                    }
                 }
             }
         });

@@ -36,6 +36,11 @@ impl Source {
     pub(super) fn stored(path: PathBuf, manifest: Manifest) -> Self {
         Self { path, manifest: Some(manifest) }
     }
+
+    /// Whether the store has it.
+    pub(super) fn is_stored(&self) -> bool {
+        self.manifest.is_some()
+    }
 }
 
 /// A model that is more than a file.

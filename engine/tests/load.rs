@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use m40_gguf::TensorType;
-use m40_testkit::gguf::Vocabulary;
+use m40_testkit::gguf::{RopeScaling, Vocabulary};
 use m40_testkit::models;
 use serde_json::json;
 
@@ -160,6 +160,22 @@ fn the_context_is_between_1_and_the_trained_one() {
         let text = found.to_string();
         assert!(text.contains(&refused.to_string()) && text.contains("1 to 256"), "{text}");
     }
+}
+
+#[test]
+fn the_served_context_not_the_trained_one_chooses_rotary_factors() {
+    let scaling = RopeScaling::LongRope { original_context: 8192 };
+    let file = TinyModel::new("phi3").context(16384).rope_scaling(scaling).builder();
+    let file = Tiny::new(&file);
+    let serving = |context| {
+        let options = ModelOptions { context, ..ModelOptions::default() };
+        let model = engine().load(&file.path, &options).unwrap();
+        let found = generate(&mut model.session(), &prompt(40, 2), &greedy(1));
+        (model.info().context, found.logprobs[0].logprob)
+    };
+    let (default, short, long) = (serving(None), serving(Some(8192)), serving(Some(8193)));
+    assert_eq!(default, short);
+    assert_ne!(short.1, long.1);
 }
 
 #[test]

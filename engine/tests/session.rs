@@ -43,6 +43,9 @@ fn a_shared_prefix_is_not_computed_again_and_changes_nothing() {
     assert_ne!(other[0], base[0]);
     let found = generate(&mut session, &other, &greedy(12));
     assert_eq!((found.completion.cached_tokens, found.ids()), (0, fresh(&other)));
+    let mut small = model.session();
+    generate(&mut small, &other, &greedy(12));
+    assert_eq!(session.kv_bytes(), small.kv_bytes(), "what is forgotten is freed");
 }
 
 #[test]

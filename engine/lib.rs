@@ -23,6 +23,7 @@
 #![deny(unsafe_code)]
 
 mod generate;
+mod gpu;
 mod mapping;
 mod model;
 mod session;
@@ -33,6 +34,9 @@ mod tests;
 pub use generate::{
     CancelToken, Chunk, Completion, FinishReason, GenerateError, GenerateParams, TokenLogprob,
 };
+#[cfg(feature = "cuda")]
+pub use gpu::kernel_image;
+pub use gpu::version;
 pub use m40_cpu::Numerics;
 pub use m40_sched::sampler::{ParamError, SamplingParams};
 pub use m40_tokenizer::{ChatTemplate, Special, TemplateError, TemplateInput, Tokenizer};

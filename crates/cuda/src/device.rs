@@ -210,8 +210,11 @@ impl fmt::Debug for Device {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.functions.clear();
-        for module in self.modules.drain(..) {
-            self.context.driver.discard(Garbage::Module(module));
+        // Without the context the device is lost, and its end destroys everything.
+        if let Ok(driver) = self.context.driver() {
+            for module in self.modules.drain(..) {
+                driver.discard(Garbage::Module(module));
+            }
         }
     }
 }
@@ -315,8 +318,10 @@ impl Inner {
     fn load(&mut self, image: &ModuleImage) -> Result<(), CudaError> {
         let driver = self.context.driver()?;
         let mut loaded = match self.form {
-            ImageForm::MachineCode => driver.load_module(image.machine_code),
-            ImageForm::Ptx => load_ptx(driver, image),
+            ImageForm::MachineCode if !image.machine_code.is_empty() => {
+                driver.load_module(image.machine_code)
+            }
+            _ => load_ptx(driver, image),
         };
         // A driver older than the compiler may refuse its machine code, not PTX 7.0.
         if self.form == ImageForm::MachineCode

@@ -30,7 +30,7 @@ pub struct ModuleImage {
     pub name: &'static str,
     /// For `compute_52`, which the driver compiles for any newer device.
     pub ptx: &'static str,
-    /// For `sm_52`, an ELF file.
+    /// For `sm_52`, an ELF file; empty where there is none.
     pub machine_code: &'static [u8],
 }
 

@@ -43,23 +43,20 @@ fn main() {
 fn embed(out: &Path) -> Result<()> {
     let Some(compiler) = Compiler::find() else {
         println!(
-            "cargo::warning=no CUDA 12 compiler: this build has no GPU kernels (`make nvrtc` fetches one)"
+            "cargo::warning=no CUDA 12 compiler: this build has no GPU kernels (`make nvrtc` \
+             fetches one)"
         );
         return write(&out.join("kernels.rs"), "None");
     };
-    let mut modules = String::new();
-    for source in sources()? {
-        let name =
-            source.file_stem().and_then(OsStr::to_str).ok_or("a kernel's name is not UTF-8")?;
-        let ptx = out.join(format!("{name}.ptx"));
-        compiler.compile(&source, Target::Ptx, &ptx)?;
-        write(&ptx, lower_version(&read(&ptx)?)?)?;
-        compiler.compile(&source, Target::MachineCode, &out.join(format!("{name}.cubin")))?;
-        modules += &format!(
-            "m40_cuda::ModuleImage {{ name: {name:?}, ptx: include_str!(\"{name}.ptx\"), \
-             machine_code: include_bytes!(\"{name}.cubin\") }}, "
-        );
+    let sources = files("cu")?;
+    let headers: String = files("cuh")?.iter().map(|path| read(path)).collect::<Result<_>>()?;
+    let common = format!("{} {OPTIONS:?} {headers}", compiler.describe());
+    for source in &sources {
+        for target in Target::ALL {
+            compile_if_changed(&compiler, source, target, out, &common)?;
+        }
     }
+    let modules: String = sources.iter().map(|source| module(source)).collect();
     let compiler = compiler.describe();
     write(
         &out.join("kernels.rs"),
@@ -67,16 +64,49 @@ fn embed(out: &Path) -> Result<()> {
     )
 }
 
-/// kernels/*.cu, in the order of their names.
-fn sources() -> Result<Vec<PathBuf>> {
+/// The Rust expression for a kernel file's module.
+fn module(source: &Path) -> String {
+    let [ptx, machine_code] = Target::ALL.map(|target| target.file_name(source));
+    format!(
+        "m40_cuda::ModuleImage {{ name: {:?}, ptx: include_str!({ptx:?}), machine_code: \
+         include_bytes!({machine_code:?}) }}, ",
+        source.file_stem().unwrap_or_default(),
+    )
+}
+
+/// Compiles, unless what was compiled last was the same. `common`: what all kernels depend on.
+fn compile_if_changed(
+    compiler: &Compiler,
+    source: &Path,
+    target: Target,
+    out: &Path,
+    common: &str,
+) -> Result<()> {
+    let image = out.join(target.file_name(source));
+    let stamp = image.with_added_extension("inputs");
+    let inputs = format!("{common} {}", read(source)?);
+    if image.exists() && read(&stamp).is_ok_and(|old| old == inputs) {
+        return Ok(());
+    }
+    // What is interrupted must not pass for what was compiled last.
+    let _ = fs::remove_file(&stamp);
+    compiler.compile(source, target, &image)?;
+    if let Target::Ptx = target {
+        write(&image, lower_version(&read(&image)?)?)?;
+    }
+    write(&stamp, inputs)
+}
+
+/// kernels/*.`extension`, in the order of their names.
+fn files(extension: &str) -> Result<Vec<PathBuf>> {
     let folder =
         fs::read_dir("kernels").map_err(|error| format!("cannot list kernels/: {error}"))?;
-    let mut sources: Vec<_> = folder
+    let mut files: Vec<_> = folder
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension() == Some(OsStr::new("cu")))
+        .filter(|path| path.extension() == Some(OsStr::new(extension)))
         .collect();
-    sources.sort();
-    Ok(sources)
+    files.sort();
+    Ok(files)
 }
 
 fn lower_version(ptx: &str) -> Result<String> {
@@ -97,6 +127,18 @@ fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
 enum Target {
     Ptx,
     MachineCode,
+}
+
+impl Target {
+    const ALL: [Self; 2] = [Self::Ptx, Self::MachineCode];
+
+    fn file_name(self, source: &Path) -> PathBuf {
+        let extension = match self {
+            Self::Ptx => "ptx",
+            Self::MachineCode => "cubin",
+        };
+        Path::new(source.file_name().unwrap_or_default()).with_extension(extension)
+    }
 }
 
 enum Compiler {

@@ -3,9 +3,9 @@
 //!
 //! | code | when |
 //! |---|---|
-//! | 0 | stopped as asked, or `--version`, `--help`, `--check-config` of a good file |
+//! | 0 | stopped as asked, or `--version`, `--help`, `--check-config` of a good file, `--check-gpu` of a good GPU |
 //! | 64 | wrong command line |
-//! | 69 | the HTTP address, the control socket or the state folder is in use by another process |
+//! | 69 | the HTTP address, the control socket or the state folder is in use by another process; no usable GPU for `--check-gpu` |
 //! | 70 | a bug |
 //! | 73 | a folder, file or socket cannot be created |
 //! | 77 | not permitted to bind the address |
@@ -27,8 +27,12 @@ pub(crate) enum Failure {
     Config(#[from] ConfigError),
     #[error("{0}")]
     Paths(#[from] PathError),
-    #[error("engine.device is \"cuda\", but this build has no GPU kernels: set it to \"cpu\"")]
-    NoKernels,
+    #[error(
+        "engine.device is \"cuda\", but this version does not run models on a GPU: set it to \"cpu\""
+    )]
+    NoGpuExecutor,
+    #[error(transparent)]
+    Gpu(#[from] m40llm::GpuError),
     #[error("control.group: there is no group {group:?}: create it or name another")]
     NoGroup { group: String },
     #[error("cannot look up the group {group:?}: {source}")]
@@ -57,8 +61,11 @@ pub(crate) enum Failure {
 impl Failure {
     const fn code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Paths(_) | Self::NoKernels | Self::NoGroup { .. } => 78,
-            Self::AddressInUse { .. } | Self::SocketInUse { .. } | Self::StateInUse { .. } => 69,
+            Self::Config(_) | Self::Paths(_) | Self::NoGpuExecutor | Self::NoGroup { .. } => 78,
+            Self::AddressInUse { .. }
+            | Self::SocketInUse { .. }
+            | Self::StateInUse { .. }
+            | Self::Gpu(_) => 69,
             Self::AddressForbidden { .. } => 77,
             Self::Listen { .. } | Self::NotASocket { .. } | Self::Create { .. } => 73,
             Self::GroupLookup { .. } | Self::System { .. } => 70,

@@ -57,7 +57,7 @@ fn open_engine(config: &Config) -> Result<Engine, Failure> {
         Device::Cpu => {
             Ok(Engine::new(EngineOptions { threads: config.threads, ..EngineOptions::default() }))
         }
-        Device::Cuda => Err(Failure::NoKernels),
+        Device::Cuda => Err(Failure::NoGpuExecutor),
     }
 }
 

@@ -31,7 +31,7 @@ use crate::exit::Failure;
 
 /// LLM daemon: serves GGUF models over HTTP; `m40ctl` administers it.
 #[derive(Debug, Parser)]
-#[command(name = "m40d", version)]
+#[command(name = "m40d", version = m40llm::version())]
 struct Args {
     /// Read this configuration file instead of the default one, which may be absent
     #[arg(long, value_name = "FILE")]
@@ -39,6 +39,9 @@ struct Args {
     /// Check the configuration, print nothing when it is good, and exit
     #[arg(long)]
     check_config: bool,
+    /// Say what GPU there is, have it compute something, and exit
+    #[arg(long)]
+    check_gpu: bool,
 }
 
 fn main() -> ExitCode {
@@ -64,6 +67,11 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args, env: &Env) -> Result<(), Failure> {
+    if args.check_gpu {
+        let said = m40llm::check_gpu()?;
+        return writeln!(std::io::stdout(), "{said}")
+            .map_err(|source| Failure::System { action: "print", source });
+    }
     let config = Config::load(args.config.as_deref(), env)?;
     if args.check_config {
         return Ok(());

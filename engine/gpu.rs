@@ -1,9 +1,10 @@
-//! Which GPU kernels this build has. build.rs compiles them and writes `kernels.rs`.
+//! Which GPU kernels this build has, and whether this machine's GPU runs them. build.rs compiles
+//! them and writes `kernels.rs`.
 
 use std::sync::LazyLock;
 
 #[cfg(feature = "cuda")]
-use m40_cuda::KernelImage;
+use m40_cuda::{Arena, CudaError, Device, KernelImage};
 #[cfg(feature = "cuda")]
 use sha2::{Digest, Sha256};
 
@@ -44,4 +45,38 @@ fn kernels() -> String {
 #[cfg(not(feature = "cuda"))]
 fn kernels() -> String {
     "no GPU backend".to_owned()
+}
+
+/// Why this build cannot use a GPU of this machine.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GpuError {
+    /// Built with `--no-default-features`.
+    #[error("this build has no GPU backend")]
+    NoBackend,
+    /// Built without a compiler for the kernels.
+    #[error(
+        "this build has no GPU kernels: no CUDA 12 compiler was found (`make nvrtc` fetches one)"
+    )]
+    NoKernels,
+    /// The driver or the device.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+}
+
+/// Has the first GPU load all kernels and compute a checksum of 4 MiB, and says what it is, in one
+/// line.
+#[cfg(feature = "cuda")]
+pub fn check_gpu() -> Result<String, GpuError> {
+    const ARENA_BYTES: u64 = 8 << 20;
+    let device = Device::open(0, kernel_image().ok_or(GpuError::NoKernels)?)?;
+    device.self_test(&Arena::new(&device, ARENA_BYTES)?)?;
+    Ok(format!("{}; computes, with kernels as {}", device.info(), device.image_form()))
+}
+
+/// Has the first GPU compute: this build cannot.
+#[cfg(not(feature = "cuda"))]
+pub fn check_gpu() -> Result<String, GpuError> {
+    Err(GpuError::NoBackend)
 }

@@ -36,7 +36,7 @@ pub use generate::{
 };
 #[cfg(feature = "cuda")]
 pub use gpu::kernel_image;
-pub use gpu::version;
+pub use gpu::{GpuError, check_gpu, version};
 pub use m40_cpu::Numerics;
 pub use m40_sched::sampler::{ParamError, SamplingParams};
 pub use m40_tokenizer::{ChatTemplate, Special, TemplateError, TemplateInput, Tokenizer};

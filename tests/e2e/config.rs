@@ -31,8 +31,21 @@ fn a_wrong_value_is_named_with_its_range() {
 }
 
 #[test]
-fn a_device_without_kernels_is_refused() {
-    check("[engine]\ndevice = \"cuda\"", 78, &["engine.device", "no GPU kernels"]);
+fn a_device_that_runs_no_models_is_refused() {
+    check("[engine]\ndevice = \"cuda\"", 78, &["engine.device", "does not run models on a GPU"]);
+}
+
+#[test]
+fn the_gpu_computes_or_what_is_missing_is_said() {
+    let done = run(&["--check-gpu"]);
+    if done.code == 0 {
+        assert!(done.out.contains("compute capability"), "{}", done.out);
+        assert!(done.out.contains("; computes, with kernels as "), "{}", done.out);
+    } else {
+        assert_eq!((done.code, done.out.as_str()), (69, ""));
+        let missing = ["no NVIDIA driver here", "no CUDA device", "no GPU kernels"];
+        assert!(missing.iter().any(|missing| done.err.contains(missing)), "{}", done.err);
+    }
 }
 
 #[test]
@@ -64,5 +77,7 @@ fn wrong_arguments_are_usage_errors() {
     assert_eq!(done.code, 64);
     assert!(done.err.contains("--frobnicate"), "{}", done.err);
     let version = run(&["--version"]).ok().out;
-    assert_eq!(version, format!("m40d {}\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(version, format!("m40d {}\n", m40llm::version()));
+    assert!(version.starts_with(concat!("m40d ", env!("CARGO_PKG_VERSION"), " (")), "{version}");
+    assert!(version.contains("GPU "), "says nothing of the kernels: {version}");
 }

@@ -76,6 +76,9 @@ macro_rules! driver_calls {
             $(pub(crate) $explains: Explains,)*
         }
 
+        // The types above against those of NVIDIA's header, as cudarc has them.
+        $($(const _: unsafe fn($($type),*) -> sys::CUresult = sys::$symbol;)*)*
+
         impl Api {
             /// Looks all functions up in the driver's library, which must be present.
             pub(super) fn load() -> Result<Self, CudaError> {

@@ -1,0 +1,112 @@
+// What kernels use of CUDA, without NVIDIA's headers: intrinsics as PTX, or, when M40_EMULATE is
+// defined, as host C++ in which tests run the same kernels (emulate/emulate.h).
+//
+// Only what an sm_52 has: no warp-level matrix, half or dot-product arithmetic, no acquire or
+// release, no cooperative launch.
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#ifdef M40_EMULATE
+#include "emulate/emulate.h"
+#else
+
+#define DEVICE static __device__ __forceinline__
+#define DEVICE_MEMBER static __device__ __forceinline__
+#define KERNEL extern "C" __global__ void
+#define LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
+
+// All dynamic shared memory of the block, as `type* name`, aligned to 16 bytes.
+#define DYNAMIC_SHARED(type, name)                              \
+    extern __shared__ __align__(16) unsigned char dynamic_shared[]; \
+    type* name = reinterpret_cast<type*>(dynamic_shared)
+
+// Weights never change while a kernel runs, so they may be read through the read-only cache. The
+// asm is not volatile: the compiler may move these loads to where they hide best.
+DEVICE uint4 load_weights_16(const void* p) {
+    uint4 v;
+    asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+        : "l"(p));
+    return v;
+}
+DEVICE uint2 load_weights_8(const void* p) {
+    uint2 v;
+    asm("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    return v;
+}
+DEVICE u32 load_weights_4(const void* p) {
+    u32 v;
+    asm("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+DEVICE u32 load_weights_2(const void* p) {
+    u16 v;
+    asm("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(p));
+    return v;
+}
+DEVICE u32 load_weights_1(const void* p) {
+    u32 v;
+    asm("ld.global.nc.u8 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+
+// What another block may have written: read from L2, which all blocks share, never from L1.
+DEVICE float load_shared_by_blocks(const float* p) {
+    float v;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
+    return v;
+}
+
+// A word that another block, or the host, is expected to change: for spinning. The compiler may
+// neither keep it in a register nor drop the loop around it.
+DEVICE u32 load_volatile(const u32* p) {
+    u32 v;
+    asm volatile("ld.volatile.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+
+// (a & mask) | c in one instruction; from C++ operators with two literals it becomes two.
+DEVICE u32 masked_or(u32 a, u32 mask, u32 c) {
+    u32 d;
+    asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(d) : "r"(a), "r"(mask), "r"(c));
+    return d;
+}
+// Bits of a where mask is set, of b elsewhere.
+DEVICE u32 select_bits(u32 mask, u32 a, u32 b) {
+    u32 d;
+    asm("lop3.b32 %0, %1, %2, %3, 0xCA;" : "=r"(d) : "r"(mask), "r"(a), "r"(b));
+    return d;
+}
+// Four bytes of the eight in (b, a), byte i the one that nibble i of the selector names; with bit 3
+// of the nibble set, eight copies of that byte's top bit.
+DEVICE u32 permute(u32 a, u32 b, u32 selector) {
+    u32 d;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(selector));
+    return d;
+}
+DEVICE u32 rotate_left(u32 a, u32 bits) { return __funnelshift_l(a, a, bits); }
+DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
+DEVICE u32 as_bits(float x) { return __float_as_uint(x); }
+// The float of the f16 in the low half of `bits`.
+DEVICE float half_to_float(u32 bits) {
+    float x;
+    asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; cvt.f32.f16 %0, low; }"
+        : "=f"(x)
+        : "r"(bits));
+    return x;
+}
+DEVICE float half_to_float_high(u32 bits) {
+    float x;
+    asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; cvt.f32.f16 %0, high; }"
+        : "=f"(x)
+        : "r"(bits));
+    return x;
+}
+#endif
+
+// Lanes of a warp.
+enum : u32 { kLanes = 32, kAllLanes = 0xffffffffu };

@@ -1,0 +1,384 @@
+// Runs CUDA kernels on the host, so that tests without a GPU run the real kernel sources under
+// AddressSanitizer and UndefinedBehaviorSanitizer.
+//
+// Each CUDA thread is a fiber. All blocks of a launch are resident at once and run in turns, so
+// grid-wide barriers and spinning on what another block writes work. A fiber gives way at barriers,
+// shuffles, fences, atomics and volatile loads; where it does, and which fiber is next, is
+// the same in every run. A barrier that some threads never reach, or a launch that makes no
+// progress, ends the process with a message instead of hanging.
+//
+// Emulated: __syncthreads, shuffles, ballots, __syncwarp, 32- and 64-bit atomics, fences, static and
+// dynamic shared memory, alignment of vector loads. Not emulated: timing, caches, weak memory order.
+#pragma once
+
+#ifndef __cplusplus
+#error "C++17"
+#endif
+
+#include <pthread.h>
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#define EMULATE_ASAN 1
+#else
+#define EMULATE_ASAN 0
+#endif
+
+#define DEVICE [[maybe_unused]] static inline
+#define DEVICE_MEMBER static inline
+#define KERNEL extern "C" void
+#define LAUNCH_BOUNDS(threads, blocks)
+#define __device__
+#define __global__
+#define __restrict__
+#define __forceinline__ inline
+
+struct alignas(8) uint2 { u32 x, y; };
+struct alignas(16) uint4 { u32 x, y, z, w; };
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct dim3 { u32 x = 1, y = 1, z = 1; };
+
+namespace emulate {
+
+[[noreturn]] inline void fail(const char* what) {
+    std::fprintf(stderr, "emulation: %s\n", what);
+    std::abort();
+}
+
+constexpr std::size_t kStackBytes = 256 << 10;
+// Rounds over all threads in which none may finish or pass a barrier before a launch counts as hung.
+constexpr u64 kStuckRounds = 1 << 20;
+
+// A set of threads that meet: a block or a warp. Threads that have returned no longer count.
+struct Meeting {
+    u32 members = 0, arrived = 0, round = 0;
+    void open_if_complete() {
+        if (members > 0 && arrived == members) {
+            arrived = 0;
+            ++round;
+        }
+    }
+};
+
+struct Warp {
+    Meeting meeting;
+    u32 exchange[32] = {};
+};
+
+struct Block {
+    dim3 index;
+    Meeting meeting;
+    std::vector<Warp> warps;
+    std::unique_ptr<unsigned char[]> dynamic;
+    // Static shared memory, by the number of its declaration.
+    std::map<int, std::unique_ptr<unsigned char[]>> fixed;
+};
+
+struct Fiber {
+    ucontext_t context;
+    std::unique_ptr<unsigned char[]> stack;
+    Block* block = nullptr;
+    u32 thread = 0;
+    bool done = false;
+    void* fake_stack = nullptr;
+};
+
+struct Launch {
+    dim3 grid, block;
+    std::function<void()> kernel;
+    std::vector<Block> blocks;
+    std::vector<Fiber> fibers;
+    Fiber* current = nullptr;
+    ucontext_t scheduler;
+    const void* scheduler_stack = nullptr;
+    std::size_t scheduler_stack_bytes = 0;
+    void* scheduler_fake_stack = nullptr;
+    u64 progress = 0;  // barriers passed and threads finished
+};
+
+inline Launch* launch = nullptr;
+
+inline Fiber& self() { return *launch->current; }
+inline Warp& warp() { return self().block->warps[self().thread / 32]; }
+inline u32 lane() { return self().thread % 32; }
+
+// Lets other threads run.
+inline void yield() {
+    Fiber& fiber = self();
+#if EMULATE_ASAN
+    __sanitizer_start_switch_fiber(fiber.done ? nullptr : &fiber.fake_stack,
+                                   launch->scheduler_stack, launch->scheduler_stack_bytes);
+#endif
+    swapcontext(&fiber.context, &launch->scheduler);
+#if EMULATE_ASAN
+    __sanitizer_finish_switch_fiber(fiber.fake_stack, nullptr, nullptr);
+#endif
+}
+
+inline void leave(Meeting& meeting) {
+    --meeting.members;
+    meeting.open_if_complete();
+}
+
+inline void enter_fiber() {
+#if EMULATE_ASAN
+    __sanitizer_finish_switch_fiber(nullptr, &launch->scheduler_stack,
+                                    &launch->scheduler_stack_bytes);
+#endif
+    launch->kernel();
+    Fiber& fiber = self();
+    fiber.done = true;
+    ++launch->progress;
+    leave(warp().meeting);
+    leave(fiber.block->meeting);
+    yield();
+}
+
+inline void resume(Fiber& fiber) {
+    launch->current = &fiber;
+#if EMULATE_ASAN
+    __sanitizer_start_switch_fiber(&launch->scheduler_fake_stack, fiber.stack.get(), kStackBytes);
+#endif
+    swapcontext(&launch->scheduler, &fiber.context);
+#if EMULATE_ASAN
+    __sanitizer_finish_switch_fiber(launch->scheduler_fake_stack, nullptr, nullptr);
+#endif
+}
+
+inline void meet(Meeting& meeting) {
+    const u32 round = meeting.round;
+    ++meeting.arrived;
+    meeting.open_if_complete();
+    while (meeting.round == round) {
+        yield();
+    }
+    ++launch->progress;
+}
+
+// Every lane's value, once all lanes of the warp have given theirs, to `read`.
+template <class Read>
+u32 exchange(u32 mask, u32 value, Read read) {
+    if (mask != 0xffffffffu || warp().meeting.members != 32) {
+        fail("a warp-wide operation without all 32 lanes");
+    }
+    warp().exchange[lane()] = value;
+    meet(warp().meeting);
+    const u32 result = read(warp().exchange);
+    meet(warp().meeting);
+    return result;
+}
+
+template <class T>
+T shuffle(u32 mask, T value, u32 from) {
+    static_assert(sizeof(T) == 4, "one register");
+    u32 bits;
+    std::memcpy(&bits, &value, 4);
+    bits = exchange(mask, bits, [&](const u32* all) { return all[from % 32]; });
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+template <class T>
+T* shared(int declaration, std::size_t count) {
+    auto& memory = self().block->fixed[declaration];
+    if (!memory) {
+        memory.reset(new unsigned char[count * sizeof(T) + 16]);
+        std::memset(memory.get(), 0xff, count * sizeof(T) + 16);
+    }
+    return reinterpret_cast<T*>(memory.get());
+}
+
+template <class T>
+const T& aligned(const void* p) {
+    if (reinterpret_cast<std::uintptr_t>(p) % sizeof(T) != 0) {
+        fail("a load from an address that is not a multiple of its size");
+    }
+    return *static_cast<const T*>(p);
+}
+
+// Not inlined: getcontext counts as returning twice, which would worry the compiler about variables.
+[[gnu::noinline]] inline void prepare(Fiber& fiber) {
+    fiber.stack.reset(new unsigned char[kStackBytes]);
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, enter_fiber, 0);
+}
+
+// Runs kernel() in every thread of a grid of blocks, with so many bytes of dynamic shared memory.
+// Fresh shared memory holds NaNs.
+inline void run(u32 grid, u32 block, std::size_t shared_bytes, std::function<void()> kernel) {
+    if (block == 0 || block > 1024 || shared_bytes > 48 << 10) {
+        fail("no such block on an sm_52");
+    }
+    Launch state;
+    launch = &state;
+    state.grid.x = grid;
+    state.block.x = block;
+    state.kernel = std::move(kernel);
+    state.blocks.resize(grid);
+    state.fibers.resize(std::size_t{grid} * block);
+    for (u32 b = 0; b < grid; ++b) {
+        Block& it = state.blocks[b];
+        it.index = dim3{b, 0, 0};
+        it.meeting.members = block;
+        it.warps.resize((block + 31) / 32);
+        it.dynamic.reset(new unsigned char[shared_bytes]);
+        std::memset(it.dynamic.get(), 0xff, shared_bytes);
+        for (u32 t = 0; t < block; ++t) {
+            Fiber& fiber = state.fibers[std::size_t{b} * block + t];
+            fiber.block = &it;
+            fiber.thread = t;
+            ++it.warps[t / 32].meeting.members;
+            prepare(fiber);
+        }
+    }
+    std::size_t left = state.fibers.size();
+    u64 seen = 0, stuck = 0;
+    while (left > 0) {
+        for (Fiber& fiber : state.fibers) {
+            if (!fiber.done) {
+                resume(fiber);
+                left -= fiber.done;
+            }
+        }
+        stuck = state.progress == seen ? stuck + 1 : 0;
+        seen = state.progress;
+        if (stuck > kStuckRounds) {
+            fail("threads wait for each other for ever");
+        }
+    }
+    launch = nullptr;
+}
+
+}  // namespace emulate
+
+#define threadIdx (dim3{emulate::self().thread, 0, 0})
+#define blockIdx (emulate::self().block->index)
+#define blockDim (emulate::launch->block)
+#define gridDim (emulate::launch->grid)
+
+#define DYNAMIC_SHARED(type, name) \
+    type* name = reinterpret_cast<type*>(emulate::self().block->dynamic.get())
+
+DEVICE void __syncthreads() { emulate::meet(emulate::self().block->meeting); }
+DEVICE void __syncwarp(u32 mask = 0xffffffffu) {
+    emulate::exchange(mask, 0, [](const u32*) { return 0u; });
+}
+DEVICE void __threadfence_block() { emulate::yield(); }
+DEVICE void __threadfence() { emulate::yield(); }
+DEVICE void __threadfence_system() { emulate::yield(); }
+
+template <class T>
+T __shfl_sync(u32 mask, T value, u32 lane) {
+    return emulate::shuffle(mask, value, lane);
+}
+template <class T>
+T __shfl_xor_sync(u32 mask, T value, u32 lanes) {
+    return emulate::shuffle(mask, value, emulate::lane() ^ lanes);
+}
+template <class T>
+T __shfl_down_sync(u32 mask, T value, u32 delta) {
+    const u32 from = emulate::lane() + delta;
+    return emulate::shuffle(mask, value, from < 32 ? from : emulate::lane());
+}
+DEVICE u32 __ballot_sync(u32 mask, bool predicate) {
+    return emulate::exchange(mask, predicate, [](const u32* all) {
+        u32 bits = 0;
+        for (u32 i = 0; i < 32; ++i) {
+            bits |= all[i] << i;
+        }
+        return bits;
+    });
+}
+
+template <class T>
+T atomicAdd(T* p, T value) {
+    emulate::yield();
+    const T old = emulate::aligned<T>(p);
+    *p = old + value;
+    return old;
+}
+template <class T>
+T atomicCAS(T* p, T expected, T value) {
+    emulate::yield();
+    const T old = emulate::aligned<T>(p);
+    if (old == expected) {
+        *p = value;
+    }
+    return old;
+}
+template <class T>
+T atomicExch(T* p, T value) {
+    emulate::yield();
+    const T old = emulate::aligned<T>(p);
+    *p = value;
+    return old;
+}
+
+DEVICE uint4 load_weights_16(const void* p) { return emulate::aligned<uint4>(p); }
+DEVICE uint2 load_weights_8(const void* p) { return emulate::aligned<uint2>(p); }
+DEVICE u32 load_weights_4(const void* p) { return emulate::aligned<u32>(p); }
+DEVICE u32 load_weights_2(const void* p) { return emulate::aligned<u16>(p); }
+DEVICE u32 load_weights_1(const void* p) { return emulate::aligned<u8>(p); }
+DEVICE float load_shared_by_blocks(const float* p) { return emulate::aligned<float>(p); }
+// A spinning thread must let the thread it waits for run.
+DEVICE u32 load_volatile(const u32* p) {
+    emulate::yield();
+    return emulate::aligned<u32>(p);
+}
+
+DEVICE u32 min(u32 a, u32 b) { return a < b ? a : b; }
+DEVICE u32 max(u32 a, u32 b) { return a > b ? a : b; }
+
+DEVICE u32 masked_or(u32 a, u32 mask, u32 c) { return (a & mask) | c; }
+DEVICE u32 select_bits(u32 mask, u32 a, u32 b) { return (a & mask) | (b & ~mask); }
+DEVICE u32 permute(u32 a, u32 b, u32 selector) {
+    const u64 bytes = u64{b} << 32 | a;
+    u32 out = 0;
+    for (u32 i = 0; i < 4; ++i) {
+        const u32 nibble = selector >> (4 * i) & 15;
+        u32 byte = u32(bytes >> (8 * (nibble & 7))) & 0xff;
+        if (nibble & 8) {
+            byte = byte & 0x80 ? 0xff : 0;
+        }
+        out |= byte << (8 * i);
+    }
+    return out;
+}
+DEVICE u32 rotate_left(u32 a, u32 bits) {
+    return bits % 32 == 0 ? a : a << bits % 32 | a >> (32 - bits % 32);
+}
+DEVICE float as_float(u32 bits) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+DEVICE u32 as_bits(float x) {
+    u32 bits;
+    std::memcpy(&bits, &x, 4);
+    return bits;
+}
+DEVICE float half_to_float(u32 bits) {
+    const u32 sign = (bits & 0x8000) << 16, magnitude = bits & 0x7fff;
+    if (magnitude >= 0x7c00) {
+        return as_float(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);
+    }
+    // The exponents' biases differ by 112; the product also brings subnormals into place.
+    return as_float(sign | as_bits(as_float(magnitude << 13) * 0x1p112f));
+}
+DEVICE float half_to_float_high(u32 bits) { return half_to_float(bits >> 16); }

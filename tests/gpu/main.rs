@@ -67,7 +67,8 @@ fn words(len: usize) -> Vec<u32> {
 
 #[test]
 fn says_what_the_device_is() {
-    let Some(Gpu { device, .. }) = gpu() else { return };
+    let Some(gpu) = gpu() else { return };
+    let device = &gpu.device;
     let info = device.info();
     say(&format!("{info}; kernels as {}; {}", device.image_form(), m40llm::version()));
     assert!(info.capability >= Capability::MINIMUM);
@@ -88,10 +89,11 @@ fn says_what_the_device_is() {
 
 #[test]
 fn computes_what_the_host_computes() {
-    let Some(Gpu { device, .. }) = gpu() else { return };
-    let arena = Arena::new(&device, 256 << 20).unwrap();
+    let Some(gpu) = gpu() else { return };
+    let device = &gpu.device;
+    let arena = Arena::new(device, 256 << 20).unwrap();
     device.self_test(&arena).unwrap();
-    let mut ring = StagingRing::new(&device, 1 << 20).unwrap();
+    let mut ring = StagingRing::new(device, 1 << 20).unwrap();
     for len in [1, 31, 255, 256, 257, 65_537, (16 << 20) + 3] {
         let sent = words(len);
         let mut buffer = arena.allocate::<u32>(len).unwrap();
@@ -104,9 +106,10 @@ fn computes_what_the_host_computes() {
 
 #[test]
 fn copies_arrive_unchanged_and_in_order() {
-    let Some(Gpu { device, .. }) = gpu() else { return };
-    let arena = Arena::new(&device, 512 << 20).unwrap();
-    let mut ring = StagingRing::new(&device, 64 << 10).unwrap();
+    let Some(gpu) = gpu() else { return };
+    let device = &gpu.device;
+    let arena = Arena::new(device, 512 << 20).unwrap();
+    let mut ring = StagingRing::new(device, 64 << 10).unwrap();
     for len in [1usize, 4096, 16_384, 16_385, 1_000_003] {
         let sent = words(len);
         let mut buffer = arena.allocate::<u32>(len).unwrap();
@@ -124,7 +127,7 @@ fn copies_arrive_unchanged_and_in_order() {
     let expected = |i: usize| if (40_001..70_003).contains(&i) { 2 } else { 1 };
     assert!(found.iter().enumerate().all(|(i, &byte)| byte == expected(i)));
 
-    let mut ring = StagingRing::new(&device, 16 << 20).unwrap();
+    let mut ring = StagingRing::new(device, 16 << 20).unwrap();
     let mut buffer = arena.allocate::<u32>(96 << 20).unwrap();
     let (mut start, mut end) = (device.event().unwrap(), device.event().unwrap());
     ring.stream().record(&mut start).unwrap();
@@ -139,22 +142,24 @@ fn copies_arrive_unchanged_and_in_order() {
 
 #[test]
 fn more_memory_than_there_is_is_a_typed_error_and_no_end() {
-    let Some(Gpu { device, .. }) = gpu() else { return };
+    let Some(gpu) = gpu() else { return };
+    let device = &gpu.device;
     let total = device.info().memory.total;
-    let error = Arena::new(&device, total * 2).unwrap_err();
+    let error = Arena::new(device, total * 2).unwrap_err();
     let CudaError::OutOfMemory { asked, free, .. } = error else { panic!("{error}") };
     assert_eq!(asked, total * 2);
     assert!(free > 0 && free < total);
-    let arena = Arena::new(&device, 64 << 20).unwrap();
+    let arena = Arena::new(device, 64 << 20).unwrap();
     device.self_test(&arena).unwrap();
 }
 
 /// The claim behind `m40_cuda::Class`: what may pass while a kernel stays resident does pass.
 #[test]
 fn work_goes_on_beside_a_resident_kernel() {
-    let Some(Gpu { device, .. }) = gpu() else { return };
-    let arena = Arena::new(&device, 64 << 20).unwrap();
-    let mut ring = StagingRing::new(&device, 1 << 20).unwrap();
+    let Some(gpu) = gpu() else { return };
+    let device = &gpu.device;
+    let arena = Arena::new(device, 64 << 20).unwrap();
+    let mut ring = StagingRing::new(device, 1 << 20).unwrap();
     let stream = device.stream(Priority::High).unwrap();
     let kernel = device.kernel(&STAY).unwrap();
     let mut told = arena.allocate::<u32>(2).unwrap();
@@ -174,10 +179,10 @@ fn work_goes_on_beside_a_resident_kernel() {
         assert_eq!(found, checksum(&sent));
         assert!(device.memory().unwrap().free > 0);
     }
-    let refused = Arena::new(&device, 1 << 20).unwrap_err();
+    let refused = Arena::new(device, 1 << 20).unwrap_err();
     assert!(matches!(refused, CudaError::Resident { .. }), "{refused}");
     drop(device.event().unwrap_err());
-    let dropped = StagingRing::new(&device, 4096).map(|_| ());
+    let dropped = StagingRing::new(device, 4096).map(|_| ());
     assert!(matches!(dropped, Err(CudaError::Resident { .. })));
     assert!(!stream.is_done().unwrap(), "the kernel left before it was told to");
 
@@ -190,12 +195,13 @@ fn work_goes_on_beside_a_resident_kernel() {
     assert_eq!(left, [1, 1], "it gave up instead of being told");
     assert_eq!((calls.allocates, calls.refused), (0, 3), "{calls:?}");
     say(&format!("beside a resident kernel for {:?}: {calls:?}", begun.elapsed()));
-    Arena::new(&device, 1 << 20).unwrap();
+    Arena::new(device, 1 << 20).unwrap();
 }
 
 #[test]
 fn as_many_blocks_as_are_resident_run_at_once() {
-    let Some(Gpu { device, .. }) = gpu() else { return };
+    let Some(gpu) = gpu() else { return };
+    let device = &gpu.device;
     let kernel = device.kernel(&STAY).unwrap();
     let blocks = kernel.resident_blocks(32, 0).unwrap();
     assert!(blocks >= device.info().multiprocessors);
@@ -206,16 +212,17 @@ fn as_many_blocks_as_are_resident_run_at_once() {
 #[test]
 fn a_failing_kernel_loses_the_device_and_every_call_says_so() {
     if env::var_os(CHILD).is_none() {
-        let Some(turn) = gpu() else { return };
+        let Some(gpu) = gpu() else { return };
         let name = "a_failing_kernel_loses_the_device_and_every_call_says_so";
         let mut child = Command::new(env::current_exe().unwrap());
         let child = child.args(["--exact", name, "--nocapture"]).env(CHILD, "1");
         assert!(child.status().unwrap().success());
-        drop(turn);
+        drop(gpu);
         return;
     }
-    let Some(Gpu { device, .. }) = gpu() else { panic!("the parent had a device") };
-    let arena = Arena::new(&device, 8 << 20).unwrap();
+    let gpu = gpu().expect("the parent had a device");
+    let device = &gpu.device;
+    let arena = Arena::new(device, 8 << 20).unwrap();
     let stream = device.stream(Priority::High).unwrap();
     device.kernel(&FAIL).unwrap().launch([1, 1, 1], [1, 1, 1]).on(&stream).unwrap();
     let lost = stream.wait().unwrap_err();

@@ -117,10 +117,23 @@ fn an_unknown_architecture_is_named() {
     let path = write(daemon.dir(), "q.gguf", &model);
     ctl(&daemon, &["pull", path_str(&path)]).fails(65, &["q.gguf", "quantumllama", "llama"]);
     ctl(&daemon, &["load", path_str(&path)]).fails(65, &["q.gguf", "quantumllama"]);
+    assert!(ctl(&daemon, &["status"]).ok().out.contains("no model is loaded"));
+    check_healthy(&mut daemon);
+}
+
+#[test]
+fn a_stored_model_that_fails_to_load_shows_why_until_it_is_unloaded() {
+    let mut daemon = builder().start();
+    let path = write(daemon.dir(), "tiny.gguf", &TinyModel::new("llama").build());
+    ctl(&daemon, &["pull", path_str(&path)]).ok();
+    let blobs = std::fs::read_dir(daemon.dir().join("state/blobs/sha256")).expect("the store");
+    for blob in blobs {
+        std::fs::write(blob.expect("an entry").path(), "damaged").expect("a writable blob");
+    }
+    ctl(&daemon, &["load", "tiny"]).fails(65, &["not a GGUF file"]);
     let status = ctl(&daemon, &["status"]).ok().out;
     assert!(status.contains("failed: "), "{status}");
-    // A failed model is gone once it is unloaded.
-    ctl(&daemon, &["unload", "q"]).ok();
+    ctl(&daemon, &["unload", "tiny"]).ok();
     assert!(ctl(&daemon, &["status"]).ok().out.contains("no model is loaded"));
     check_healthy(&mut daemon);
 }

@@ -29,7 +29,7 @@ const CHILD: &str = "M40_TEST_LOSE_DEVICE";
 /// The device, for one test at a time: a resident kernel concerns the whole process.
 struct Gpu {
     device: Device,
-    _turn: MutexGuard<'static, ()>,
+    _turn: MutexGuard<'static, Option<Device>>,
 }
 
 /// Says something even where the test harness captures what passing tests print.
@@ -38,8 +38,12 @@ fn say(text: &str) {
 }
 
 fn gpu() -> Option<Gpu> {
-    static TURN: Mutex<()> = Mutex::new(());
-    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    // Opened once: the driver may take a while to compile the kernels.
+    static OPENED: Mutex<Option<Device>> = Mutex::new(None);
+    let mut turn = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(device) = &*turn {
+        return Some(Gpu { device: device.clone(), _turn: turn });
+    }
     match probe(0) {
         Ok(_) => {}
         Err(error @ (CudaError::NoDriver | CudaError::NoDevice { .. }))
@@ -56,7 +60,10 @@ fn gpu() -> Option<Gpu> {
     let test = ModuleImage { name: "resident", ptx, machine_code: &[] };
     let modules = [image.modules, &[test]].concat().leak();
     let image = KernelImage { modules, ..*image };
+    let begun = Instant::now();
     let device = Device::open(0, &image).unwrap_or_else(|error| panic!("{error}"));
+    say(&format!("{} kernels loaded in {:?}", device.kernels().count(), begun.elapsed()));
+    *turn = Some(device.clone());
     Some(Gpu { device, _turn: turn })
 }
 
@@ -79,9 +86,8 @@ fn says_what_the_device_is() {
     let names: Vec<_> = device.kernels().map(|(name, _)| name.to_owned()).collect();
     assert!(names.contains(&"m40_probe".to_owned()), "{names:?}");
     for (name, cost) in device.kernels() {
-        say(&format!("{name}: {cost:?}"));
-        assert!(cost.registers > 0 && cost.max_threads > 0);
-        assert!(name != "m40_probe" || cost.local_bytes == 0, "{name} spills");
+        assert!(cost.registers > 0 && cost.max_threads > 0, "{name}: {cost:?}");
+        assert!(name != "m40_probe" || cost.local_bytes == 0, "{name} spills: {cost:?}");
     }
     let absent = probe(1000).unwrap_err();
     assert!(matches!(absent, CudaError::NoDevice { ordinal: 1000, .. }), "{absent}");

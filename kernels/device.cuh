@@ -61,6 +61,15 @@ DEVICE float load_shared_by_blocks(const float* p) {
     return v;
 }
 
+DEVICE float4 load_shared_by_blocks_16(const float* p) {
+    float4 v;
+    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "l"(p)
+                 : "memory");
+    return v;
+}
+
 // A word that another block, or the host, is expected to change: for spinning. The compiler may
 // neither keep it in a register nor drop the loop around it.
 DEVICE u32 load_volatile(const u32* p) {

@@ -106,19 +106,40 @@ DEVICE float warp_sums(float (&values)[kCount], u32 lane) {
     return sum;
 }
 
+// A warp's way through its rows of W, in one chunk of columns.
+template <class F, u32 kRows>
+struct Stream {
+    u32 unit;   // the kRows rows being worked on
+    u32 units;  // of W, padded to whole quads
+    u32 step;   // warps of the grid
+    Cursor<F, kRows> cursor;
+    Tile<F, kRows> next;
+
+    // Starts at the warp's first rows, with the first tile on its way.
+    DEVICE_MEMBER Stream begin(const Planes& planes, u32 first, u32 count) {
+        const u32 lane = threadIdx.x % kLanes, warps = blockDim.x / kLanes;
+        Stream stream = {};
+        stream.unit = blockIdx.x * warps + threadIdx.x / kLanes;
+        stream.units = (planes.rows + 3) / 4 * (4 / kRows);
+        stream.step = gridDim.x * warps;
+        stream.cursor = Cursor<F, kRows>::at(planes, stream.unit * kRows, first + lane);
+        if (stream.unit < stream.units && lane < count) {
+            Cursor<F, kRows>::load(stream.cursor, stream.next);
+        }
+        return stream;
+    }
+};
+
 // Rows of W times the staged chunk: groups first..first + count.
 template <class F, u32 kRows, u32 kBatch>
-DEVICE void multiply_chunk(const MatvecArgs& args, const float* staged, u32 first, u32 count) {
+DEVICE void multiply_chunk(const MatvecArgs& args, Stream<F, kRows> stream, const float* staged,
+                           u32 first, u32 count) {
     using Weights = Cursor<F, kRows>;
     const u32 lane = threadIdx.x % kLanes;
-    const u32 units = (args.weights.rows + 3) / 4 * (4 / kRows);
-    const u32 step = gridDim.x * (blockDim.x / kLanes);
-    u32 unit = blockIdx.x * (blockDim.x / kLanes) + threadIdx.x / kLanes;
-    Weights weights = Weights::at(args.weights, unit * kRows, first + lane);
-    Tile<F, kRows> next = {};
-    if (unit < units && lane < count) {
-        Weights::load(weights, next);
-    }
+    const u32 units = stream.units, step = stream.step;
+    u32 unit = stream.unit;
+    Weights weights = stream.cursor;
+    Tile<F, kRows> next = stream.next;
     for (; unit < units; unit += step) {
         float sums[kRows][kBatch] = {};
         const float* x = staged + lane * kGroupFloats;
@@ -166,16 +187,20 @@ DEVICE void matvec(const MatvecArgs& args) {
     const u32 groups = (args.weights.cols + kGroup - 1) / kGroup;
     for (u32 first = 0; first < groups; first += args.chunk) {
         const u32 count = min(args.chunk, groups - first);
+        constexpr u32 kRows = MatvecCut<F, kBatch>::kRows;
+        // Weights depend on nothing, so they are on their way while activations are staged.
+        const auto stream = Stream<F, kRows>::begin(args.weights, first, count);
         __syncthreads();
         stage<F, kBatch>(args.x, args.weights.cols, args.batch, first, count, staged);
         __syncthreads();
-        multiply_chunk<F, MatvecRows<F, kBatch>::kRows, kBatch>(args, staged, first, count);
+        multiply_chunk<F, kRows, kBatch>(args, stream, staged, first, count);
     }
 }
 
-#define MATVEC_BATCH(name, Format, batch)                                                      \
-    KERNEL LAUNCH_BOUNDS(kMatvecThreads, kMatvecBlocks) matvec_##name##_b##batch(MatvecArgs args) { \
-        matvec<Format, batch>(args);                                                           \
+#define MATVEC_BATCH(name, Format, batch)                                 \
+    KERNEL LAUNCH_BOUNDS(kMatvecThreads, (MatvecCut<Format, batch>::kBlocks)) \
+    matvec_##name##_b##batch(MatvecArgs args) {                           \
+        matvec<Format, batch>(args);                                      \
     }
 #define MATVEC(name, Format)      \
     MATVEC_BATCH(name, Format, 1) \

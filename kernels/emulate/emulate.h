@@ -336,6 +336,7 @@ DEVICE u32 load_weights_4(const void* p) { return emulate::aligned<u32>(p); }
 DEVICE u32 load_weights_2(const void* p) { return emulate::aligned<u16>(p); }
 DEVICE u32 load_weights_1(const void* p) { return emulate::aligned<u8>(p); }
 DEVICE float load_shared_by_blocks(const float* p) { return emulate::aligned<float>(p); }
+DEVICE float4 load_shared_by_blocks_16(const float* p) { return emulate::aligned<float4>(p); }
 // A spinning thread must let the thread it waits for run.
 DEVICE u32 load_volatile(const u32* p) {
     emulate::yield();

@@ -49,13 +49,22 @@ const fn high_place(low: u32, high: u32, column: usize) -> Place {
     Place { word: word / words, bit: (bit + low + 32 - shift) % 32 }
 }
 
-/// Spreads bits over words: those of `field`, from `place` on, cyclically.
-const fn put(words: &mut [u32; 8], place: Place, field: u32) {
-    words[place.word] |= field.rotate_left(place.bit);
-}
-
 const fn get(words: &[u32; 8], place: Place, bits: u32) -> u32 {
     words[place.word].rotate_right(place.bit) & ((1 << bits) - 1)
+}
+
+/// Four bytes of two nibbles, the first highest, from 8 nibbles.
+const fn bytes_of_two(q: u64) -> u32 {
+    let joined = (q << 4 | q >> 8) & 0x00ff_00ff_00ff_00ff;
+    let joined = (joined | joined >> 8) & 0x0000_ffff_0000_ffff;
+    (joined | joined >> 16) as u32
+}
+
+/// Two bytes of four pairs of bits, the first highest, from 8 pairs.
+const fn bytes_of_four(q: u64) -> u16 {
+    let joined = (q << 2 | q >> 8) & 0x000f_000f_000f_000f;
+    let joined = (joined << 4 | joined >> 16) & 0x0000_00ff_0000_00ff;
+    (joined | joined >> 24) as u16
 }
 
 /// The words of a group in the planes of low and of high bits.
@@ -76,21 +85,42 @@ const fn field_bits(quants: Quants) -> u32 {
 
 impl Words {
     /// The words of a group's weights.
+    ///
+    /// The places are those of [`place`] and [`high_place`], 8 columns at a time: a byte of fields,
+    /// first column highest, lies where byte 2 ends at bit 22 less the bits above it, thus one
+    /// more rotation to the right than there are high bits. Tests hold this against the places.
     #[inline(always)]
     pub(crate) fn pack(shape: &Shape, group: &Group) -> Self {
         let mut words = Self::default();
-        if shape.quants == Quants::Selectors {
-            for (i, q) in group.q.iter().enumerate() {
-                words.low[i / 8] |= u32::from(*q) << (4 * (i % 8));
-            }
-            return words;
-        }
-        let (low, high) = (field_bits(shape.quants), shape.high_bits as u32);
-        for (i, q) in group.q.iter().enumerate() {
-            let q = u32::from(*q);
-            put(&mut words.low, place(low, high, i), q & ((1 << low) - 1));
-            if high > 0 {
-                put(&mut words.high, high_place(low, high, i), q >> low);
+        let high = shape.high_bits as u32;
+        let (eights, _) = group.q.as_chunks::<8>();
+        for (i, eight) in eights.iter().enumerate() {
+            let q = u64::from_le_bytes(*eight);
+            match shape.quants {
+                Quants::Pairs => {
+                    let low = u32::from(bytes_of_four(q & 0x0303_0303_0303_0303));
+                    words.low[i / 2] |= (low << (16 * (i % 2))).rotate_right(1 + high);
+                    // As pairs whose upper bit is the high bit; the second word's are one lower.
+                    let top = u32::from(bytes_of_four((q >> 1) & 0x0202_0202_0202_0202));
+                    words.high[0] |= (top << (16 * (i % 2))).rotate_right(1 + (i / 2) as u32);
+                }
+                Quants::Nibbles => {
+                    words.low[i] = bytes_of_two(q & 0x0f0f_0f0f_0f0f_0f0f).rotate_right(1 + high);
+                    if high > 0 {
+                        // As nibbles whose upper bits are the high bits.
+                        let mask = 0x0101_0101_0101_0101 * ((1 << high) - 1);
+                        let top = bytes_of_two(((q >> 4) & mask) << (4 - high));
+                        let per_word = 4 / high as usize;
+                        let shift = high * (i % per_word) as u32;
+                        words.high[i / per_word] |= top.rotate_right(1 + shift);
+                    }
+                }
+                // In column order: the first lowest.
+                Quants::Selectors => words.low[i] = bytes_of_two(q.swap_bytes()).swap_bytes(),
+                Quants::Bytes | Quants::Numbers(_) => {
+                    words.low[2 * i] = (q as u32).rotate_right(1);
+                    words.low[2 * i + 1] = ((q >> 32) as u32).rotate_right(1);
+                }
             }
         }
         words

@@ -73,12 +73,16 @@ impl<'a> Stripe<'a> {
 }
 
 /// Bytes `at..at + N` of a plane.
+#[inline(always)]
 fn field<const N: usize>(plane: &mut [u8], at: usize) -> &mut [u8; N] {
     plane[at..].first_chunk_mut().expect("planes have their layout's size")
 }
 
 /// Where the fields of a group lie in the planes of a stripe.
 struct Address {
+    row: usize,
+    group: usize,
+    groups: usize,
     /// Of the group of this row in planes ordered by row.
     by_row: usize,
     /// Of the group of this row in planes ordered by quad.
@@ -90,12 +94,17 @@ struct Address {
 }
 
 impl Address {
+    #[inline(always)]
     fn of(layout: &Layout, row: usize, group: usize) -> Self {
+        let groups = layout.groups();
         let (quad, lane) = (row / QUAD, row % QUAD);
-        let of_quad = quad * layout.groups() + group;
+        let of_quad = quad * groups + group;
         let supers = quad * layout.cols().div_ceil(SUPER) + group / GROUPS_PER_SUPER;
         Self {
-            by_row: row * layout.groups() + group,
+            row,
+            group,
+            groups,
+            by_row: row * groups + group,
             by_quad: of_quad * QUAD + lane,
             of_quad,
             supers: supers * QUAD + lane,
@@ -103,10 +112,9 @@ impl Address {
     }
 
     /// Of the 16-byte part `part` of a group of `parts`: all first parts of a row come first.
-    const fn part(&self, layout: &Layout, part: usize, parts: usize) -> usize {
-        let groups = layout.groups();
-        let (row, group) = (self.by_row / groups, self.by_row % groups);
-        ((row * parts + part) * groups + group) * 16
+    #[inline(always)]
+    const fn part(&self, part: usize, parts: usize) -> usize {
+        ((self.row * parts + part) * self.groups + self.group) * 16
     }
 }
 
@@ -116,13 +124,14 @@ pub(crate) fn fill<F: Format>(stripe: &mut Stripe<'_>, layout: &Layout, blocks: 
         for (index, block) in blocks.chunks_exact(F::BYTES).enumerate() {
             for within in 0..F::GROUPS {
                 let address = Address::of(layout, row, index * F::GROUPS + within);
-                write::<F>(stripe, layout, &address, &F::read(block, within));
+                write::<F>(stripe, &address, &F::read(block, within));
             }
         }
     }
 }
 
-fn write<F: Format>(stripe: &mut Stripe<'_>, layout: &Layout, address: &Address, group: &Group) {
+#[inline(always)]
+fn write<F: Format>(stripe: &mut Stripe<'_>, address: &Address, group: &Group) {
     let shape = F::SHAPE;
     let [quants, high, scales, tops, supers] = &mut stripe.planes;
     let words = Words::pack(&shape, group);
@@ -135,8 +144,8 @@ fn write<F: Format>(stripe: &mut Stripe<'_>, layout: &Layout, address: &Address,
             put_part(quants, address.by_row * 16, &words.low[..4]);
         }
         Quants::Bytes => {
-            put_part(quants, address.part(layout, 0, 2), &words.low[..4]);
-            put_part(quants, address.part(layout, 1, 2), &words.low[4..]);
+            put_part(quants, address.part(0, 2), &words.low[..4]);
+            put_part(quants, address.part(1, 2), &words.low[4..]);
         }
         Quants::Numbers(_) => unreachable!("numbers have no groups of quants"),
     }
@@ -161,6 +170,7 @@ fn write<F: Format>(stripe: &mut Stripe<'_>, layout: &Layout, address: &Address,
     }
 }
 
+#[inline(always)]
 fn put_part(plane: &mut [u8], at: usize, words: &[u32]) {
     for (i, word) in words.iter().enumerate() {
         *field(plane, at + 4 * i) = word.to_le_bytes();
@@ -186,7 +196,7 @@ pub(crate) fn fill_numbers(stripe: &mut Stripe<'_>, layout: &Layout, blocks: &[u
                 let start = (group * parts + part) * 16;
                 let bytes = numbers.get(start..).unwrap_or_default();
                 let bytes = &bytes[..bytes.len().min(16)];
-                let out: &mut [u8; 16] = field(quants, address.part(layout, part, parts));
+                let out: &mut [u8; 16] = field(quants, address.part(part, parts));
                 out[..bytes.len()].copy_from_slice(bytes);
                 out[bytes.len()..].fill(0);
             }
@@ -203,7 +213,7 @@ pub(crate) fn numbers(layout: &Layout, planes: &[u8]) -> Vec<u8> {
         for group in 0..layout.groups() {
             let address = Address::of(layout, row, group);
             for part in 0..parts {
-                out.extend_from_slice(&planes[address.part(layout, part, parts)..][..16]);
+                out.extend_from_slice(&planes[address.part(part, parts)..][..16]);
             }
         }
         out.truncate(end);
@@ -238,7 +248,7 @@ fn read<F: Format>(layout: &Layout, planes: &[u8], address: &Address) -> Group {
     let mut words = Words::default();
     for i in 0..shape.quants.bytes() / 4 {
         words.low[i] = match shape.quants {
-            Quants::Bytes => word(Role::Quants, address.part(layout, i / 4, 2) + i % 4 * 4),
+            Quants::Bytes => word(Role::Quants, address.part(i / 4, 2) + i % 4 * 4),
             _ => word(Role::Quants, address.by_row * shape.quants.bytes() + 4 * i),
         };
     }

@@ -16,6 +16,7 @@ use crate::ops::attention::Attention;
 use crate::ops::rope::Angles;
 use crate::ops::{elementwise, oracle};
 use crate::pool::{ThreadPool, available_threads};
+use crate::row::Row;
 
 /// Floats that one thread takes at a time in elementwise work.
 const CHUNK_FLOATS: usize = 8192;
@@ -40,19 +41,6 @@ pub struct ExecutorOptions {
     pub numerics: Numerics,
     /// Instruction set; the best this CPU has when absent.
     pub isa: Option<Isa>,
-}
-
-/// One token of a pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Row {
-    /// Id in the vocabulary.
-    pub token: u32,
-    /// Position in its sequence.
-    pub position: usize,
-    /// Index of its sequence's cache among those given with the pass.
-    pub cache: usize,
-    /// Whether its logits are wanted.
-    pub logits: bool,
 }
 
 /// Shown the index of an op, the op, and one of its outputs.

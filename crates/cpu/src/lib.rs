@@ -20,9 +20,11 @@ pub mod matmul;
 mod ops;
 #[expect(unsafe_code, reason = "lends closures and slices to other threads")]
 pub mod pool;
+mod row;
 mod simd;
 
-pub use executor::{Executor, ExecutorOptions, Numerics, PrepareError, Row};
+pub use executor::{Executor, ExecutorOptions, Numerics, PrepareError};
 pub use isa::{Isa, UnsupportedIsa};
 pub use kv::KvCache;
 pub use pool::{ThreadPool, available_threads};
+pub use row::Row;

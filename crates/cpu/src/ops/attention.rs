@@ -15,10 +15,10 @@ use half::f16;
 use m40_program::{AttentionShape, MAX_HEAD_DIM};
 
 use super::elementwise::soften;
-use crate::executor::Row;
 use crate::isa::Isa;
 use crate::kv::{KvCache, PAGE_TOKENS};
 use crate::pool::ThreadPool;
+use crate::row::Row;
 use crate::simd::{Lanes, dispatch, exp};
 
 /// Positions of one partial result.

@@ -24,6 +24,9 @@ typedef unsigned long long u64;
     extern __shared__ __align__(16) unsigned char dynamic_shared[]; \
     type* name = reinterpret_cast<type*>(dynamic_shared)
 
+// An array in the block's shared memory, in addition.
+#define STATIC_SHARED(type, name, count) __shared__ __align__(16) type name[count]
+
 // Weights never change while a kernel runs, so they may be read through the read-only cache. The
 // asm is not volatile: the compiler may move these loads to where they hide best.
 DEVICE uint4 load_weights_16(const void* p) {

@@ -60,7 +60,7 @@ namespace emulate {
 
 constexpr std::size_t kStackBytes = 256 << 10;
 // Rounds over all threads in which none may finish or pass a barrier before a launch counts as hung.
-constexpr u64 kStuckRounds = 1 << 20;
+constexpr u64 kStuckRounds = 1 << 16;
 
 // A set of threads that meet: a block or a warp. Threads that have returned no longer count.
 struct Meeting {
@@ -83,8 +83,8 @@ struct Block {
     Meeting meeting;
     std::vector<Warp> warps;
     std::unique_ptr<unsigned char[]> dynamic;
-    // Static shared memory, by the number of its declaration.
-    std::map<int, std::unique_ptr<unsigned char[]>> fixed;
+    // Static shared memory, by its declaration.
+    std::map<const void*, std::unique_ptr<unsigned char[]>> fixed;
 };
 
 struct Fiber {
@@ -191,12 +191,20 @@ T shuffle(u32 mask, T value, u32 from) {
     return value;
 }
 
+// What tells a declaration from all others: the address of a variable of its closure's type. So a
+// declaration in a template is another one in each instantiation.
+template <class Closure>
+const void* declaration(Closure) {
+    static const char mark = 0;
+    return &mark;
+}
+
 template <class T>
-T* shared(int declaration, std::size_t count) {
+T* shared(const void* declaration, std::size_t count) {
     auto& memory = self().block->fixed[declaration];
     if (!memory) {
-        memory.reset(new unsigned char[count * sizeof(T) + 16]);
-        std::memset(memory.get(), 0xff, count * sizeof(T) + 16);
+        memory.reset(new unsigned char[count * sizeof(T)]);
+        std::memset(memory.get(), 0xff, count * sizeof(T));
     }
     return reinterpret_cast<T*>(memory.get());
 }
@@ -274,6 +282,9 @@ inline void run(u32 grid, u32 block, std::size_t shared_bytes, std::function<voi
 
 #define DYNAMIC_SHARED(type, name) \
     type* name = reinterpret_cast<type*>(emulate::self().block->dynamic.get())
+
+#define STATIC_SHARED(type, name, count) \
+    type* name = emulate::shared<type>(emulate::declaration([] {}), count)
 
 DEVICE void __syncthreads() { emulate::meet(emulate::self().block->meeting); }
 DEVICE void __syncwarp(u32 mask = 0xffffffffu) {

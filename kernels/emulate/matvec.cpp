@@ -1,7 +1,7 @@
 // Runs the matvec kernels in emulation: cases from standard input, results to standard output.
 //
 // A case is a line of numbers (see Case) and the bytes of the planes, x, bias and residual, the last
-// two if there are any; its result is y. tests/emulated_matvec.rs of crates/repack is the other end.
+// two if there are any; its result is y. tests/emulation of crates/repack is the other end.
 #define M40_EMULATE
 #include "../device.cuh"
 

@@ -1,4 +1,5 @@
 //! Repacking speed of one thread, per type: `cargo run --release -p m40-repack --example speed`.
+#![expect(clippy::print_stdout, reason = "a table is what it is for")]
 
 use std::time::{Duration, Instant};
 

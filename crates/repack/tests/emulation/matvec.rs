@@ -1,13 +1,15 @@
-//! The matvec kernels, compiled for the host (kernels/emulate), on planes made here, against f64.
+//! The matvec kernels on planes made here, against f64.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use m40_gguf::{TensorType, dequantize};
 use m40_repack::{Layout, Role, repack};
 use m40_testkit::gguf::{Noise, quantize};
+
+use crate::compile;
 
 /// Types, their names in kernels, and the error allowed, as a share of the sum of |weight * x|.
 ///
@@ -144,26 +146,11 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-/// Compiles the kernels for the host, with sanitizers.
-fn compile(folder: &Path) -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels/emulate/matvec.cpp");
-    let program = folder.join("emulated-matvec");
-    let output = Command::new("g++")
-        .args(["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"])
-        .args(["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-o"])
-        .args([&program, &source])
-        .output()
-        .expect("g++ 12 or newer runs kernels without a GPU: install it (apt install g++)");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    program
-}
-
 #[test]
 fn matvec_kernels_agree_with_plain_arithmetic() {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let program = compile(folder);
+    let program = compile("matvec");
     let cases = cases();
-    let input = folder.join("emulated-matvec.input");
+    let input = Path::new(env!("CARGO_TARGET_TMPDIR")).join("matvec.input");
     fs::write(&input, cases.iter().flat_map(|case| case.input.iter().copied()).collect::<Vec<_>>())
         .unwrap();
     let output = Command::new(program).stdin(File::open(input).unwrap()).output().unwrap();

@@ -6,14 +6,18 @@
 
 #include "staging.cuh"
 
+// What is added to the products. Buffers that are not added may be any.
+enum : u32 { kAddBias = 1, kAddResidual = 2, kAddToOutput = 4 };
+
 struct MatvecArgs {
     Planes weights;         // [rows, cols]
     const float* x;         // [batch][cols]
     float* y;               // [batch][rows]
-    const float* bias;      // [rows], or null
-    const float* residual;  // [batch][rows], or null; may be y
+    const float* bias;      // [rows]
+    const float* residual;  // [batch][rows]
     u32 batch;              // 1..=kBatch
     u32 chunk;              // groups staged at once; kBatch * chunk * 144 bytes of shared memory
+    u32 adds;               // kAddBias.. combined
 };
 
 // Adds the products of a tile with the staged activations of its group.
@@ -170,11 +174,14 @@ DEVICE void multiply_chunk(const MatvecArgs& args, Stream<F, kRows> stream, cons
         const u32 row = unit * kRows + index / kBatch;
         if (lane % kLanesPerSum == 0 && row < args.weights.rows && batch_row < args.batch) {
             const u64 at = u64{batch_row} * args.weights.rows + row;
-            if (first > 0) {
+            if (first == 0 && args.adds & kAddBias) {
+                value += args.bias[row];
+            }
+            if (first == 0 && args.adds & kAddResidual) {
+                value += args.residual[at];
+            }
+            if (first > 0 || args.adds & kAddToOutput) {
                 value += args.y[at];
-            } else {
-                value += args.bias != nullptr ? args.bias[row] : 0.0f;
-                value += args.residual != nullptr ? args.residual[at] : 0.0f;
             }
             args.y[at] = value;
         }
@@ -197,10 +204,16 @@ DEVICE void matvec(const MatvecArgs& args) {
     }
 }
 
-#define MATVEC_BATCH(name, Format, batch)                                 \
-    KERNEL LAUNCH_BOUNDS(kMatvecThreads, (MatvecCut<Format, batch>::kBlocks)) \
-    matvec_##name##_b##batch(MatvecArgs args) {                           \
-        matvec<Format, batch>(args);                                      \
+// Parameters one by one, as the host's launches check them: buffers and numbers.
+// weights: the planes of [rows, cols], `high` to `supers` their offsets in bytes; x: [batch][cols];
+// y: [batch][rows]; bias: [rows]; residual: [batch][rows]; adds: kAddBias.. combined
+#define MATVEC_BATCH(name, Format, kBatch)                                                     \
+    KERNEL LAUNCH_BOUNDS(kMatvecThreads, (MatvecCut<Format, kBatch>::kBlocks))                 \
+    matvec_##name##_b##kBatch(const u8* weights, u64 high, u64 scales, u64 tops, u64 supers,   \
+                              u32 rows, u32 cols, const float* x, float* y, const float* bias, \
+                              const float* residual, u32 batch, u32 chunk, u32 adds) {         \
+        matvec<Format, kBatch>({{weights, high, scales, tops, supers, rows, cols}, x, y, bias, \
+                                residual, batch, chunk, adds});                                \
     }
 #define MATVEC(name, Format)      \
     MATVEC_BATCH(name, Format, 1) \

@@ -14,7 +14,7 @@ namespace {
 
 struct Kernel {
     const char* name;
-    void (*run)(MatvecArgs);
+    decltype(&matvec_f32_b1) run;
 };
 
 #define KERNELS(name)                                                                  \
@@ -91,16 +91,18 @@ void run(const Case& c) {
     if (c.residual) {
         (c.in_place ? y : residual).read();
     }
-    MatvecArgs args = {};
-    args.weights = {planes.bytes(), c.high, c.scales, c.tops, c.supers, c.rows, c.cols};
-    args.x = x.floats();
-    args.y = y.floats();
-    args.bias = c.bias ? bias.floats() : nullptr;
-    args.residual = !c.residual ? nullptr : c.in_place ? y.floats() : residual.floats();
-    args.batch = c.batch;
-    args.chunk = c.chunk;
+    u32 adds = 0;
+    if (c.bias) {
+        adds |= kAddBias;
+    }
+    if (c.residual) {
+        adds |= c.in_place ? kAddToOutput : kAddResidual;
+    }
     const std::size_t shared = std::size_t{kernel_batch} * c.chunk * kGroupFloats * 4;
-    emulate::run(c.grid, c.threads, shared, [&] { kernel->run(args); });
+    emulate::run(c.grid, c.threads, shared, [&] {
+        kernel->run(planes.bytes(), c.high, c.scales, c.tops, c.supers, c.rows, c.cols, x.floats(),
+                    y.floats(), bias.floats(), residual.floats(), c.batch, c.chunk, adds);
+    });
     y.write();
 }
 

@@ -16,7 +16,7 @@ const FAILURES: [(&str, &str); 6] = [
 
 #[test]
 fn does_what_kernels_rely_on_and_notices_what_they_must_not_do() {
-    let program = compile("selftest");
+    let Some(program) = compile("selftest") else { return };
     let names = Command::new(&program).output().unwrap();
     let names = String::from_utf8(names.stdout).unwrap();
     assert!(names.lines().count() > FAILURES.len(), "{names}");

@@ -3,11 +3,21 @@
 mod emulator;
 mod matvec;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Compiles kernels/emulate/NAME.cpp.
-fn compile(name: &str) -> PathBuf {
+/// Compiles kernels/emulate/NAME.cpp; `None`, saying so, on a machine without g++. Under CI it must
+/// be there.
+fn compile(name: &str) -> Option<PathBuf> {
+    let missing = Command::new("g++").arg("--version").output().err();
+    if let Some(error) = missing {
+        assert!(std::env::var_os("CI").is_none(), "g++ cannot be run: {error}");
+        say(&format!(
+            "emulated {name}: skipped: no g++ (apt install g++ runs kernels without a GPU)"
+        ));
+        return None;
+    }
     let emulate = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels/emulate");
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let output = Command::new("g++")
@@ -16,7 +26,12 @@ fn compile(name: &str) -> PathBuf {
         .arg(&program)
         .arg(emulate.join(format!("{name}.cpp")))
         .output()
-        .expect("g++ 12 or newer runs kernels without a GPU: install it (apt install g++)");
+        .expect("g++ has just been run");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    program
+    Some(program)
+}
+
+/// Past the test harness, which holds back what a passing test prints.
+fn say(line: &str) {
+    writeln!(std::io::stderr(), "{line}").expect("standard error is open");
 }

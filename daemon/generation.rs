@@ -5,8 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use m40_control::{ApiError, ErrorCode, RunStats};
 use m40_sched::sampler::ParamError;
-use m40_tokenizer::{Special, TemplateError, TemplateInput};
-use m40llm::{CancelToken, Completion, FinishReason, GenerateError, GenerateParams, Model};
+use m40_tokenizer::{TemplateError, TemplateInput};
+use m40llm::{CancelToken, Completion, FinishReason, GenerateError, GenerateParams};
 use serde_json::{Map, Value};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -126,7 +126,7 @@ fn check_bias(params: &GenerateParams, vocab: u32) -> Result<(), AskError> {
 // A long prompt takes a while to tokenise, which must not hold up other connections.
 async fn encode(loaded: Arc<Loaded>, input: Input) -> Result<Vec<u32>, AskError> {
     let task = tokio::task::spawn_blocking(move || match input {
-        Input::Text(text) => Ok(encode_text(&loaded.model, &text)),
+        Input::Text(text) => Ok(loaded.model.tokenizer().encode_prompt(&text)),
         Input::Chat { messages, extra } => {
             let template = TemplateInput {
                 messages: &messages,
@@ -136,24 +136,13 @@ async fn encode(loaded: Arc<Loaded>, input: Input) -> Result<Vec<u32>, AskError>
                 now: Some(unix_s()),
             };
             let text = loaded.model.chat_template().render(&template)?;
-            Ok(encode_text(&loaded.model, &text))
+            Ok(loaded.model.tokenizer().encode_prompt(&text))
         }
     });
     task.await.unwrap_or_else(|error| {
         tracing::error!(%error, "preparing a prompt panicked");
         Err(AskError::Internal)
     })
-}
-
-fn encode_text(model: &Model, text: &str) -> Vec<u32> {
-    let tokenizer = model.tokenizer();
-    let mut tokens = tokenizer.encode(text, Special { add: true, parse: true });
-    // Templates write the first token themselves, and the tokenizer adds it as well.
-    let doubled = tokenizer.bos().filter(|_| tokenizer.adds_bos());
-    if doubled.is_some_and(|bos| tokens.starts_with(&[bos, bos])) {
-        tokens.remove(0);
-    }
-    tokens
 }
 
 // Templates that write the date get it in UTC: a daemon's own time zone says nothing about its

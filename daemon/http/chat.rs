@@ -14,8 +14,7 @@ use std::convert::Infallible;
 
 use super::chat_reply::Reply;
 use super::error::HttpError;
-use super::params::Fields;
-use super::{Context, PING_INTERVAL, body, request_id, unix_s};
+use super::{Context, PING_INTERVAL, params, request_id, unix_s};
 use crate::generation::{Answer, Input};
 use crate::models::worker::Event;
 
@@ -62,10 +61,7 @@ pub(super) async fn complete(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, HttpError> {
-    let bytes = body::read(&headers, body, context.body_limits).await?;
-    let request: Request = body::parse(&bytes)?;
-    let params = body::parse::<Fields>(&bytes)?.params()?;
-    drop(bytes);
+    let (request, params) = params::read::<Request>(&headers, body, context.body_limits).await?;
     check_supported(&request)?;
     let input = Input::Chat {
         messages: template_messages(request.messages)?,

@@ -23,8 +23,7 @@ use serde_json::{Value, json};
 
 use super::chat_reply::{timings, usage};
 use super::error::HttpError;
-use super::params::Fields;
-use super::{Context, body};
+use super::{Context, params};
 use crate::generation::{Answer, Input, finish_word};
 use crate::models::worker::Event;
 
@@ -42,10 +41,7 @@ pub(super) async fn generate(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, HttpError> {
-    let bytes = body::read(&headers, body, context.body_limits).await?;
-    let request: Request = body::parse(&bytes)?;
-    let params = body::parse::<Fields>(&bytes)?.params()?;
-    drop(bytes);
+    let (request, params) = params::read::<Request>(&headers, body, context.body_limits).await?;
     if params.logprobs.is_some() {
         let message = "only /v1/chat/completions has them";
         return Err(HttpError::bad_param("logprobs", message));

@@ -5,10 +5,14 @@
 
 use std::collections::BTreeMap;
 
+use axum::body::Body;
+use axum::http::HeaderMap;
 use m40_sched::sampler::SamplingParams;
 use m40llm::GenerateParams;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
+use super::body::{self, BodyLimits};
 use super::error::HttpError;
 
 /// Most stop strings of one request.
@@ -20,8 +24,18 @@ const TOP_LOGPROBS_MAX: u32 = 20;
 /// Most biased tokens of one request.
 const BIASES_MAX: usize = 4096;
 
+/// Reads a body as a route's own fields and these.
+pub(super) async fn read<T: DeserializeOwned>(
+    headers: &HeaderMap,
+    body: Body,
+    limits: BodyLimits,
+) -> Result<(T, GenerateParams), HttpError> {
+    let bytes = body::read(headers, body, limits).await?;
+    Ok((body::parse(&bytes)?, body::parse::<Fields>(&bytes)?.params()?))
+}
+
 #[derive(Debug, Default, Deserialize)]
-pub(super) struct Fields {
+struct Fields {
     temperature: Option<f32>,
     top_p: Option<f32>,
     /// 0 and negative mean off.
@@ -53,7 +67,7 @@ enum Stop {
 
 impl Fields {
     /// What the engine is asked for.
-    pub(super) fn params(self) -> Result<GenerateParams, HttpError> {
+    fn params(self) -> Result<GenerateParams, HttpError> {
         let max_tokens = self.max_completion_tokens.or(self.max_tokens);
         if max_tokens == Some(0) {
             return Err(HttpError::bad_param("max_tokens", "must be at least 1"));

@@ -207,9 +207,9 @@ impl Tokenizer {
         ids
     }
 
-    /// The tokens of a prompt that a chat template wrote: special tokens are recognised, and the
-    /// beginning-of-sequence token that the model wants is there once, whether or not the template
-    /// wrote it. Nothing is added at the end, where the answer begins.
+    /// The tokens of a prompt, typed or written by a chat template: special tokens are recognised, and
+    /// the beginning-of-sequence token that the model wants is there once, whether or not the text
+    /// begins with it. Nothing is added at the end, where the answer begins.
     pub fn encode_prompt(&self, prompt: &str) -> Vec<u32> {
         let mut ids = self.encode(prompt, Special { add: false, parse: true });
         if let Some(prefix) = self.roles.prefix

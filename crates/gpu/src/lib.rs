@@ -1,0 +1,2 @@
+//! Runs programs on a GPU: weights on the card, the KV cache in pages, passes of kernels.
+#![forbid(unsafe_code)]

@@ -1,0 +1,163 @@
+// What a decode pass is made of: its rows, its ops, and where their data lie. crates/gpu writes these
+// structures (src/ops.rs has the same fields in the same order); kernels only read them.
+//
+// All of a model's memory is one arena. A *place* is an offset from its start in units of 16 bytes.
+#pragma once
+
+#include "device.cuh"
+
+typedef u32 Place;
+enum : Place { kNowhere = 0xffffffff };
+
+// A token of a pass.
+struct alignas(16) Row {
+    u32 token;
+    u32 position;  // in its sequence
+    u32 pages;     // place of the sequence's page table: [pages] u32, the numbers of its pages
+    u32 slot;      // of the sequence, where sampling keeps its state
+};
+
+// The KV cache of one layer: pages of kPageTokens tokens. A page is
+//   keys   [kv_heads][key_dim / 8][kPageTokens][8] f16: a warp whose lanes are tokens reads them whole;
+//   values [kv_heads][kPageTokens][value_dim] f16;
+// so page p begins p * page_bytes behind the layer's start. key_dim and value_dim are multiples of 8.
+enum : u32 { kPageTokens = 32 };
+
+// Tokens of the context that one block attends to at a time; where a row has more of them, blocks
+// leave partial results, and the last one to finish adds them up, in order.
+enum : u32 { kChunkTokens = 256 };
+
+// Rows of a decode pass, at most.
+enum : u32 { kPassRows = 8 };
+
+enum OpKind : u32 {
+    kEmbed = 0,
+    kMatvec = 1,
+    kAttention = 2,
+    kNorm = 3,
+    kSample = 4,
+    kOpKinds = 5,
+};
+
+// Flags of every op.
+enum : u32 {
+    // It reads what ops before it wrote: no block begins before all blocks have ended those.
+    kAwait = 1,
+    // The next op awaits this one.
+    kAnnounce = 2,
+};
+
+// What is done to the rows a matvec multiplies with, before.
+enum Prologue : u32 {
+    kPlain = 0,
+    // x * gain / rms(x)
+    kRmsNorm = 1,
+    // stream = x + block * block_gain / rms(block), stored; then stream * gain / rms(stream)
+    kAddRmsNorm = 2,
+};
+
+// What is done to its results, after.
+enum Activation : u32 { kNoActivation = 0, kSilu = 1, kGeluTanh = 2 };
+
+// Every op takes kOpWords words and begins with its kind and flags.
+enum : u32 { kOpWords = 48 };
+
+// y = act(n(x) * W^T) [* (n(x) * U^T)] [+ bias] [+ residual], n the prologue.
+struct MatvecOp {
+    u32 kind, flags;
+    u32 type;   // WeightType of W, and of U
+    u32 rows, cols;
+    Place weights;                     // W, in planes
+    Place up;                          // U, of the same shape and type; or nowhere
+    u32 high, scales, tops, supers;    // planes of W and U: places counted from their starts
+    u32 split;                         // warps that share a row, each a part of its columns: 1, 2, 4..
+    u32 start;                         // block that takes the first rows
+    u32 prologue;                      // Prologue
+    Place x;                           // [pass rows][x_stride] f32
+    u32 x_stride;                      // floats, as all strides
+    Place gain;                        // [cols] f32
+    Place block, block_gain, stream;   // of kAddRmsNorm: [pass rows][x_stride], [cols], [..][x_stride]
+    float eps, block_eps;
+    u32 activation;                    // Activation, of W's product; with `up` only
+    Place bias;                        // [rows] f32, or nowhere
+    Place residual;                    // [pass rows][residual_stride] f32, or nowhere
+    u32 residual_stride;
+    Place y;                           // [pass rows][y_stride] f32
+    u32 y_stride;
+    float softcap;                     // y = softcap * tanh(y / softcap); 0: none
+    Place maxima;                      // [pass rows][blocks of the grid] {f32 value, u32 row}: the largest y
+                                       // of the rows each block made (value -inf: none); or nowhere
+};
+
+// out = softmax(scores) * values over the row's sequence, for every query head; before that, per-head
+// norms and rotations of queries and keys, and the row's own keys and values into the cache.
+struct AttentionOp {
+    u32 kind, flags;
+    u32 heads, kv_heads, key_dim, value_dim;
+    Place q, k, v;                // [pass rows][stride] f32
+    u32 q_stride, k_stride, v_stride;
+    Place q_gain, k_gain;         // [key_dim] f32 of the per-head RMS norms, or nowhere
+    float norm_eps;
+    Place angles;                 // [pass rows][pairs] {cos, sin} f32, times the table's magnitude; or nowhere
+    u32 pairs;                    // rotated pairs of a head
+    u32 interleaved;              // pairs are (2i, 2i + 1), otherwise (i, i + pairs)
+    Place cache;                  // page 0 of the layer
+    u32 page_places;              // of a page
+    float scale, softcap;         // score = scale * q.k; softcap 0: none
+    u32 window;                   // tokens that a row sees, itself included; 0: all
+    Place partials;               // [pass rows][kv_heads][chunks] of partial results
+    u32 chunks;                   // of the longest context that fits
+    Place arrivals;               // [pass rows][kv_heads] u32, zero between ops
+    Place out;                    // [pass rows][out_stride] f32
+    u32 out_stride;
+};
+
+// out = table[token] * scale; and the angles of the rows' positions.
+struct EmbedOp {
+    u32 kind, flags;
+    u32 type;
+    u32 vocab, cols;
+    Place table;                     // in planes, as weights
+    u32 high, scales, tops, supers;
+    float scale;
+    Place out;
+    u32 out_stride;
+    u32 ropes;                       // tables to compute angles of, 0..=4
+    struct {
+        Place inverse_frequencies;   // [pairs] f32
+        u32 pairs;
+        float magnitude;
+        Place angles;                // [pass rows][pairs] {cos, sin} f32
+    } rope[4];
+};
+
+// out = x * gain / rms(x) [+ residual]; for what no matvec's prologue takes in.
+struct NormOp {
+    u32 kind, flags;
+    u32 cols;
+    Place x;
+    u32 x_stride;
+    Place gain;
+    float eps;
+    Place residual;                  // or nowhere
+    u32 residual_stride;
+    Place out;
+    u32 out_stride;
+};
+
+// The next token of each row, from its logits.
+struct SampleOp {
+    u32 kind, flags;
+    u32 vocab;
+    Place logits;                    // [pass rows][stride] f32
+    u32 stride;
+    Place maxima;                    // as MatvecOp's
+    Place choices;                   // [slots] of what sampling keeps (sample.cuh)
+    Place chosen;                    // [pass rows] {u32 token, f32 probability}
+};
+
+// Types of weights, in the order of crates/gpu's table.
+enum WeightType : u32 {
+    kF32 = 0, kF16 = 1, kBF16 = 2, kQ4_0 = 3, kQ4_1 = 4, kQ5_0 = 5, kQ5_1 = 6, kQ8_0 = 7,
+    kQ2_K = 8, kQ3_K = 9, kQ4_K = 10, kQ5_K = 11, kQ6_K = 12, kIQ4_NL = 13, kIQ4_XS = 14, kMXFP4 = 15,
+};

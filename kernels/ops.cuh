@@ -76,7 +76,8 @@ struct MatvecOp {
     Place x;                           // [pass rows][x_stride] f32
     u32 x_stride;                      // floats, as all strides
     Place gain;                        // [cols] f32
-    Place block, block_gain, stream;   // of kAddRmsNorm: [pass rows][x_stride], [cols], [..][x_stride]
+    Place block, block_gain, stream;   // of kAddRmsNorm: [pass rows][x_stride], [cols], [..][x_stride];
+                                       // stream nowhere: another op stores it
     float eps, block_eps;
     u32 activation;                    // Activation, of W's product; with `up` only
     Place bias;                        // [rows] f32, or nowhere
@@ -87,6 +88,8 @@ struct MatvecOp {
     float softcap;                     // y = softcap * tanh(y / softcap); 0: none
     Place maxima;                      // [pass rows][blocks of the grid] {f32 value, u32 row}: the largest y
                                        // of the rows each block made (value -inf: none); or nowhere
+    Place gate;                        // [pass rows][gate_stride] f32 or nowhere: y = act(gate) * (n(x) * W^T),
+    u32 gate_stride;                   // what `up` does, where gate and up differ in type
 };
 
 // out = softmax(scores) * values over the row's sequence, for every query head; before that, per-head
@@ -105,7 +108,8 @@ struct AttentionOp {
     u32 page_places;              // of a page
     float scale, softcap;         // score = scale * q.k; softcap 0: none
     u32 window;                   // tokens that a row sees, itself included; 0: all
-    Place partials;               // [pass rows][kv_heads][chunks] of partial results
+    Place partials;               // [pass rows][kv_heads][chunks] of partial results, each
+                                  // [heads / kv_heads][value_dim + 4] f32
     u32 chunks;                   // of the longest context that fits
     Place arrivals;               // [pass rows][kv_heads] u32, zero between ops
     Place out;                    // [pass rows][out_stride] f32

@@ -73,12 +73,49 @@ DEVICE float4 load_shared_by_blocks_16(const float* p) {
     return v;
 }
 
+DEVICE uint4 load_words_shared_by_blocks_16(const void* p) {
+    uint4 v;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p)
+                 : "memory");
+    return v;
+}
+DEVICE u32 load_word_shared_by_blocks(const void* p) {
+    u32 v;
+    asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+
 // A word that another block, or the host, is expected to change: for spinning. The compiler may
 // neither keep it in a register nor drop the loop around it.
 DEVICE u32 load_volatile(const u32* p) {
     u32 v;
     asm volatile("ld.volatile.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
     return v;
+}
+
+// 2^x, 1/x and 1/sqrt(x) to about 2 units in the last place.
+DEVICE float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+DEVICE float reciprocal_approx(float x) {
+    float y;
+    asm("rcp.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+DEVICE float reciprocal_root_approx(float x) {
+    float y;
+    asm("rsqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+// The f16 nearest to x, in the low half; of two equally near ones the even one.
+DEVICE u32 float_to_half(float x) {
+    u16 bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
 }
 
 // (a & mask) | c in one instruction; from C++ operators with two literals it becomes two.

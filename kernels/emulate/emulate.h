@@ -348,6 +348,8 @@ DEVICE u32 load_weights_2(const void* p) { return emulate::aligned<u16>(p); }
 DEVICE u32 load_weights_1(const void* p) { return emulate::aligned<u8>(p); }
 DEVICE float load_shared_by_blocks(const float* p) { return emulate::aligned<float>(p); }
 DEVICE float4 load_shared_by_blocks_16(const float* p) { return emulate::aligned<float4>(p); }
+DEVICE uint4 load_words_shared_by_blocks_16(const void* p) { return emulate::aligned<uint4>(p); }
+DEVICE u32 load_word_shared_by_blocks(const void* p) { return emulate::aligned<u32>(p); }
 // A spinning thread must let the thread it waits for run.
 DEVICE u32 load_volatile(const u32* p) {
     emulate::yield();
@@ -392,5 +394,22 @@ DEVICE float half_to_float(u32 bits) {
     }
     // The exponents' biases differ by 112; the product also brings subnormals into place.
     return as_float(sign | as_bits(as_float(magnitude << 13) * 0x1p112f));
+}
+DEVICE float exp2_approx(float x) { return std::exp2(x); }
+DEVICE float reciprocal_approx(float x) { return 1.0f / x; }
+DEVICE float reciprocal_root_approx(float x) { return 1.0f / std::sqrt(x); }
+DEVICE u32 float_to_half(float x) {
+    const u32 bits = as_bits(x), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    if (magnitude > 0x7f800000) {
+        return sign | 0x7e00;
+    }
+    if (magnitude >= 0x47800000) {  // 2^16, and all that rounds to it below
+        return sign | 0x7c00;
+    }
+    if (magnitude < 0x38800000) {  // subnormal: the sum's last bit is worth 2^-24
+        return sign | (as_bits(as_float(magnitude) + 0.5f) - 0x3f000000);
+    }
+    const u32 rounded = magnitude + 0xfff + (magnitude >> 13 & 1);
+    return sign | (rounded - 0x38000000) >> 13;
 }
 DEVICE float half_to_float_high(u32 bits) { return half_to_float(bits >> 16); }

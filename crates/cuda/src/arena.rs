@@ -9,6 +9,7 @@ use crate::device::Device;
 use crate::driver::{DeviceMemory, Garbage};
 use crate::element::Element;
 use crate::error::CudaError;
+use crate::graph::Keep;
 use crate::suballocator::{Block, Exhausted, SubAllocator};
 
 /// The device memory that this process has: taken from the driver once, given out in parts without
@@ -58,10 +59,18 @@ impl Arena {
             self.inner.blocks().allocate(bytes).map_err(|Exhausted { asked, free, largest }| {
                 CudaError::ArenaExhausted { asked, free, largest }
             })?;
-        let base = self.inner.memory.as_ref().map_or(0, |memory| memory.address);
-        let address = base + block.offset();
+        let address = self.inner.address() + block.offset();
         let block = Some(block);
         Ok(DeviceSlice { address, len, block, arena: self.inner.clone(), elements: PhantomData })
+    }
+
+    /// Where the memory begins on the device.
+    pub(crate) fn address(&self) -> u64 {
+        self.inner.address()
+    }
+
+    pub(crate) fn kept(&self) -> &dyn Keep {
+        &self.inner
     }
 
     /// How much is given out and how much is left.
@@ -73,6 +82,10 @@ impl Arena {
 }
 
 impl Inner {
+    fn address(&self) -> u64 {
+        self.memory.as_ref().expect("present until dropped").address
+    }
+
     fn blocks(&self) -> MutexGuard<'_, SubAllocator> {
         self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -110,10 +123,17 @@ impl<T: Element> DeviceSlice<T> {
         self.len == 0
     }
 
+    /// Where it begins, counted in bytes from the start of its arena: a multiple of
+    /// [`ALIGNMENT`](crate::ALIGNMENT), thus of 16. Kernels that get the whole arena
+    /// ([`Launch::arena`](crate::Launch::arena)) find it by this number.
+    pub fn offset(&self) -> u64 {
+        self.address - self.arena.address()
+    }
+
     /// All of it, for reading.
     pub fn all(&self) -> View<'_, T> {
         let Self { address, len, .. } = *self;
-        View { address, len, device: &self.arena.device, elements: PhantomData }
+        View { address, len, arena: &self.arena, elements: PhantomData }
     }
 
     /// All of it, for writing.
@@ -152,7 +172,7 @@ impl<T> Drop for DeviceSlice<T> {
 pub struct View<'a, T> {
     pub(crate) address: u64,
     len: usize,
-    device: &'a Device,
+    arena: &'a Arc<Inner>,
     elements: PhantomData<&'a [T]>,
 }
 
@@ -176,7 +196,11 @@ impl<'a, T: Element> View<'a, T> {
     }
 
     pub(crate) fn device(&self) -> &'a Device {
-        self.device
+        &self.arena.device
+    }
+
+    pub(crate) fn kept(&self) -> &'a dyn Keep {
+        self.arena
     }
 }
 
@@ -191,6 +215,13 @@ impl<'a, T: Element> ViewMut<'a, T> {
     /// The same, for reading.
     pub fn read(&self) -> View<'_, T> {
         self.view
+    }
+
+    /// The first `elements` elements and the others; `None` if there are not that many.
+    pub fn split_at(self, elements: usize) -> Option<(Self, Self)> {
+        let (first, rest) = (0..elements, elements..self.view.len);
+        let part = |range| Some(Self { view: self.view.narrow(range)?, exclusive: PhantomData });
+        Some((part(first)?, part(rest)?))
     }
 
     pub(crate) fn into_view(self) -> View<'a, T> {

@@ -10,9 +10,11 @@
 //! list of today has.
 
 mod calls;
+mod graph;
 
 use std::ffi::{CStr, c_int, c_uint, c_void};
 use std::ptr;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{self, CUdevice, CUdevice_attribute, CUfunction_attribute, CUjit_option};
@@ -23,8 +25,11 @@ pub use self::calls::{Call, Class};
 use crate::error::{CudaError, CudaVersion};
 use crate::gate::Gate;
 
-/// The oldest driver that takes PTX 7.0, into which the kernels are compiled.
-pub(crate) const OLDEST_DRIVER: CudaVersion = CudaVersion(11_000);
+/// The oldest driver that has every function of `calls`: branch 470. It takes the kernels' PTX 7.0.
+pub(crate) const OLDEST_DRIVER: CudaVersion = CudaVersion(11_040);
+
+/// The most parameters of a kernel.
+pub(crate) const MAX_PARAMS: usize = 24;
 
 /// What the driver's compiler may say about a module, in bytes.
 const JIT_LOG_BYTES: usize = 16 << 10;
@@ -53,6 +58,8 @@ pub(crate) type ModuleHandle = Handle<sys::CUmod_st>;
 pub(crate) type FunctionHandle = Handle<sys::CUfunc_st>;
 pub(crate) type StreamHandle = Handle<sys::CUstream_st>;
 pub(crate) type EventHandle = Handle<sys::CUevent_st>;
+pub(crate) type GraphHandle = Handle<sys::CUgraph_st>;
+pub(crate) type ExecutableHandle = Handle<sys::CUgraphExec_st>;
 
 /// An allocation on the device: its address there, which the host never follows.
 #[derive(Debug)]
@@ -82,6 +89,17 @@ impl PinnedMemory {
         // SAFETY: as in `bytes`, and `self` is borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.start, self.bytes) }
     }
+
+    /// The memory as words that the device may read and write at the same time.
+    ///
+    /// # Safety
+    /// The memory is never seen otherwise: `bytes` and `bytes_mut` are not used on it.
+    pub(crate) unsafe fn words(&self) -> &[AtomicU32] {
+        let (start, words) = (self.start.cast::<AtomicU32>(), self.bytes / 4);
+        // SAFETY: initialised memory of at least that length, aligned to pages, seen through
+        // atomics alone.
+        unsafe { std::slice::from_raw_parts(start, words) }
+    }
 }
 
 /// What is to be destroyed, now or when no kernel is resident any more.
@@ -92,6 +110,8 @@ pub(crate) enum Garbage {
     Event(EventHandle),
     Memory(DeviceMemory),
     Pinned(PinnedMemory),
+    Graph(GraphHandle),
+    Executable(ExecutableHandle),
 }
 
 /// Where blocks go: the sizes of a launch.
@@ -244,9 +264,28 @@ impl Driver {
 
     /// Zeroed pinned memory that every context and thread may use.
     pub(crate) fn allocate_pinned(&self, bytes: usize) -> Result<PinnedMemory, CudaError> {
+        self.allocate_host(bytes, sys::CU_MEMHOSTALLOC_PORTABLE)
+    }
+
+    /// As [`Self::allocate_pinned`], and kernels may reach it: with its address there.
+    pub(crate) fn allocate_mapped(&self, bytes: usize) -> Result<(PinnedMemory, u64), CudaError> {
+        let flags = sys::CU_MEMHOSTALLOC_PORTABLE | sys::CU_MEMHOSTALLOC_DEVICEMAP;
+        let memory = self.allocate_host(bytes, flags)?;
+        let host = memory.start.cast();
+        // SAFETY: the memory was just allocated as mapped; flags must be 0 and are.
+        let address = out(|address| unsafe { self.cuMemHostGetDevicePointer_v2(address, host, 0) });
+        match address {
+            Ok(address) => Ok((memory, address)),
+            Err(error) => {
+                self.discard(Garbage::Pinned(memory));
+                Err(error)
+            }
+        }
+    }
+
+    fn allocate_host(&self, bytes: usize, flags: c_uint) -> Result<PinnedMemory, CudaError> {
         let call = Call::cuMemHostAlloc;
         let mut start = ptr::null_mut();
-        let flags = sys::CU_MEMHOSTALLOC_PORTABLE;
         // SAFETY: the pointer is to an address; flags of the driver's own list.
         unsafe { self.cuMemHostAlloc(&mut start, bytes, flags) }
             .map_err(|error| self.explain_memory(error, call, bytes as u64))?;
@@ -328,7 +367,7 @@ impl Driver {
     }
 
     /// # Safety
-    /// `arguments` are those of the kernel in number and type, and what they address on the device
+    /// `arguments` are those of the kernel in number, at most [`MAX_PARAMS`], and type, and what they address on the device
     /// is there and large enough.
     pub(crate) unsafe fn launch(
         &self,
@@ -340,8 +379,10 @@ impl Driver {
         let Geometry { grid: [gx, gy, gz], block: [bx, by, bz], shared } = geometry;
         // The driver reads as many bytes at each pointer as the parameter has, before it returns;
         // on a little-endian host the low bytes come first.
-        let mut pointers: Vec<*mut c_void> =
-            arguments.iter_mut().map(|argument| ptr::from_mut(argument).cast()).collect();
+        let mut pointers = [ptr::null_mut::<c_void>(); MAX_PARAMS];
+        for (pointer, argument) in pointers.iter_mut().zip(arguments) {
+            *pointer = ptr::from_mut(argument).cast();
+        }
         let (pointers, none) = (pointers.as_mut_ptr(), ptr::null_mut());
         // SAFETY: handles are alive, arguments as the caller says.
         unsafe {
@@ -447,6 +488,20 @@ impl Driver {
         unsafe { self.cuMemcpyDtoHAsync_v2(to.cast(), from, bytes, stream.0) }
     }
 
+    /// Zeroes `bytes` bytes.
+    ///
+    /// # Safety
+    /// `to` and as many bytes after it lie in a living allocation.
+    pub(crate) unsafe fn zero(
+        &self,
+        to: u64,
+        bytes: usize,
+        stream: &StreamHandle,
+    ) -> Result<(), CudaError> {
+        // SAFETY: the caller's.
+        unsafe { self.cuMemsetD8Async(to, 0, bytes, stream.0) }
+    }
+
     /// Destroys, now or once no kernel is resident.
     pub(crate) fn discard(&self, garbage: Garbage) {
         self.gate.keep(garbage);
@@ -477,6 +532,8 @@ impl Driver {
             Garbage::Memory(memory) => unsafe { self.cuMemFree_v2(memory.address) },
             // SAFETY: as above.
             Garbage::Pinned(memory) => unsafe { self.cuMemFreeHost(memory.start.cast()) },
+            Garbage::Graph(graph) => self.destroy_graph(graph),
+            Garbage::Executable(executable) => self.destroy_executable(executable),
         }
     }
 }

@@ -111,6 +111,9 @@ pub enum CudaError {
         /// The refused function.
         call: Call,
     },
+    /// The stream records a graph, of which a copy from or to pinned memory cannot be a part.
+    #[error("the stream records a graph: copy through another stream, or after the recording")]
+    Capturing,
     /// A launch does not fit the kernel's signature or the device.
     #[error("launch of {kernel}: {reason}")]
     Launch {
@@ -161,6 +164,12 @@ pub enum LaunchError {
         /// The kernel's.
         expected: usize,
         /// The launch's.
+        found: usize,
+    },
+    /// More parameters than a launch has places for.
+    #[error("{found} arguments, there are places for {}", crate::driver::MAX_PARAMS)]
+    TooMany {
+        /// The kernel's parameters.
         found: usize,
     },
     /// An argument is of another kind than the kernel's.

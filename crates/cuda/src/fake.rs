@@ -5,13 +5,15 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ulonglong, c_void};
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use cudarc::driver::sys::{
     CUcontext, CUdevice, CUdevice_attribute as Attribute, CUdeviceptr, CUevent, CUfunction,
-    CUfunction_attribute as FunctionAttribute, CUjit_option, CUmodule, CUstream,
+    CUfunction_attribute as FunctionAttribute, CUgraph, CUgraphExec, CUjit_option, CUmodule,
+    CUstream, CUstreamCaptureMode,
 };
 
 use crate::checksum;
@@ -19,6 +21,9 @@ use crate::driver::{Api, Call, Driver};
 
 /// Where device memory seems to be.
 const BASE: u64 = 0x7_0000_0000;
+
+/// How far from the host's address of mapped memory the device seems to have it.
+const MAPPED: u64 = 1 << 60;
 
 /// The state of the fake driver of one thread.
 pub(crate) struct Fake {
@@ -36,11 +41,18 @@ pub(crate) struct Fake {
     queues: HashMap<usize, Vec<Work>>,
     /// For each event the stream and how much of its queue precede it.
     events: HashMap<usize, (usize, usize)>,
+    /// Names of kernels.
+    functions: HashMap<usize, String>,
+    /// What streams record instead of queueing it.
+    captures: HashMap<usize, Vec<Work>>,
+    /// Graphs, and what was made of them to be launched.
+    pub(crate) graphs: HashMap<usize, Vec<Work>>,
     handles: usize,
 }
 
 /// Something in a stream.
-enum Work {
+#[derive(Clone)]
+pub(crate) enum Work {
     ToDevice {
         to: u64,
         from: *const u8,
@@ -56,6 +68,16 @@ enum Work {
         words: u64,
         len: u32,
         sum: u64,
+    },
+    Zero {
+        to: u64,
+        bytes: usize,
+    },
+    /// `m40_tell`: adds the word at `offset` of an arena to the first word of a mailbox.
+    Tell {
+        arena: u64,
+        offset: u64,
+        mailbox: u64,
     },
 }
 
@@ -77,6 +99,9 @@ impl Default for Fake {
             images: Vec::new(),
             queues: HashMap::new(),
             events: HashMap::new(),
+            functions: HashMap::new(),
+            captures: HashMap::new(),
+            graphs: HashMap::new(),
             handles: 0,
         }
     }
@@ -132,6 +157,15 @@ impl Fake {
         words.map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect()
     }
 
+    /// Queues work, or records it.
+    fn enqueue(&mut self, stream: CUstream, work: Work) -> u32 {
+        match self.captures.get_mut(&stream.addr()) {
+            Some(recorded) => recorded.push(work),
+            None => self.queues.entry(stream.addr()).or_default().push(work),
+        }
+        0
+    }
+
     /// Does the first `count` things in a stream's queue.
     fn work(&mut self, stream: usize, count: usize) {
         let queue = self.queues.entry(stream).or_default();
@@ -157,6 +191,17 @@ impl Fake {
                     let old = self.words(sum, 1)[0];
                     let new = old.wrapping_add(found).to_le_bytes();
                     self.device_bytes(sum, 4).copy_from_slice(&new);
+                }
+                Work::Zero { to, bytes } => self.device_bytes(to, bytes).fill(0),
+                Work::Tell { arena, offset, mailbox } => {
+                    let word = self.words(arena + offset, 1)[0];
+                    let place = (mailbox - MAPPED) as usize;
+                    assert!(self.pinned.contains_key(&place), "no mailbox there");
+                    // SAFETY: pinned memory that is there, which the crate sees through atomics.
+                    let place = unsafe {
+                        AtomicU32::from_ptr(ptr::with_exposed_provenance_mut::<u32>(place))
+                    };
+                    place.fetch_add(word, Ordering::Release);
                 }
             }
         }
@@ -230,8 +275,14 @@ functions! {
         put(total, fake.memory)
     }
     cuModuleGetFunction(
-        fake, function: *mut CUfunction, _module: CUmodule, _name: *const c_char,
-    ) { put(function, fake.new_handle()) }
+        fake, function: *mut CUfunction, _module: CUmodule, name: *const c_char,
+    ) {
+        // SAFETY: the crate passes a C string.
+        let name = unsafe { CStr::from_ptr(name) }.to_str().unwrap().to_owned();
+        let handle: CUfunction = fake.new_handle();
+        fake.functions.insert(handle.addr(), name);
+        put(function, handle)
+    }
     cuFuncGetAttribute(
         _fake, value: *mut c_int, attribute: FunctionAttribute, _function: CUfunction,
     ) {
@@ -254,32 +305,71 @@ functions! {
         put(milliseconds, 1.5)
     }
     cuLaunchKernel(
-        fake, _function: CUfunction,
+        fake, function: CUfunction,
         _gx: c_uint, _gy: c_uint, _gz: c_uint, _bx: c_uint, _by: c_uint, _bz: c_uint,
         _shared: c_uint, stream: CUstream,
         parameters: *mut *mut c_void, _extra: *mut *mut c_void,
     ) {
-        // SAFETY: `m40_probe` has three parameters; each pointer is to eight bytes.
-        let [words, len, sum] = unsafe { parameters.cast::<[*const u64; 3]>().read() }
+        // SAFETY: all kernels have three parameters; each pointer is to eight bytes.
+        let [a, b, c] = unsafe { parameters.cast::<[*const u64; 3]>().read() }
             // SAFETY: as above.
             .map(|parameter| unsafe { parameter.read() });
-        let probe = Work::Probe { words, len: len as u32, sum };
-        fake.queues.entry(stream.addr()).or_default().push(probe);
-        0
+        let work = match fake.functions[&function.addr()].as_str() {
+            "m40_tell" => Work::Tell { arena: a, offset: b, mailbox: c },
+            _ => Work::Probe { words: a, len: b as u32, sum: c },
+        };
+        fake.enqueue(stream, work)
     }
     cuMemcpyHtoDAsync_v2(
         fake, to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream,
     ) {
         let copy = Work::ToDevice { to, from: from.cast(), bytes };
-        fake.queues.entry(stream.addr()).or_default().push(copy);
-        0
+        fake.enqueue(stream, copy)
     }
     cuMemcpyDtoHAsync_v2(
         fake, to: *mut c_void, from: CUdeviceptr, bytes: usize, stream: CUstream,
     ) {
         let copy = Work::ToHost { to: to.cast(), from, bytes };
-        fake.queues.entry(stream.addr()).or_default().push(copy);
+        fake.enqueue(stream, copy)
+    }
+    cuMemsetD8Async(fake, to: CUdeviceptr, value: c_uchar, bytes: usize, stream: CUstream) {
+        assert_eq!(value, 0);
+        fake.enqueue(stream, Work::Zero { to, bytes })
+    }
+    cuMemHostGetDevicePointer_v2(
+        _fake, address: *mut CUdeviceptr, host: *mut c_void, _flags: c_uint,
+    ) { put(address, host.expose_provenance() as u64 + MAPPED) }
+    cuStreamBeginCapture_v2(fake, stream: CUstream, mode: CUstreamCaptureMode) {
+        assert_eq!(mode, CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED);
+        let before = fake.captures.insert(stream.addr(), Vec::new());
+        if before.is_some() { 401 } else { 0 }
+    }
+    cuStreamEndCapture(fake, stream: CUstream, graph: *mut CUgraph) {
+        let Some(recorded) = fake.captures.remove(&stream.addr()) else { return 401 };
+        let handle: CUgraph = fake.new_handle();
+        fake.graphs.insert(handle.addr(), recorded);
+        put(graph, handle)
+    }
+    cuGraphInstantiateWithFlags(
+        fake, executable: *mut CUgraphExec, graph: CUgraph, flags: c_ulonglong,
+    ) {
+        assert_eq!(flags, 0);
+        let recorded = fake.graphs[&graph.addr()].clone();
+        let handle: CUgraphExec = fake.new_handle();
+        fake.graphs.insert(handle.addr(), recorded);
+        put(executable, handle)
+    }
+    cuGraphLaunch(fake, graph: CUgraphExec, stream: CUstream) {
+        for work in fake.graphs[&graph.addr()].clone() {
+            fake.enqueue(stream, work);
+        }
         0
+    }
+    cuGraphExecDestroy(fake, graph: CUgraphExec) {
+        u32::from(fake.graphs.remove(&graph.addr()).is_none())
+    }
+    cuGraphDestroy(fake, graph: CUgraph) {
+        u32::from(fake.graphs.remove(&graph.addr()).is_none())
     }
     cuEventRecord(fake, event: CUevent, stream: CUstream) {
         let before = fake.queues.get(&stream.addr()).map_or(0, Vec::len);
@@ -371,7 +461,8 @@ functions! {
         let copies = |work: &Work| match work {
             Work::ToDevice { from, .. } => Some(from.addr()),
             Work::ToHost { to, .. } => Some(to.addr()),
-            Work::Probe { .. } => None,
+            Work::Tell { mailbox, .. } => Some((mailbox - MAPPED) as usize),
+            Work::Probe { .. } | Work::Zero { .. } => None,
         };
         let here = address.addr()..address.addr() + memory.len() * 8;
         let mut travelling = fake.queues.values().flatten().filter_map(copies);

@@ -2,11 +2,13 @@
 
 use std::fmt;
 
-use crate::arena::{View, ViewMut};
+use crate::arena::{Arena, View, ViewMut};
 use crate::device::Device;
-use crate::driver::Geometry;
+use crate::driver::{Geometry, MAX_PARAMS};
 use crate::element::{Element, ElementType};
 use crate::error::{CudaError, LaunchError};
+use crate::graph::Keep;
+use crate::mailbox::Mailbox;
 use crate::stream::Stream;
 
 /// The shared memory that a block may have on every device from Maxwell on, bytes.
@@ -58,7 +60,7 @@ impl ModuleImage {
 pub struct Signature {
     /// The function's name.
     pub name: &'static str,
-    /// Its parameters in order.
+    /// Its parameters in order, at most 24.
     pub params: &'static [Param],
 }
 
@@ -71,6 +73,12 @@ pub enum Param {
     Write(ElementType),
     /// A number.
     Scalar(ElementType),
+    /// All of an arena, as `char *`. The kernel finds its data by offsets that it gets in other
+    /// parameters or in data, and takes them on trust: whoever computes them makes them of
+    /// [`DeviceSlice::offset`](crate::DeviceSlice::offset) and the lengths of slices.
+    Arena,
+    /// The words of a [`Mailbox`], as `volatile unsigned *`.
+    Mailbox,
 }
 
 impl fmt::Display for Param {
@@ -79,6 +87,8 @@ impl fmt::Display for Param {
             Self::Read(element) => write!(f, "read {element}"),
             Self::Write(element) => write!(f, "write {element}"),
             Self::Scalar(element) => write!(f, "scalar {element}"),
+            Self::Arena => f.write_str("an arena"),
+            Self::Mailbox => f.write_str("a mailbox"),
         }
     }
 }
@@ -131,7 +141,8 @@ impl Kernel {
     pub fn launch(&self, grid: [u32; 3], block: [u32; 3]) -> Launch<'_> {
         let geometry = Geometry { grid, block, shared: 0 };
         let wrong = self.check(geometry).err();
-        Launch { kernel: self, geometry, arguments: Vec::with_capacity(16), wrong }
+        let (arguments, keeps) = ([0; MAX_PARAMS], [None; MAX_PARAMS]);
+        Launch { kernel: self, geometry, arguments, keeps, count: 0, wrong }
     }
 
     fn check(&self, Geometry { grid, block, shared }: Geometry) -> Result<(), LaunchError> {
@@ -159,7 +170,11 @@ impl Kernel {
 pub struct Launch<'a> {
     kernel: &'a Kernel,
     geometry: Geometry,
-    arguments: Vec<u64>,
+    arguments: [u64; MAX_PARAMS],
+    /// What the arguments are addresses of.
+    keeps: [Option<&'a dyn Keep>; MAX_PARAMS],
+    /// Arguments so far.
+    count: usize,
     wrong: Option<LaunchError>,
 }
 
@@ -181,24 +196,45 @@ impl<'a> Launch<'a> {
         self.buffer(Param::Write(T::TYPE), buffer.into_view(), elements)
     }
 
+    /// The whole arena. The kernel may read and write all of it, whatever slices were given out:
+    /// see [`Param::Arena`].
+    pub fn arena(mut self, arena: &'a Arena) -> Self {
+        self.check_device(arena.device());
+        self.argument(Param::Arena, arena.address(), Some(arena.kept()))
+    }
+
+    /// Words that the kernel shares with the host, at least `words` of them.
+    pub fn mailbox(mut self, mailbox: &'a Mailbox, words: usize) -> Self {
+        self.check_length(words, mailbox.words().len());
+        self.check_device(mailbox.device());
+        self.argument(Param::Mailbox, mailbox.address(), Some(mailbox.kept()))
+    }
+
     /// A number.
     pub fn scalar<T: Element>(self, value: T) -> Self {
-        self.argument(Param::Scalar(T::TYPE), value.bits())
+        self.argument(Param::Scalar(T::TYPE), value.bits(), None)
     }
 
     fn buffer<T: Element>(mut self, param: Param, buffer: View<'a, T>, needed: usize) -> Self {
-        let (position, holds) = (self.arguments.len(), buffer.len());
-        if self.wrong.is_none() && holds < needed {
-            self.wrong = Some(LaunchError::Short { position, needed, holds });
-        }
-        if self.wrong.is_none() && !buffer.device().is_same(&self.kernel.device) {
-            self.wrong = Some(LaunchError::Elsewhere { position });
-        }
-        self.argument(param, buffer.address)
+        self.check_length(needed, buffer.len());
+        self.check_device(buffer.device());
+        self.argument(param, buffer.address, Some(buffer.kept()))
     }
 
-    fn argument(mut self, found: Param, bits: u64) -> Self {
-        let position = self.arguments.len();
+    fn check_length(&mut self, needed: usize, holds: usize) {
+        if self.wrong.is_none() && holds < needed {
+            self.wrong = Some(LaunchError::Short { position: self.count, needed, holds });
+        }
+    }
+
+    fn check_device(&mut self, device: &Device) {
+        if self.wrong.is_none() && !device.is_same(&self.kernel.device) {
+            self.wrong = Some(LaunchError::Elsewhere { position: self.count });
+        }
+    }
+
+    fn argument(mut self, found: Param, bits: u64, keep: Option<&'a dyn Keep>) -> Self {
+        let position = self.count;
         if let Some(expected) = self.kernel.signature.params.get(position)
             && *expected != found
             && self.wrong.is_none()
@@ -206,7 +242,11 @@ impl<'a> Launch<'a> {
             let (expected, found) = (expected.to_string(), found.to_string());
             self.wrong = Some(LaunchError::Kind { position, expected, found });
         }
-        self.arguments.push(bits);
+        // What has no place is counted, and refused for its number.
+        if position < MAX_PARAMS {
+            (self.arguments[position], self.keeps[position]) = (bits, keep);
+        }
+        self.count += 1;
         self
     }
 
@@ -214,18 +254,19 @@ impl<'a> Launch<'a> {
     /// [`DeviceSlice`](crate::DeviceSlice).
     pub fn on(mut self, stream: &Stream) -> Result<(), CudaError> {
         let kernel = self.kernel.signature.name;
-        let (expected, found) = (self.kernel.signature.params.len(), self.arguments.len());
+        let (expected, found) = (self.kernel.signature.params.len(), self.count);
         let count = (expected != found).then_some(LaunchError::Count { expected, found });
-        if let Some(reason) = self.wrong.or(count) {
+        let many = || (found > MAX_PARAMS).then_some(LaunchError::TooMany { found });
+        if let Some(reason) = self.wrong.or(count).or_else(many) {
             return Err(CudaError::Launch { kernel, reason });
         }
         let device = &self.kernel.device;
         let function = device.function(kernel).ok_or(CudaError::NoKernel { kernel })?;
         let driver = device.driver()?;
+        stream.keep(self.keeps[..found].iter().flatten().map(|keep| keep.keep()));
+        let arguments = &mut self.arguments[..found];
         // SAFETY: number and kinds are the signature's, which is the kernel's; each buffer is a
         // living one of this device and holds what its shape needs.
-        unsafe {
-            driver.launch(&function.handle, self.geometry, stream.handle(), &mut self.arguments)
-        }
+        unsafe { driver.launch(&function.handle, self.geometry, stream.handle(), arguments) }
     }
 }

@@ -8,6 +8,8 @@
 //! * [`StagingRing`]: copies through pinned host memory, one buffer filled while another travels.
 //! * [`Stream`], [`Event`]: order and time.
 //! * [`Kernel`], [`Launch`]: launches whose arguments are checked against a [`Signature`].
+//! * [`Graph`]: launches recorded once and enqueued together.
+//! * [`Mailbox`]: words that the host shares with a kernel while it runs.
 //! * [`Residency`]: held while a kernel that does not end by itself runs. Meanwhile every driver
 //!   call that could wait for it is refused.
 //!
@@ -26,8 +28,13 @@ mod error;
 #[expect(unsafe_code, reason = "stands in for NVIDIA's C functions")]
 mod fake;
 mod gate;
+mod graph;
 #[expect(unsafe_code, reason = "passes arguments to kernels")]
 mod kernel;
+#[expect(unsafe_code, reason = "sees pinned memory as words of host and device")]
+mod mailbox;
+#[cfg(test)]
+mod recorded_tests;
 mod self_test;
 #[expect(unsafe_code, reason = "hands pinned memory to the device's copy engines")]
 mod staging;
@@ -42,8 +49,10 @@ pub use driver::{Call, Class};
 pub use element::{Element, ElementType};
 pub use error::{CudaError, CudaVersion, LaunchError};
 pub use gate::Calls;
+pub use graph::Graph;
 pub use kernel::{Kernel, KernelCost, KernelImage, Launch, ModuleImage, Param, Signature};
+pub use mailbox::Mailbox;
 pub use self_test::checksum;
-pub use staging::StagingRing;
+pub use staging::{StagingBuffer, StagingRing};
 pub use stream::{Event, Priority, Stream};
 pub use suballocator::{ALIGNMENT, Block, Exhausted, SubAllocator};

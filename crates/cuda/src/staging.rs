@@ -2,7 +2,7 @@
 
 use crate::arena::{View, ViewMut};
 use crate::device::Device;
-use crate::driver::{Garbage, PinnedMemory};
+use crate::driver::{Driver, Garbage, PinnedMemory};
 use crate::element::{Element, cast, cast_mut};
 use crate::error::CudaError;
 use crate::stream::{Event, Priority, Stream};
@@ -10,29 +10,114 @@ use crate::stream::{Event, Priority, Stream};
 /// Two: one is filled while the other travels. More only help a filler of uneven speed.
 const SLOTS: usize = 2;
 
-/// A stream of its own and pinned buffers that its copies go through. The copy engines read pinned
-/// memory by themselves, so a copy holds up neither the host nor a kernel.
+/// Pinned host memory from which copies to the device leave. The copy engines read pinned memory by
+/// themselves, so a copy holds up neither the host nor a kernel.
+#[derive(Debug)]
+pub struct StagingBuffer {
+    /// `Some` until dropped.
+    memory: Option<PinnedMemory>,
+    /// Reached when the last copy is done.
+    copied: Event,
+    device: Device,
+}
+
+impl StagingBuffer {
+    /// A buffer of `bytes` bytes, at least one page's 4096.
+    pub fn new(device: &Device, bytes: usize) -> Result<Self, CudaError> {
+        let copied = device.event()?;
+        let memory = Some(device.driver()?.allocate_pinned(bytes.max(4096))?);
+        Ok(Self { memory, copied, device: device.clone() })
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.memory().bytes().len()
+    }
+
+    /// Whether it has no bytes, which is never.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The memory, to be filled. Waits for what travels from it to have left.
+    pub fn room(&mut self) -> Result<&mut [u8], CudaError> {
+        self.copied.wait()?;
+        Ok(self.memory.as_mut().expect("present until dropped").bytes_mut())
+    }
+
+    /// Fills `to` with as many bytes from `first` on, in a stream. Returns at once; more copies may
+    /// follow before [`Self::room`] is asked for again; in another stream they wait for this one.
+    pub fn send<T: Element>(
+        &mut self,
+        first: usize,
+        to: ViewMut<'_, T>,
+        stream: &Stream,
+    ) -> Result<(), CudaError> {
+        stream.check_not_capturing()?;
+        let to = to.into_view();
+        let bytes = to.len() * size_of::<T>();
+        let range = first..first.saturating_add(bytes);
+        if range.end > self.len() {
+            let asked = self.len().saturating_sub(first) as u64;
+            return Err(CudaError::CopyMismatch { asked, holds: bytes as u64 });
+        }
+        // So that the one event tells of all copies, whatever streams they are in.
+        stream.wait_for(&self.copied)?;
+        let (memory, driver) = (self.memory(), stream.device().driver()?);
+        // SAFETY: it is written or freed only after `copied`, which is recorded behind the copy.
+        // `to` lies in a living slice.
+        unsafe { driver.copy_to_device(memory, range, to.address, stream.handle()) }?;
+        mark(stream, &mut self.copied)
+    }
+
+    /// Fills the first bytes with `from`, in a stream; on return they are there.
+    fn fetch<T: Element>(&mut self, from: View<'_, T>, stream: &Stream) -> Result<&[T], CudaError> {
+        self.copied.wait()?;
+        let driver: &Driver = stream.device().driver()?;
+        let memory = self.memory.as_mut().expect("present until dropped");
+        let bytes = from.len() * size_of::<T>();
+        // SAFETY: the memory is not used before the wait below has seen the copy done; `from` lies
+        // in a living slice.
+        unsafe { driver.copy_to_host(from.address, memory, bytes, stream.handle()) }?;
+        mark(stream, &mut self.copied)?;
+        self.copied.wait()?;
+        Ok(&cast::<T>(self.memory().bytes())[..from.len()])
+    }
+
+    fn memory(&self) -> &PinnedMemory {
+        self.memory.as_ref().expect("present until dropped")
+    }
+}
+
+impl Drop for StagingBuffer {
+    fn drop(&mut self) {
+        // If the wait fails the device is lost, and nothing travels any more.
+        let _ = self.copied.wait();
+        if let Some(memory) = self.memory.take() {
+            self.device.discard(Garbage::Pinned(memory));
+        }
+    }
+}
+
+/// Notes the copy's end, or waits for it where that cannot be noted: the memory is not used again
+/// before.
+fn mark(stream: &Stream, copied: &mut Event) -> Result<(), CudaError> {
+    stream.record(copied).or_else(|error| stream.wait().and(Err(error)))
+}
+
+/// A stream of its own and pinned buffers that its copies go through, one after another.
 #[derive(Debug)]
 pub struct StagingRing {
-    slots: [Slot; SLOTS],
+    slots: [StagingBuffer; SLOTS],
     /// The slot to use next: the one whose copy is the oldest.
     next: usize,
     stream: Stream,
 }
 
-#[derive(Debug)]
-struct Slot {
-    /// `Some` until dropped.
-    memory: Option<PinnedMemory>,
-    /// Reached when the slot's last copy is done.
-    copied: Event,
-    device: Device,
-}
-
 impl StagingRing {
     /// A ring whose buffers have `slot_bytes` bytes each, at least one page's 4096.
     pub fn new(device: &Device, slot_bytes: usize) -> Result<Self, CudaError> {
-        let slot = || Slot::new(device, slot_bytes.max(4096));
+        let slot = || StagingBuffer::new(device, slot_bytes);
         Ok(Self { slots: [slot()?, slot()?], next: 0, stream: device.stream(Priority::Low)? })
     }
 
@@ -50,30 +135,16 @@ impl StagingRing {
         to: ViewMut<'_, T>,
         mut fill: impl FnMut(usize, &mut [T]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let to = to.into_view();
-        let mut first = 0;
-        while first < to.len() {
-            let slot = self.slots.get_mut(self.next).expect("below the number of slots");
-            // What travels from it must have left before it is written again.
-            slot.copied.wait()?;
-            let memory = slot.memory.as_mut().expect("present until dropped");
-            let room = cast_mut::<T>(memory.bytes_mut());
-            let len = room.len().min(to.len() - first);
+        let (mut first, mut rest) = (0, to);
+        while !rest.read().is_empty() {
+            let slot = &mut self.slots[self.next];
+            let room = cast_mut::<T>(slot.room()?);
+            let len = room.len().min(rest.read().len());
             fill(first, &mut room[..len])?;
-            let part = to.narrow(first..first + len).expect("within the whole");
-            // SAFETY: the range was just filled; it is written or freed only after `copied`, which
-            // is recorded behind the copy. `part` lies in a living slice.
-            unsafe {
-                self.stream.device().driver()?.copy_to_device(
-                    memory,
-                    0..len * size_of::<T>(),
-                    part.address,
-                    self.stream.handle(),
-                )
-            }?;
-            mark(&self.stream, &mut slot.copied)?;
+            let (part, others) = rest.split_at(len).expect("no longer than the rest");
+            slot.send(0, part, &self.stream)?;
             self.next = (self.next + 1) % SLOTS;
-            first += len;
+            (first, rest) = (first + len, others);
         }
         Ok(())
     }
@@ -91,36 +162,14 @@ impl StagingRing {
     /// Reads `from` into `to`, after all work enqueued in [`Self::stream`]; on return it is there.
     pub fn read<T: Element>(&mut self, from: View<'_, T>, to: &mut [T]) -> Result<(), CudaError> {
         fits::<T>(from.len(), to.len())?;
-        let mut first = 0;
-        while first < to.len() {
-            let slot = self.slots.get_mut(self.next).expect("below the number of slots");
-            slot.copied.wait()?;
-            let memory = slot.memory.as_mut().expect("present until dropped");
-            let room = cast::<T>(memory.bytes()).len();
-            let len = room.min(to.len() - first);
-            let part = from.narrow(first..first + len).expect("within the whole");
-            // SAFETY: the slot is not used before the wait below has seen the copy done; `part`
-            // lies in a living slice.
-            unsafe {
-                self.stream.device().driver()?.copy_to_host(
-                    part.address,
-                    memory,
-                    len * size_of::<T>(),
-                    self.stream.handle(),
-                )
-            }?;
-            mark(&self.stream, &mut slot.copied)?;
-            slot.copied.wait()?;
-            to[first..first + len].copy_from_slice(&cast::<T>(memory.bytes())[..len]);
-            first += len;
+        let slot = &mut self.slots[self.next];
+        let room = slot.len() / size_of::<T>();
+        for (first, to) in (0..).step_by(room).zip(to.chunks_mut(room)) {
+            let part = from.narrow(first..first + to.len()).expect("within the whole");
+            to.copy_from_slice(slot.fetch(part, &self.stream)?);
         }
         Ok(())
     }
-}
-
-/// Notes the copy's end, or waits for it where that cannot be noted: no slot is used again before.
-fn mark(stream: &Stream, copied: &mut Event) -> Result<(), CudaError> {
-    stream.record(copied).or_else(|error| stream.wait().and(Err(error)))
 }
 
 /// Whether as many elements are to be copied as there are.
@@ -130,22 +179,4 @@ fn fits<T>(asked: usize, holds: usize) -> Result<(), CudaError> {
         return Ok(());
     }
     Err(CudaError::CopyMismatch { asked: bytes(asked), holds: bytes(holds) })
-}
-
-impl Slot {
-    fn new(device: &Device, bytes: usize) -> Result<Self, CudaError> {
-        let copied = device.event()?;
-        let memory = Some(device.driver()?.allocate_pinned(bytes)?);
-        Ok(Self { memory, copied, device: device.clone() })
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        // If the wait fails the device is lost, and nothing travels any more.
-        let _ = self.copied.wait();
-        if let Some(memory) = self.memory.take() {
-            self.device.discard(Garbage::Pinned(memory));
-        }
-    }
 }

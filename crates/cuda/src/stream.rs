@@ -1,10 +1,14 @@
 //! Streams and events.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::arena::ViewMut;
 use crate::device::Device;
 use crate::driver::{EventHandle, Garbage, StreamHandle};
+use crate::element::Element;
 use crate::error::CudaError;
+use crate::graph::Kept;
 
 /// Which of several streams' blocks the device starts first. Running blocks are never interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,6 +24,8 @@ pub enum Priority {
 pub struct Stream {
     /// `Some` until dropped.
     handle: Option<StreamHandle>,
+    /// What recorded launches address; `None` while nothing is recorded.
+    recorded: Mutex<Option<Vec<Kept>>>,
     device: Device,
 }
 
@@ -31,7 +37,7 @@ impl Stream {
             Priority::Low => least,
             Priority::High => greatest,
         })?;
-        Ok(Self { handle: Some(handle), device })
+        Ok(Self { handle: Some(handle), recorded: Mutex::new(None), device })
     }
 
     /// The device whose stream this is.
@@ -57,6 +63,46 @@ impl Stream {
     /// Notes the event as reached when all work enqueued so far is done.
     pub fn record(&self, event: &mut Event) -> Result<(), CudaError> {
         self.device.driver()?.record(event.handle(), self.handle())
+    }
+
+    /// Fills a buffer with bits of zero, after all work enqueued so far.
+    pub fn zero<T: Element>(&self, buffer: ViewMut<'_, T>) -> Result<(), CudaError> {
+        let buffer = buffer.into_view();
+        if buffer.is_empty() {
+            return Ok(());
+        }
+        let driver = self.device.driver()?;
+        self.keep([buffer.kept().keep()]);
+        // SAFETY: the view lies in a living slice.
+        #[expect(unsafe_code, reason = "writes device memory")]
+        unsafe {
+            driver.zero(buffer.address, buffer.len() * size_of::<T>(), self.handle())
+        }
+    }
+
+    /// Keeps, if a graph is being recorded, what its launches address.
+    pub(crate) fn keep(&self, more: impl IntoIterator<Item = Kept>) {
+        if let Some(kept) = &mut *self.recorded() {
+            for one in more {
+                if !kept.iter().any(|other| Arc::ptr_eq(other, &one)) {
+                    kept.push(one);
+                }
+            }
+        }
+    }
+
+    /// Begins or ends to note what launches address; returns what was noted.
+    pub(crate) fn set_capturing(&self, capturing: bool) -> Vec<Kept> {
+        std::mem::replace(&mut *self.recorded(), capturing.then(Vec::new)).unwrap_or_default()
+    }
+
+    /// Refuses what must not become a part of a graph.
+    pub(crate) fn check_not_capturing(&self) -> Result<(), CudaError> {
+        if self.recorded().is_some() { Err(CudaError::Capturing) } else { Ok(()) }
+    }
+
+    fn recorded(&self) -> MutexGuard<'_, Option<Vec<Kept>>> {
+        self.recorded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn handle(&self) -> &StreamHandle {

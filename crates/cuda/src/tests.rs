@@ -12,12 +12,13 @@ const IMAGE: KernelImage = KernelImage {
     compiler: "nobody",
     modules: &[ModuleImage {
         name: "probe",
-        ptx: "//\n.version 7.0\n.visible .entry m40_probe(\n)\n",
+        ptx: "//\n.version 7.0\n.visible .entry m40_probe(\n)\n.visible .entry m40_tell(\n)\n\
+            .visible .entry m40_vast(\n)\n",
         machine_code: b"machine code\0",
     }],
 };
 
-const PROBE: Signature = Signature {
+pub(crate) const PROBE: Signature = Signature {
     name: "m40_probe",
     params: &[
         Param::Read(ElementType::U32),
@@ -26,7 +27,7 @@ const PROBE: Signature = Signature {
     ],
 };
 
-fn device() -> Device {
+pub(crate) fn device() -> Device {
     Device::start(fake::open().unwrap(), 0, &IMAGE).unwrap()
 }
 
@@ -66,7 +67,7 @@ fn says_what_is_missing() {
     assert_eq!(error, "Fake M40 has compute capability 5.0, the kernels need 5.2");
     with(|fake| (fake.capability, fake.version) = ((5, 2), 10_020));
     let too_old =
-        CudaError::DriverTooOld { found: CudaVersion(10_020), needed: CudaVersion(11_000) };
+        CudaError::DriverTooOld { found: CudaVersion(10_020), needed: CudaVersion(11_040) };
     assert_eq!(open(0), Err(too_old));
     with(|fake| fake.version = 12_020);
     with(|fake| fake.fail(Call::cuInit, 100));
@@ -95,7 +96,8 @@ fn loads_machine_code_on_an_m40_and_ptx_elsewhere() {
     assert_eq!(device.image_form(), ImageForm::Ptx);
     let ptx = with(|fake| fake.images[0].clone());
     assert_eq!(ptx, IMAGE.modules[0].ptx.as_bytes());
-    assert_eq!(device.kernels().map(|(name, _)| name).collect::<Vec<_>>(), ["m40_probe"]);
+    let names: Vec<_> = device.kernels().map(|(name, _)| name).collect();
+    assert_eq!(names, ["m40_probe", "m40_tell", "m40_vast"]);
 }
 
 #[test]
@@ -369,14 +371,15 @@ fn the_gate_opens_when_the_last_resident_kernel_has_left() {
 fn every_function_that_makes_or_destroys_is_classed_as_allocating() {
     for &call in Call::ALL {
         let name = call.name();
-        let makes = ["Alloc", "Free", "Create", "Destroy", "Load", "Unload", "PrimaryCtx"];
+        let makes =
+            ["Alloc", "Free", "Create", "Destroy", "Load", "Unload", "PrimaryCtx", "Instantiate"];
         let allocates = makes.iter().any(|part| name.contains(part));
         assert_eq!(call.class() == Class::Allocates, allocates, "{name}");
         assert_eq!(call.class() == Class::Waits, name.contains("Synchronize"), "{name}");
         // Never called at all: these wait for everything, or work on the legacy default stream.
-        let global =
-            ["cuCtxSynchronize", "cuMemset", "cuMemcpyDtoD", "Managed", "cuMemHostRegister"];
+        let global = ["cuCtxSynchronize", "cuMemcpyDtoD", "Managed", "cuMemHostRegister"];
         assert!(!global.iter().any(|part| name.contains(part)), "{name}");
+        assert!(!name.starts_with("cuMemset") || name.ends_with("Async"), "{name}");
     }
 }
 

@@ -1,12 +1,13 @@
 //! The functions of the driver that this crate calls: this list is all of them.
 
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ulonglong, c_void};
 use std::fmt;
 use std::ptr;
 
 use cudarc::driver::sys::{
     self, CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUfunction,
-    CUfunction_attribute, CUjit_option, CUmodule, CUstream,
+    CUfunction_attribute, CUgraph, CUgraphExec, CUjit_option, CUmodule, CUstream,
+    CUstreamCaptureMode,
 };
 
 use super::{Driver, SUCCESS};
@@ -125,6 +126,7 @@ driver_calls! {
         );
         cuStreamQuery(stream: CUstream);
         cuEventQuery(event: CUevent);
+        cuMemHostGetDevicePointer_v2(address: *mut CUdeviceptr, host: *mut c_void, flags: c_uint);
         cuEventElapsedTime(milliseconds: *mut f32, start: CUevent, end: CUevent);
     }
     Enqueues {
@@ -137,6 +139,10 @@ driver_calls! {
         );
         cuMemcpyHtoDAsync_v2(to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream);
         cuMemcpyDtoHAsync_v2(to: *mut c_void, from: CUdeviceptr, bytes: usize, stream: CUstream);
+        cuMemsetD8Async(to: CUdeviceptr, value: c_uchar, bytes: usize, stream: CUstream);
+        cuStreamBeginCapture_v2(stream: CUstream, mode: CUstreamCaptureMode);
+        cuStreamEndCapture(stream: CUstream, graph: *mut CUgraph);
+        cuGraphLaunch(graph: CUgraphExec, stream: CUstream);
         cuEventRecord(event: CUevent, stream: CUstream);
         cuStreamWaitEvent(stream: CUstream, event: CUevent, flags: c_uint);
     }
@@ -161,6 +167,9 @@ driver_calls! {
         cuMemFree_v2(address: CUdeviceptr);
         cuMemHostAlloc(address: *mut *mut c_void, bytes: usize, flags: c_uint);
         cuMemFreeHost(address: *mut c_void);
+        cuGraphInstantiateWithFlags(executable: *mut CUgraphExec, graph: CUgraph, flags: c_ulonglong);
+        cuGraphExecDestroy(executable: CUgraphExec);
+        cuGraphDestroy(graph: CUgraph);
     }
     // These put an error's number into words; they ask nothing of the device and pass no gate.
     ;

@@ -19,6 +19,7 @@ use m40_gguf::{TensorType, ValueType};
 
 pub use noise::Noise;
 pub use quantize::{quantize, quantizes};
+pub(crate) use tiny::llama3_factors;
 pub use tiny::{RopeScaling, TinyModel};
 pub use vocabulary::{CHATML, Vocabulary, VocabularyKind};
 
@@ -176,6 +177,24 @@ struct TensorSpec {
     data: Vec<u8>,
 }
 
+impl TensorSpec {
+    fn entry(&self) -> TensorEntry<'_> {
+        let Self { name, dims, ty, data } = self;
+        TensorEntry { name, dims, ty: *ty, bytes: data.len() as u64 }
+    }
+}
+
+/// A line of the table of tensors, whose data are written by other means.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TensorEntry<'a> {
+    pub(crate) name: &'a str,
+    /// In GGUF's order, the fastest first.
+    pub(crate) dims: &'a [u64],
+    pub(crate) ty: TensorType,
+    /// Length of the data.
+    pub(crate) bytes: u64,
+}
+
 /// Writes GGUF files: metadata and tensors in the order they are added.
 #[derive(Debug, Clone)]
 pub struct GgufBuilder {
@@ -300,6 +319,22 @@ impl GgufBuilder {
     }
 
     fn write(&self, meta: &[(String, Meta)], tensors: &[TensorSpec]) -> Vec<u8> {
+        let entries: Vec<_> = tensors.iter().map(TensorSpec::entry).collect();
+        let mut out = self.write_head(meta, &entries);
+        for tensor in tensors {
+            out.resize(out.len().next_multiple_of(self.alignment), 0);
+            out.extend(&tensor.data);
+        }
+        out
+    }
+
+    /// What comes before the data of these tensors, in place of any that were added. The data
+    /// begin at the next multiple of the alignment, as each tensor does.
+    pub(crate) fn head(&self, tensors: &[TensorEntry<'_>]) -> Vec<u8> {
+        self.write_head(&self.meta, tensors)
+    }
+
+    fn write_head(&self, meta: &[(String, Meta)], tensors: &[TensorEntry<'_>]) -> Vec<u8> {
         let mut out = Vec::new();
         out.extend(b"GGUF");
         out.extend(self.version.to_le_bytes());
@@ -312,16 +347,12 @@ impl GgufBuilder {
         }
         let mut data_offset = 0u64;
         for tensor in tensors {
-            write_string(&mut out, &tensor.name);
+            write_string(&mut out, tensor.name);
             out.extend((tensor.dims.len() as u32).to_le_bytes());
             tensor.dims.iter().for_each(|n| out.extend(n.to_le_bytes()));
             out.extend(tensor.ty.id().to_le_bytes());
             out.extend(data_offset.to_le_bytes());
-            data_offset += tensor.data.len().next_multiple_of(self.alignment) as u64;
-        }
-        for tensor in tensors {
-            out.resize(out.len().next_multiple_of(self.alignment), 0);
-            out.extend(&tensor.data);
+            data_offset += tensor.bytes.next_multiple_of(self.alignment as u64);
         }
         out
     }

@@ -1,4 +1,5 @@
-//! Test support: the real models, seeded tiny ones, and a guard around a running daemon.
+//! Test support: the real models, seeded tiny ones and ones of real size, and a guard around a
+//! running daemon.
 //!
 //! Never shipped: only dev-dependencies name this crate.
 #![forbid(unsafe_code)]
@@ -7,4 +8,5 @@ pub mod daemon;
 pub mod gguf;
 pub mod http;
 pub mod models;
+pub mod shapes;
 pub mod tiny_golden;

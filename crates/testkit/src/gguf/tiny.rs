@@ -371,7 +371,8 @@ impl TinyModel {
         };
         match self.rope_scaling {
             Some(RopeScaling::Llama3) => {
-                tensor(file, "rope_freqs.weight", self.llama3_factors(half))
+                let base = self.rope_base.unwrap_or(1e4);
+                tensor(file, "rope_freqs.weight", llama3_factors(half, base, 8.0, 128.0))
             }
             Some(RopeScaling::LongRope { .. }) => {
                 let long = (0..half).map(|i| 1.0 + i as f32 / 4.0).collect();
@@ -381,20 +382,6 @@ impl TinyModel {
             }
             _ => file,
         }
-    }
-
-    /// The factors of Llama 3.1 (factor 8, low 1, high 4), as if trained with a context of 128.
-    fn llama3_factors(&self, half: usize) -> Vec<f32> {
-        let (factor, low, high, trained) = (8.0, 1.0, 4.0, 128.0);
-        let base = f64::from(self.rope_base.unwrap_or(1e4));
-        (0..half)
-            .map(|i| {
-                let frequency = base.powf(-(i as f64) / half as f64);
-                let wavelength = std::f64::consts::TAU / frequency;
-                let smooth = ((trained / wavelength - low) / (high - low)).clamp(0.0, 1.0);
-                (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
-            })
-            .collect()
     }
 
     fn write_attention(&self, file: GgufBuilder, block: &str) -> GgufBuilder {
@@ -480,13 +467,24 @@ impl TinyModel {
         named.map_or(self.weights, |(_, ty)| *ty)
     }
 
-    /// Numbers for the tensor of this name (FNV-1a over it).
+    /// Numbers for the tensor of this name.
     fn noise(&self, name: &str) -> Noise {
-        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        Noise::new(hash ^ self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        Noise::named(name, self.seed)
     }
+}
+
+/// The divisors of Llama 3.1's `pairs` rotary frequencies (low 1, high 4), for contexts `factor`
+/// times the one it was trained with, of `trained` tokens.
+pub(crate) fn llama3_factors(pairs: usize, base: f32, factor: f64, trained: f64) -> Vec<f32> {
+    let (low, high) = (1.0, 4.0);
+    (0..pairs)
+        .map(|i| {
+            let frequency = f64::from(base).powf(-(i as f64) / pairs as f64);
+            let wavelength = std::f64::consts::TAU / frequency;
+            let smooth = ((trained / wavelength - low) / (high - low)).clamp(0.0, 1.0);
+            (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
+        })
+        .collect()
 }
 
 fn count(n: usize) -> u32 {

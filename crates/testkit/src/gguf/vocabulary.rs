@@ -121,6 +121,26 @@ impl Vocabulary {
         vocabulary
     }
 
+    /// Adds made-up words of six letters, each after a space, until there are this many tokens. No
+    /// merge leads to them.
+    ///
+    /// # Panics
+    /// When there are more tokens already, or as many words are not to be had.
+    pub fn filled(mut self, tokens: usize) -> Self {
+        let words = tokens.checked_sub(self.tokens.len());
+        let words = words.unwrap_or_else(|| panic!("{tokens} tokens are too few"));
+        assert!(words <= WORDS, "{tokens} tokens are too many");
+        let space = match self.kind {
+            VocabularyKind::Bpe => 'Ġ',
+            VocabularyKind::Spm => '▁',
+        };
+        for number in 0..words {
+            let text = format!("{space}{}", word(number));
+            self.push(text, NORMAL, -1e6 - number as f32);
+        }
+        self
+    }
+
     fn new(kind: VocabularyKind, pre: &str, control: &[&str]) -> Self {
         let mut vocabulary = Self {
             kind,
@@ -141,7 +161,7 @@ impl Vocabulary {
     }
 
     /// Writes the `tokenizer.ggml.*` keys.
-    pub(super) fn write(&self, file: GgufBuilder, add_bos: bool) -> GgufBuilder {
+    pub(crate) fn write(&self, file: GgufBuilder, add_bos: bool) -> GgufBuilder {
         let tokens = Meta::array(ValueType::Str, self.tokens.iter().map(String::as_str));
         let model = match self.kind {
             VocabularyKind::Bpe => "gpt2",
@@ -167,6 +187,18 @@ impl Vocabulary {
             .meta("tokenizer.ggml.add_bos_token", add_bos)
             .meta("tokenizer.ggml.add_space_prefix", false)
     }
+}
+
+/// Words that [`word`] can make: three syllables.
+const WORDS: usize = 64 * 64 * 64;
+
+/// The word of this number, such as `badigo`.
+fn word(number: usize) -> String {
+    let syllable = |n: usize| {
+        let consonant = char::from(b"bcdfghjklmnprstv"[n / 4 % 16]);
+        [consonant, char::from(b"aeio"[n % 4])]
+    };
+    [number / 4096, number / 64, number].into_iter().flat_map(|n| syllable(n % 64)).collect()
 }
 
 /// The character that stands for a byte in byte-level BPE: itself where it is a visible Latin-1
@@ -195,7 +227,9 @@ mod tests {
 
     #[test]
     fn every_token_is_unique_and_every_merge_is_of_tokens() {
-        for vocabulary in [Vocabulary::bpe("gpt-2"), Vocabulary::spm()] {
+        let filled = Vocabulary::bpe("gpt-2").filled(100_000);
+        assert_eq!(filled.tokens.len(), 100_000);
+        for vocabulary in [Vocabulary::bpe("gpt-2"), Vocabulary::spm(), filled] {
             let mut sorted = vocabulary.tokens.clone();
             sorted.sort();
             sorted.dedup();

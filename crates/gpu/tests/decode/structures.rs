@@ -1,0 +1,79 @@
+//! The structures of kernels/ops.cuh as a C++ compiler lays them out, against the host's.
+
+use std::fmt::Write as _;
+use std::process::Command;
+
+use m40_gguf::TensorType;
+use m40_gpu::ops::{
+    ANNOUNCE, AWAIT, AttentionOp, CHUNK_TOKENS, EmbedOp, MatvecOp, NormOp, OP_WORDS, Op,
+    PAGE_TOKENS, PASS_ROWS, Place, RopeAngles, Row, SampleOp, weight_type,
+};
+
+use crate::compile;
+
+fn structure(text: &mut String, name: &str, fields: &[(&str, usize)]) {
+    let words: usize = fields.iter().map(|(_, words)| words).sum();
+    writeln!(text, "struct {name} {}", 4 * words).unwrap();
+    let mut offset = 0;
+    for (field, words) in fields {
+        writeln!(text, "{} {offset}", field.trim_start_matches("r#")).unwrap();
+        offset += 4 * words;
+    }
+}
+
+#[test]
+fn the_host_writes_ops_as_kernels_read_them() {
+    let Some(program) = compile("ops") else { return };
+    let output = Command::new(program).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut expected = String::new();
+    structure(&mut expected, "Row", Row::FIELDS);
+    structure(&mut expected, "MatvecOp", MatvecOp::FIELDS);
+    structure(&mut expected, "AttentionOp", AttentionOp::FIELDS);
+    structure(&mut expected, "RopeAngles", RopeAngles::FIELDS);
+    structure(&mut expected, "EmbedOp", EmbedOp::FIELDS);
+    structure(&mut expected, "NormOp", NormOp::FIELDS);
+    structure(&mut expected, "SampleOp", SampleOp::FIELDS);
+    let ty = |ty| weight_type(ty).unwrap();
+    let constants = [
+        ("PageTokens", PAGE_TOKENS as u32),
+        ("ChunkTokens", CHUNK_TOKENS as u32),
+        ("PassRows", PASS_ROWS as u32),
+        ("OpWords", OP_WORDS as u32),
+        ("Await", AWAIT),
+        ("Announce", ANNOUNCE),
+        ("Nowhere", Place::NOWHERE.0),
+        ("Embed", Op::EMBED),
+        ("Matvec", Op::MATVEC),
+        ("Attention", Op::ATTENTION),
+        ("Norm", Op::NORM),
+        ("Sample", Op::SAMPLE),
+        ("F32", ty(TensorType::F32)),
+        ("F16", ty(TensorType::F16)),
+        ("BF16", ty(TensorType::BF16)),
+        ("Q4_0", ty(TensorType::Q4_0)),
+        ("Q4_1", ty(TensorType::Q4_1)),
+        ("Q5_0", ty(TensorType::Q5_0)),
+        ("Q5_1", ty(TensorType::Q5_1)),
+        ("Q8_0", ty(TensorType::Q8_0)),
+        ("Q2_K", ty(TensorType::Q2K)),
+        ("Q3_K", ty(TensorType::Q3K)),
+        ("Q4_K", ty(TensorType::Q4K)),
+        ("Q5_K", ty(TensorType::Q5K)),
+        ("Q6_K", ty(TensorType::Q6K)),
+        ("IQ4_NL", ty(TensorType::IQ4NL)),
+        ("IQ4_XS", ty(TensorType::IQ4XS)),
+        ("MXFP4", ty(TensorType::MXFP4)),
+    ];
+    for (name, value) in constants {
+        writeln!(expected, "constant k{name} {value}").unwrap();
+    }
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+}
+
+#[test]
+fn every_type_with_planes_has_a_number() {
+    for ty in TensorType::ALL {
+        assert_eq!(weight_type(*ty).is_some(), m40_repack::is_supported(*ty), "{ty}");
+    }
+}

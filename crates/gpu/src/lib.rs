@@ -4,3 +4,4 @@
 pub mod kv;
 pub mod lower;
 pub mod ops;
+pub mod weights;

@@ -1,0 +1,456 @@
+// Softmax attention of a pass of any number of rows over the pages of their sequences.
+//
+// A warp takes kQueries queries: heads of consecutive rows that share one KV head. It goes over the
+// tokens that they see, two pages at a time:
+//   scores   lanes are tokens, one of each page: a lane reads 8 elements of its two keys at once, in
+//            whole cache lines, makes floats of them once for all queries, and reads the queries
+//            from shared memory, where all lanes want the same 16 bytes;
+//   weights  e^(score - maximum), the maximum being raised only when a score exceeds it by much, so
+//            that sums are seldom rescaled; they go to shared memory;
+//   values   lanes are elements: weights come four tokens at once from shared memory.
+// Warps share nothing, except when a tile has fewer queries than the block has room for: then
+// several warps take the same queries, each some of the pages, and add up their sums in the end.
+#pragma once
+
+#include "ops.cuh"
+
+// Tokens that a warp weighs at a time: one of each page a lane.
+enum : u32 { kAttendTokens = 2 * kPageTokens };
+
+// Rows of one sequence, at consecutive positions.
+struct RowTile {
+    u32 first, count;
+};
+
+struct RowAttention {
+    const u8* arena;        // page tables are at places counted from here
+    const Row* rows;        // [rows of the pass]
+    const RowTile* tiles;   // [blocks of the grid / kv_heads]
+    const float* q;         // [rows][q_stride]
+    u32 q_stride;
+    const u8* cache;        // page 0 of the layer
+    u32 page_places;        // of a page
+    u32 heads, kv_heads, key_dim, value_dim;
+    float scale, softcap;   // softcap 0: none
+    u32 window;             // tokens that a row sees, itself included; 0: all
+    float* out;             // [rows][out_stride]
+    u32 out_stride;
+};
+
+// kCount f16, as loaded.
+template <u32 kCount>
+struct Halves {
+    u32 words[kCount / 2];
+};
+
+// Keys and values are read as weights are: no kernel writes them while this one runs, and the
+// read-only path is the only one that an M40 caches in its SMs.
+template <u32 kCount>
+DEVICE void load_halves(const u8* p, Halves<kCount>& to) {
+    if constexpr (kCount == 2) {
+        to.words[0] = load_weights_4(p);
+    } else if constexpr (kCount == 4) {
+        const uint2 v = load_weights_8(p);
+        to.words[0] = v.x;
+        to.words[1] = v.y;
+    } else {
+        static_assert(kCount == 8, "one load");
+        const uint4 v = load_weights_16(p);
+        to.words[0] = v.x;
+        to.words[1] = v.y;
+        to.words[2] = v.z;
+        to.words[3] = v.w;
+    }
+}
+
+template <u32 kCount>
+DEVICE void to_floats(const Halves<kCount>& from, float (&to)[kCount]) {
+#pragma unroll
+    for (u32 i = 0; i < kCount / 2; ++i) {
+        to[2 * i] = half_to_float(from.words[i]);
+        to[2 * i + 1] = half_to_float_high(from.words[i]);
+    }
+}
+
+// kDims elements of values a lane: value_dim is at most 32 * kDims. A lane has runs of kRun
+// consecutive elements, the lanes' runs side by side.
+template <u32 kDims, u32 kQueries>
+struct Attention {
+    static constexpr u32 kRun = kDims < 8 ? kDims : 8, kRuns = kDims / kRun;
+    // How far a score may exceed the maximum that its weight is relative to: weights up to 2^8.
+    static constexpr float kSlack = 8.0f;
+    // Less than any score of use, and finite: differences to it are no NaN.
+    static constexpr float kLowest = -3.0e38f;
+
+    float sums[kQueries][kDims];  // of weighted values
+    float maximum[kQueries];      // what weights are relative to, the same in all lanes
+    float total[kQueries];        // of the lane's weights
+
+    // Floats of shared memory for each warp: queries and weights, later the sums to add up.
+    DEVICE_MEMBER u32 warp_floats(u32 key_dim, u32 value_dim) {
+        return kQueries * max(key_dim + kAttendTokens, value_dim + 2);
+    }
+
+    // Products of all queries with the lane's key in each of two pages.
+    // queries: [key_dim / 8][kQueries][8], shared
+    DEVICE_MEMBER void multiply(const u8* first, const u8* second, const float* queries,
+                                u32 key_dim, float (&scores)[kQueries][2]) {
+        constexpr u32 kStep = 8 * kPageTokens * 2;
+        Halves<8> next[2];
+        load_halves(first, next[0]);
+        load_halves(second, next[1]);
+#pragma unroll
+        for (u32 r = 0; r < kQueries; ++r) {
+            scores[r][0] = scores[r][1] = 0.0f;
+        }
+#pragma unroll 1
+        for (u32 left = key_dim; left > 0; left -= 8) {
+            float keys[2][8];
+            to_floats(next[0], keys[0]);
+            to_floats(next[1], keys[1]);
+            first += kStep;
+            second += kStep;
+            if (left > 8) {
+                load_halves(first, next[0]);
+                load_halves(second, next[1]);
+            }
+#pragma unroll
+            for (u32 r = 0; r < kQueries; ++r) {
+#pragma unroll
+                for (u32 quarter = 0; quarter < 2; ++quarter) {
+                    const u32 i = 4 * quarter;
+                    const float4 q = *reinterpret_cast<const float4*>(queries + 8 * r + i);
+#pragma unroll
+                    for (u32 page = 0; page < 2; ++page) {
+                        float score = scores[r][page];
+                        score = fmaf(q.x, keys[page][i], score);
+                        score = fmaf(q.y, keys[page][i + 1], score);
+                        score = fmaf(q.z, keys[page][i + 2], score);
+                        scores[r][page] = fmaf(q.w, keys[page][i + 3], score);
+                    }
+                }
+            }
+            queries += 8 * kQueries;
+        }
+    }
+
+    // Turns scores into weights and adds those to the totals.
+    // weights: [kQueries][kAttendTokens], shared
+    DEVICE_MEMBER void weigh(Attention& state, float (&scores)[kQueries][2], float* weights) {
+        auto& [sums, maximum, total] = state;
+        const u32 lane = threadIdx.x % kLanes;
+        bool exceeds = false;
+#pragma unroll
+        for (u32 r = 0; r < kQueries; ++r) {
+            exceeds |= fmaxf(scores[r][0], scores[r][1]) > maximum[r] + kSlack;
+        }
+        if (__ballot_sync(kAllLanes, exceeds) != 0) {
+#pragma unroll
+            for (u32 r = 0; r < kQueries; ++r) {
+                float highest = fmaxf(scores[r][0], scores[r][1]);
+#pragma unroll
+                for (u32 mask = kLanes / 2; mask > 0; mask /= 2) {
+                    highest = fmaxf(highest, __shfl_xor_sync(kAllLanes, highest, mask));
+                }
+                highest = fmaxf(highest, maximum[r]);
+                const float factor = exp2_approx(maximum[r] - highest);
+                maximum[r] = highest;
+                total[r] *= factor;
+#pragma unroll
+                for (u32 d = 0; d < kDims; ++d) {
+                    sums[r][d] *= factor;
+                }
+            }
+        }
+#pragma unroll
+        for (u32 r = 0; r < kQueries; ++r) {
+#pragma unroll
+            for (u32 page = 0; page < 2; ++page) {
+                const float weight = exp2_approx(scores[r][page] - maximum[r]);
+                total[r] += weight;
+                weights[r * kAttendTokens + page * kPageTokens + lane] = weight;
+            }
+        }
+    }
+
+    // Adds the weighted values of tokens from..to of a page; `from` is a multiple of 4, less than
+    // `to`. Those beyond `to` are not read: they may be of no token, and no number.
+    // values: of the head in the page, [kPageTokens][value_dim] f16; weights: of the page, shared
+    DEVICE_MEMBER void add(Attention& state, const u8* values, u32 value_dim, const float* weights,
+                           u32 from, u32 to) {
+        const u32 lane = threadIdx.x % kLanes, token_bytes = 2 * value_dim;
+        weights += from;
+#pragma unroll
+        for (u32 run = 0; run < kRuns; ++run) {
+            const u32 dim = run * kLanes * kRun + lane * kRun;
+            // Lanes without elements read others', to no use.
+            const u8* p = values + (dim < value_dim ? 2 * dim : 0) + from * token_bytes;
+            const float* w = weights;
+            u32 steps[4] = {0, token_bytes, 2 * token_bytes, 3 * token_bytes};
+            u32 left = to - from;
+            Halves<kRun> next[4];
+            load_tokens(p, steps, left, next);
+#pragma unroll 1
+            while (true) {
+                float v[4][kRun];
+#pragma unroll
+                for (u32 i = 0; i < 4; ++i) {
+                    to_floats(next[i], v[i]);
+                }
+                const bool more = left > 4;
+                if (more) {
+                    left -= 4;
+                    p += 4 * token_bytes;
+                    load_tokens(p, steps, left, next);
+                }
+#pragma unroll
+                for (u32 r = 0; r < kQueries; ++r) {
+                    const float4 weight = *reinterpret_cast<const float4*>(w + r * kAttendTokens);
+#pragma unroll
+                    for (u32 d = 0; d < kRun; ++d) {
+                        float sum = state.sums[r][run * kRun + d];
+                        sum = fmaf(weight.x, v[0][d], sum);
+                        sum = fmaf(weight.y, v[1][d], sum);
+                        sum = fmaf(weight.z, v[2][d], sum);
+                        state.sums[r][run * kRun + d] = fmaf(weight.w, v[3][d], sum);
+                    }
+                }
+                w += 4;
+                if (!more) {
+                    break;
+                }
+            }
+        }
+    }
+
+    // Leaves everything in shared memory: [kQueries][value_dim] sums, then [kQueries] {maximum, total}.
+    DEVICE_MEMBER void leave(const Attention& state, u32 value_dim, float* to) {
+        const u32 lane = threadIdx.x % kLanes;
+#pragma unroll
+        for (u32 run = 0; run < kRuns; ++run) {
+            const u32 dim = run * kLanes * kRun + lane * kRun;
+            if (dim < value_dim) {
+#pragma unroll
+                for (u32 r = 0; r < kQueries; ++r) {
+#pragma unroll
+                    for (u32 d = 0; d < kRun; ++d) {
+                        to[r * value_dim + dim + d] = state.sums[r][run * kRun + d];
+                    }
+                }
+            }
+        }
+        if (lane == 0) {
+            float* peaks = to + kQueries * value_dim;
+#pragma unroll
+            for (u32 r = 0; r < kQueries; ++r) {
+                peaks[2 * r] = state.maximum[r];
+                peaks[2 * r + 1] = state.total[r];
+            }
+        }
+    }
+
+    // Four tokens, or `left` of them, the others repeated (their weights are 0).
+    DEVICE_MEMBER void load_tokens(const u8* p, u32 (&steps)[4], u32 left, Halves<kRun> (&to)[4]) {
+        if (left < 4) {
+            const u32 step = steps[1];
+            steps[1] = left > 1 ? step : 0;
+            steps[2] = left > 2 ? 2 * step : 0;
+            steps[3] = 0;
+        }
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+            load_halves(p + steps[i], to[i]);
+        }
+    }
+};
+
+// What a warp's queries are.
+struct QuerySet {
+    u32 first;      // among those of the tile's rows: row * group + head of the group
+    u32 queries;    // of the tile
+    u32 group;      // heads of a KV head
+    u32 first_row;  // of the tile
+    u32 kv_head;
+
+    // Query r; beyond the last one, that.
+    DEVICE_MEMBER u32 query(const QuerySet& set, u32 r) { return min(set.first + r, set.queries - 1); }
+    DEVICE_MEMBER u32 row(const QuerySet& set, u32 r) { return query(set, r) / set.group; }
+    DEVICE_MEMBER u32 head(const QuerySet& set, u32 r) {
+        return set.kv_head * set.group + query(set, r) % set.group;
+    }
+    // The first token that a row at `position` sees.
+    DEVICE_MEMBER u32 first_seen(u32 position, u32 window) {
+        return window != 0 && position >= window ? position + 1 - window : 0;
+    }
+};
+
+// A set of queries over every `ways`-th pair of pages from pair `part` on.
+// own: the warp's shared memory
+template <u32 kDims, u32 kQueries>
+DEVICE void attend_part(const RowAttention& a, const QuerySet& set, u32 part, u32 ways, float* own,
+                        Attention<kDims, kQueries>& state) {
+    using State = Attention<kDims, kQueries>;
+    const u32 lane = threadIdx.x % kLanes;
+    float* weights = own + kQueries * a.key_dim;
+    // Powers of two come cheaper than of e: logarithms to the base 2 throughout. With a softcap,
+    // the products are those that e^(2 * score / softcap) takes.
+    constexpr float kLog2E = 1.44269504f;
+    const float factor = kLog2E * (a.softcap == 0.0f ? a.scale : 2.0f * a.scale / a.softcap);
+    __syncwarp();
+#pragma unroll 1
+    for (u32 r = 0; r < kQueries; ++r) {
+        const float* q = a.q + u64{set.first_row + QuerySet::row(set, r)} * a.q_stride + QuerySet::head(set, r) * a.key_dim;
+        for (u32 d = lane; d < a.key_dim; d += kLanes) {
+            own[(d / 8 * kQueries + r) * 8 + d % 8] = q[d] * factor;
+        }
+    }
+#pragma unroll
+    for (u32 r = 0; r < kQueries; ++r) {
+        state.maximum[r] = State::kLowest;
+        state.total[r] = 0.0f;
+#pragma unroll
+        for (u32 d = 0; d < kDims; ++d) {
+            state.sums[r][d] = 0.0f;
+        }
+    }
+    __syncwarp();
+    const u32* table = reinterpret_cast<const u32*>(a.arena + u64{a.rows[set.first_row].pages} * 16);
+    const u64 page_bytes = u64{a.page_places} * 16;
+    const u8* keys = a.cache + (u64{set.kv_head} * a.key_dim * kPageTokens + 8 * lane) * 2;
+    const u8* values = a.cache + (u64{a.kv_heads} * a.key_dim + u64{set.kv_head} * a.value_dim) *
+                                     (kPageTokens * 2);
+    // Of query `lane`: the others are the last one's.
+    const u32 row = set.first_row + QuerySet::row(set, min(lane, kQueries - 1));
+    const u32 own_position = a.rows[row].position;
+    const u32 earliest = __shfl_sync(kAllLanes, own_position, 0);
+    const u32 latest = __shfl_sync(kAllLanes, own_position, kQueries - 1);
+    const u32 begin = QuerySet::first_seen(earliest, a.window), end = latest + 1;
+    // From here on, all rows see a token: none of it has left the window of the last.
+    const u32 all_see = QuerySet::first_seen(latest, a.window);
+    const u32 first_page = begin / kPageTokens, last_page = latest / kPageTokens;
+#pragma unroll 1
+    for (u32 page = first_page + 2 * part; page <= last_page; page += 2 * ways) {
+        // Where there is no second page the first one's tokens stand in; no row sees them there.
+        const u64 first = table[page] * page_bytes;
+        const u64 second = table[min(page + 1, last_page)] * page_bytes;
+        float scores[kQueries][2];
+        State::multiply(keys + first, keys + second, own, a.key_dim, scores);
+        if (a.softcap != 0.0f) {
+#pragma unroll
+            for (u32 r = 0; r < kQueries; ++r) {
+#pragma unroll
+                for (u32 i = 0; i < 2; ++i) {
+                    // tanh(u) = 1 - 2 / (e^(2u) + 1)
+                    const float inverse = reciprocal_approx(exp2_approx(scores[r][i]) + 1.0f);
+                    scores[r][i] = kLog2E * a.softcap * fmaf(-2.0f, inverse, 1.0f);
+                }
+            }
+        }
+        const u32 start = page * kPageTokens;
+        if (start + kAttendTokens - 1 > earliest || start < all_see) {
+#pragma unroll
+            for (u32 r = 0; r < kQueries; ++r) {
+                const u32 position = __shfl_sync(kAllLanes, own_position, r);
+                const u32 seen = QuerySet::first_seen(position, a.window);
+#pragma unroll
+                for (u32 i = 0; i < 2; ++i) {
+                    const u32 token = start + i * kPageTokens + lane;
+                    if (token > position || token < seen) {
+                        scores[r][i] = as_float(0xff800000);
+                    }
+                }
+            }
+        }
+        // The weights of the pages before have been read.
+        __syncwarp();
+        State::weigh(state, scores, weights);
+        __syncwarp();
+        const u32 skipped = page == first_page ? begin % kPageTokens / 4 * 4 : 0;
+        State::add(state, values + first, a.value_dim, weights, skipped, min(end - start, kPageTokens));
+        if (end > start + kPageTokens) {
+            State::add(state, values + second, a.value_dim, weights + kPageTokens, 0,
+                      min(end - start - kPageTokens, kPageTokens));
+        }
+    }
+#pragma unroll
+    for (u32 r = 0; r < kQueries; ++r) {
+#pragma unroll
+        for (u32 mask = kLanes / 2; mask > 0; mask /= 2) {
+            state.total[r] += __shfl_xor_sync(kAllLanes, state.total[r], mask);
+        }
+    }
+}
+
+// Adds up the sums that `ways` warps left for a set of queries, of every `ways`-th query from `part`
+// on, and stores the result.
+// left: what State::leave wrote, each `stride` floats after the one before, shared
+template <u32 kDims, u32 kQueries>
+DEVICE void combine(const RowAttention& a, const QuerySet& set, u32 part, u32 ways,
+                    const float* left, u32 stride) {
+    const u32 lane = threadIdx.x % kLanes;
+#pragma unroll 1
+    for (u32 r = part; r < kQueries && set.first + r < set.queries; r += ways) {
+        const float* peaks = left + kQueries * a.value_dim + 2 * r;
+        float highest = peaks[0], total = 0.0f;
+#pragma unroll 1
+        for (u32 i = 1; i < ways; ++i) {
+            highest = fmaxf(highest, peaks[i * stride]);
+        }
+#pragma unroll 1
+        for (u32 i = 0; i < ways; ++i) {
+            const float factor = exp2_approx(peaks[i * stride] - highest);
+            total = fmaf(peaks[i * stride + 1], factor, total);
+        }
+        const u64 row = set.first_row + QuerySet::row(set, r);
+        float* out = a.out + row * a.out_stride + QuerySet::head(set, r) * a.value_dim;
+#pragma unroll 1
+        for (u32 dim = lane; dim < a.value_dim; dim += kLanes) {
+            float sum = 0.0f;
+#pragma unroll 1
+            for (u32 i = 0; i < ways; ++i) {
+                const float factor = exp2_approx(peaks[i * stride] - highest);
+                sum = fmaf(left[i * stride + r * a.value_dim + dim], factor, sum);
+            }
+            out[dim] = sum / total;
+        }
+    }
+}
+
+// Blocks take (tile, KV head, sets of queries), the last fastest, and tiles from the last to the
+// first, as later rows of a sequence see more tokens.
+template <u32 kDims, u32 kQueries>
+DEVICE void attend(const RowAttention& a, u32 tile_count) {
+    using State = Attention<kDims, kQueries>;
+    DYNAMIC_SHARED(float, shared);
+    const u32 warp = threadIdx.x / kLanes, warps = blockDim.x / kLanes;
+    const u32 blocks_of_head = gridDim.x / (tile_count * a.kv_heads);
+    const u32 tile_and_head = blockIdx.x / blocks_of_head;
+    const RowTile tile = a.tiles[tile_count - 1 - tile_and_head / a.kv_heads];
+    QuerySet set;
+    set.group = a.heads / a.kv_heads;
+    set.queries = tile.count * set.group;
+    set.first_row = tile.first;
+    set.kv_head = tile_and_head % a.kv_heads;
+    const u32 first_set = blockIdx.x % blocks_of_head * warps;
+    const u32 sets = (set.queries + kQueries - 1) / kQueries;
+    if (first_set >= sets) {
+        return;
+    }
+    // Warps that take the same queries.
+    const u32 ways = max(warps / (sets - first_set), 1), part = warp % ways;
+    const u32 index = first_set + warp / ways;
+    const u32 warp_floats = State::warp_floats(a.key_dim, a.value_dim);
+    float* own = shared + warp * warp_floats;
+    set.first = index * kQueries;
+    if (index < sets) {
+        State state;
+        attend_part<kDims, kQueries>(a, set, part, ways, own, state);
+        // The queries and weights have been read.
+        __syncwarp();
+        State::leave(state, a.value_dim, own);
+    }
+    __syncthreads();
+    if (index < sets) {
+        combine<kDims, kQueries>(a, set, part, ways, own - part * warp_floats, warp_floats);
+    }
+}

@@ -1,0 +1,363 @@
+// All ops of a program but matrix products, for passes of any number of rows, one launch each.
+//
+// Buffers are [rows][stride] f32, `stride` floats from a row to the next one. Buffers that a kernel's
+// flags say are not used may be any. Grids have one dimension; blocks are whole warps.
+
+#include "planes.cuh"
+#include "rotary.cuh"
+#include "row_attention.cuh"
+
+// Threads of a block, at most.
+enum : u32 { kRowThreads = 256, kArgmaxThreads = 512 };
+
+// The sum over the block, in all threads. scratch: [32], shared
+DEVICE float block_sum(float value, float* scratch) {
+    const u32 lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes, warps = blockDim.x / kLanes;
+#pragma unroll
+    for (u32 mask = kLanes / 2; mask > 0; mask /= 2) {
+        value += __shfl_xor_sync(kAllLanes, value, mask);
+    }
+    if (lane == 0) {
+        scratch[warp] = value;
+    }
+    __syncthreads();
+    value = lane < warps ? scratch[lane] : 0.0f;
+#pragma unroll
+    for (u32 mask = kLanes / 2; mask > 0; mask /= 2) {
+        value += __shfl_xor_sync(kAllLanes, value, mask);
+    }
+    return value;
+}
+
+// out = table[token] * scale, row by row: block b makes row b, a lane 32 columns at a time.
+template <class F>
+DEVICE void embed(const Planes& table, const Row* rows, float scale, float* out, u32 out_stride) {
+    const u32 token = rows[blockIdx.x].token, groups = (table.cols + kGroup - 1) / kGroup;
+    float* to = out + u64{blockIdx.x} * out_stride;
+    for (u32 group = threadIdx.x; group < groups; group += blockDim.x) {
+        Tile<F, 1> tile;
+        Cursor<F, 1>::load(Cursor<F, 1>::at(table, token, group), tile);
+#pragma unroll
+        for (u32 eighth = 0; eighth < 4; ++eighth) {
+            float f[8], s = 1.0f, m = 0.0f;
+            F::weights8(tile, 0, eighth, f);
+            if constexpr (F::kScaled) {
+                F::scale_min(tile, 0, eighth * F::kHalves / 4, s, m);
+            }
+#pragma unroll
+            for (u32 i = 0; i < 8; ++i) {
+                const u32 column = group * kGroup + 8 * eighth + i;
+                if (column < table.cols) {
+                    to[column] = fmaf(s, f[i] - (F::power(8 * eighth + i) + F::kZero), m) * scale;
+                }
+            }
+        }
+    }
+}
+
+// One block of any number of warps for each row.
+// weights: the planes of the table [vocab, cols], `high` to `supers` their offsets in bytes;
+// rows: [rows]; out: [rows][out_stride], columns ..cols written
+#define ROWS_EMBED(name, Format)                                                               \
+    KERNEL LAUNCH_BOUNDS(kRowThreads, 1)                                                       \
+    rows_embed_##name(const u8* weights, u64 high, u64 scales, u64 tops, u64 supers, u32 vocab, \
+                      u32 cols, const Row* rows, float scale, float* out, u32 out_stride) {    \
+        embed<Format>({weights, high, scales, tops, supers, vocab, cols}, rows, scale, out,    \
+                      out_stride);                                                             \
+    }
+
+ROWS_EMBED(f32, F32)
+ROWS_EMBED(f16, F16)
+ROWS_EMBED(bf16, BF16)
+ROWS_EMBED(q4_0, Q4_0)
+ROWS_EMBED(q4_1, Q4_1)
+ROWS_EMBED(q5_0, Q5_0)
+ROWS_EMBED(q5_1, Q5_1)
+ROWS_EMBED(q8_0, Q8_0)
+ROWS_EMBED(q2_k, Q2_K)
+ROWS_EMBED(q3_k, Q3_K)
+ROWS_EMBED(q4_k, Q4_K)
+ROWS_EMBED(q5_k, Q5_K)
+ROWS_EMBED(q6_k, Q6_K)
+ROWS_EMBED(iq4_nl, IQ4_NL)
+ROWS_EMBED(iq4_xs, IQ4_XS)
+ROWS_EMBED(mxfp4, MXFP4)
+
+// out[i] = x[index[i]]; one block for each row of out.
+// x: [any][x_stride]; index: [rows]; out: [rows][out_stride], not x
+KERNEL LAUNCH_BOUNDS(kRowThreads, 1)
+rows_gather(const float* x, u32 x_stride, const u32* index, u32 cols, float* out, u32 out_stride) {
+    const float* from = x + u64{index[blockIdx.x]} * x_stride;
+    float* to = out + u64{blockIdx.x} * out_stride;
+#pragma unroll 4
+    for (u32 column = threadIdx.x; column < cols; column += blockDim.x) {
+        to[column] = from[column];
+    }
+}
+
+// out = x * gain / sqrt(mean(x^2) + eps) [+ residual]; one block for each row.
+// x, residual, out: [rows][stride], out may be x or residual; gain: [cols]; add: residual is added
+KERNEL LAUNCH_BOUNDS(kRowThreads, 4)
+rows_rms_norm(const float* x, u32 x_stride, const float* gain, float eps, u32 cols,
+              const float* residual, u32 residual_stride, u32 add, float* out, u32 out_stride) {
+    STATIC_SHARED(float, scratch, kLanes);
+    const float* from = x + u64{blockIdx.x} * x_stride;
+    const float* base = residual + u64{blockIdx.x} * residual_stride;
+    float* to = out + u64{blockIdx.x} * out_stride;
+    float squares = 0.0f;
+#pragma unroll 4
+    for (u32 column = threadIdx.x; column < cols; column += blockDim.x) {
+        squares = fmaf(from[column], from[column], squares);
+    }
+    const float mean = block_sum(squares, scratch) / static_cast<float>(cols);
+    const float scale = 1.0f / sqrtf(mean + eps);
+    // What a thread writes only it has read, and reads no more: so out may be x or residual.
+    if (add != 0) {
+#pragma unroll 4
+        for (u32 column = threadIdx.x; column < cols; column += blockDim.x) {
+            to[column] = fmaf(from[column] * scale, gain[column], base[column]);
+        }
+    } else {
+#pragma unroll 4
+        for (u32 column = threadIdx.x; column < cols; column += blockDim.x) {
+            to[column] = from[column] * scale * gain[column];
+        }
+    }
+}
+
+// {cos, sin} * magnitude of the angles of every row's position; one thread for each pair of a row.
+// rows: [count]; inverse_frequencies: [pairs]; angles: [count][pairs] {cos, sin}
+KERNEL LAUNCH_BOUNDS(kRowThreads, 1)
+rows_angles(const Row* rows, u32 count, const float* inverse_frequencies, u32 pairs,
+            float magnitude, float* angles) {
+    const u64 index = u64{blockIdx.x} * blockDim.x + threadIdx.x;
+    const u32 row = static_cast<u32>(index / pairs), pair = static_cast<u32>(index % pairs);
+    if (row < count) {
+        const float2 v = turn(rows[row].position, inverse_frequencies[pair]);
+        angles[2 * index] = v.x * magnitude;
+        angles[2 * index + 1] = v.y * magnitude;
+    }
+}
+
+// What is done to a head of a row.
+enum HeadOps : u32 {
+    kHeadNorm = 1,         // x * gain / sqrt(mean(x^2) + eps)
+    kHeadRotate = 2,       // then its pairs are rotated
+    kHeadInterleaved = 4,  // pairs are (2i, 2i + 1), otherwise (i, i + pairs)
+};
+
+// A head as it is: to its row again, or to the cache.
+struct InRow {
+    float* to;  // [dim]
+    DEVICE_MEMBER void store(const InRow& place, u32 d, float value) { place.to[d] = value; }
+};
+struct InKeys {
+    u16* to;  // the token's in [dim / 8][kPageTokens][8] f16
+    DEVICE_MEMBER void store(const InKeys& place, u32 d, float value) {
+        place.to[d / 8 * (8 * kPageTokens) + d % 8] = static_cast<u16>(float_to_half(value));
+    }
+};
+
+// One head, by a warp. x: [dim], may be where it is stored; gain: [dim]; angles: [pairs] {cos, sin}
+template <class Place>
+DEVICE void treat_head(const float* x, u32 dim, u32 ops, const float* gain, float eps,
+                       const float* angles, u32 pairs, const Place& place) {
+    const u32 lane = threadIdx.x % kLanes;
+    const bool norm = (ops & kHeadNorm) != 0;
+    float scale = 1.0f;
+    if (norm) {
+        float squares = 0.0f;
+        for (u32 d = lane; d < dim; d += kLanes) {
+            squares = fmaf(x[d], x[d], squares);
+        }
+#pragma unroll
+        for (u32 mask = kLanes / 2; mask > 0; mask /= 2) {
+            squares += __shfl_xor_sync(kAllLanes, squares, mask);
+        }
+        scale = 1.0f / sqrtf(squares / static_cast<float>(dim) + eps);
+    }
+    const u32 rotated = (ops & kHeadRotate) != 0 ? 2 * pairs : 0;
+    const bool interleaved = (ops & kHeadInterleaved) != 0;
+    for (u32 pair = lane; pair < rotated / 2; pair += kLanes) {
+        const u32 first = interleaved ? 2 * pair : pair, second = interleaved ? first + 1 : first + pairs;
+        float a = x[first], b = x[second];
+        if (norm) {
+            a = a * scale * gain[first];
+            b = b * scale * gain[second];
+        }
+        const float cosine = angles[2 * pair], sine = angles[2 * pair + 1];
+        Place::store(place, first, fmaf(a, cosine, -(b * sine)));
+        Place::store(place, second, fmaf(a, sine, b * cosine));
+    }
+    for (u32 d = rotated + lane; d < dim; d += kLanes) {
+        Place::store(place, d, norm ? x[d] * scale * gain[d] : x[d]);
+    }
+}
+
+// Per-head norms and rotations in place; one warp for each head of a row, row by row.
+// x: [count][x_stride], columns ..heads * dim; gain: [dim]; angles: [count][pairs] {cos, sin};
+// ops: HeadOps, gain and angles are read by those that need them
+KERNEL LAUNCH_BOUNDS(kRowThreads, 1)
+rows_heads(float* x, u32 x_stride, u32 count, u32 heads, u32 dim, u32 ops, const float* gain,
+           float eps, const float* angles, u32 pairs) {
+    const u32 unit = blockIdx.x * (blockDim.x / kLanes) + threadIdx.x / kLanes;
+    const u32 row = unit / heads, head = unit % heads;
+    if (row < count) {
+        float* at = x + u64{row} * x_stride + head * dim;
+        treat_head(at, dim, ops, gain, eps, angles + u64{row} * (2 * pairs), pairs, InRow{at});
+    }
+}
+
+// Where a row's token lies in the cache: the start of its page, in bytes.
+DEVICE u64 page_of(const u8* arena, const Row& row, u32 page_places) {
+    const u32* table = reinterpret_cast<const u32*>(arena + u64{row.pages} * 16);
+    return table[row.position / kPageTokens] * (u64{page_places} * 16);
+}
+
+// Keys, with norms and rotations as rows_heads, and values of every row into the KV cache; one warp
+// for each head of keys, then of values, of a row.
+// arena: page tables; rows: [count]; k: [count][k_stride], columns ..kv_heads * key_dim; v:
+// [count][v_stride], columns ..kv_heads * value_dim; gain: [key_dim]; angles: [count][pairs];
+// cache: page 0 of the layer
+KERNEL LAUNCH_BOUNDS(kRowThreads, 1)
+rows_kv_append(const u8* arena, const Row* rows, u32 count, const float* k, u32 k_stride,
+               const float* v, u32 v_stride, u32 kv_heads, u32 key_dim, u32 value_dim, u32 ops,
+               const float* gain, float eps, const float* angles, u32 pairs, u8* cache,
+               u32 page_places) {
+    const u32 unit = blockIdx.x * (blockDim.x / kLanes) + threadIdx.x / kLanes;
+    const u32 index = unit / (2 * kv_heads), lane = threadIdx.x % kLanes;
+    u32 head = unit % (2 * kv_heads);
+    if (index >= count) {
+        return;
+    }
+    const Row row = rows[index];
+    u16* page = reinterpret_cast<u16*>(cache + page_of(arena, row, page_places));
+    const u32 token = row.position % kPageTokens;
+    if (head < kv_heads) {
+        u16* keys = page + (head * key_dim * kPageTokens + 8 * token);
+        treat_head(k + u64{index} * k_stride + head * key_dim, key_dim, ops, gain, eps,
+                   angles + u64{index} * (2 * pairs), pairs, InKeys{keys});
+    } else {
+        head -= kv_heads;
+        u16* values = page + (kv_heads * key_dim * kPageTokens) +
+                      (head * kPageTokens + token) * value_dim;
+        const float* from = v + u64{index} * v_stride + head * value_dim;
+        for (u32 d = lane; d < value_dim; d += kLanes) {
+            values[d] = static_cast<u16>(float_to_half(from[d]));
+        }
+    }
+}
+
+// out = softmax(scores) * values for each row over its sequence up to itself: row_attention.cuh.
+// kDims * 32 is the largest value_dim; a warp takes kQueries queries and kQueries * max(key_dim +
+// 64, value_dim + 2) floats of dynamic shared memory; any number of warps.
+//
+// Tiles are rows of one sequence at consecutive positions, whose keys and values are in the cache. A
+// tile has count * heads / kv_heads queries for each KV head: best as many as warps * kQueries.
+// Grid: tile_count * kv_heads * blocks, so many blocks for each KV head that they have a warp for each
+// kQueries queries of the largest tile.
+// arena: page tables; rows: [rows]; tiles: [tile_count] {first row, count}; q: [rows][q_stride],
+// columns ..heads * key_dim; cache: page 0 of the layer; softcap, window: 0 for none; out:
+// [rows][out_stride], columns ..heads * value_dim
+#define ROWS_ATTENTION(name, kThreads, kBlocks, kDims, kQueries)                                    \
+    KERNEL LAUNCH_BOUNDS(kThreads, kBlocks)                                                         \
+    rows_attention_##name(const u8* arena, const Row* rows, const u32* tiles, u32 tile_count,       \
+                          const float* q, u32 q_stride, const u8* cache, u32 page_places,           \
+                          u32 heads, u32 kv_heads, u32 key_dim, u32 value_dim, float scale,         \
+                          float softcap, u32 window, float* out, u32 out_stride) {                  \
+        attend<kDims, kQueries>({arena, rows, reinterpret_cast<const RowTile*>(tiles), q, q_stride, \
+                                 cache, page_places, heads, kv_heads, key_dim, value_dim, scale,    \
+                                 softcap, window, out, out_stride},                                 \
+                                tile_count);                                                        \
+    }
+
+ROWS_ATTENTION(d64, 256, 2, 2, 8)
+ROWS_ATTENTION(d128, 256, 2, 4, 8)
+ROWS_ATTENTION(d256, 128, 3, 8, 8)
+ROWS_ATTENTION(d512, 128, 3, 16, 4)
+ROWS_ATTENTION(d1024, 128, 3, 32, 2)
+
+// x = cap * tanh(x / cap), in place; gridDim.x / count blocks for each row.
+// x: [count][x_stride], columns ..cols
+KERNEL LAUNCH_BOUNDS(kRowThreads, 1)
+rows_softcap(float* x, u32 x_stride, u32 count, u32 cols, float cap) {
+    const u32 parts = gridDim.x / count, row = blockIdx.x / parts, part = blockIdx.x % parts;
+    const float inverse = 1.0f / cap;
+    float* at = x + u64{row} * x_stride;
+    for (u32 column = part * blockDim.x + threadIdx.x; column < cols && row < count;
+         column += parts * blockDim.x) {
+        at[column] = cap * tanhf(at[column] * inverse);
+    }
+}
+
+// x / (1 + e^-y). For y below -88 the exponential is infinite and the result 0.
+DEVICE float times_sigmoid(float x, float y) { return x / (1.0f + exp2_approx(y * -1.44269504f)); }
+
+// out = act(gate) * up; gridDim.x / count blocks for each row.
+// gate, up, out: [count][stride], columns ..cols; out may be gate or up; activation: Activation,
+// not kNoActivation
+KERNEL LAUNCH_BOUNDS(kRowThreads, 1)
+rows_gate(const float* gate, u32 gate_stride, const float* up, u32 up_stride, u32 count, u32 cols,
+          u32 activation, float* out, u32 out_stride) {
+    const u32 parts = gridDim.x / count, row = blockIdx.x / parts, part = blockIdx.x % parts;
+    const float *g = gate + u64{row} * gate_stride, *u = up + u64{row} * up_stride;
+    float* to = out + u64{row} * out_stride;
+    for (u32 column = part * blockDim.x + threadIdx.x; column < cols && row < count;
+         column += parts * blockDim.x) {
+        const float x = g[column];
+        float y = x;
+        if (activation == kGeluTanh) {
+            // 0.5 (1 + tanh(z)) = sigmoid(2 z)
+            y = 2.0f * 0.797884561f * fmaf(0.044715f * x * x, x, x);
+        }
+        to[column] = times_sigmoid(x, y) * u[column];
+    }
+}
+
+// The largest logit's token, of equal ones the first; NaN is none. One block for each row.
+// logits: [rows][stride]; chosen: [rows] {token, probability f32}: 1, or 0 and token 0 if no logit
+// is above -infinity
+KERNEL LAUNCH_BOUNDS(kArgmaxThreads, 1)
+rows_argmax(const float* logits, u32 stride, u32 vocab, u32* chosen) {
+    STATIC_SHARED(float, values, kLanes);
+    STATIC_SHARED(u32, tokens, kLanes);
+    const u32 lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes, warps = blockDim.x / kLanes;
+    const float* row = logits + u64{blockIdx.x} * stride;
+    float best = as_float(0xff800000);
+    u32 token = vocab;
+#pragma unroll 4
+    for (u32 i = threadIdx.x; i < vocab; i += blockDim.x) {
+        const float value = row[i];
+        if (value > best) {
+            best = value;
+            token = i;
+        }
+    }
+    // Lanes, then warps; both times a lane may hold nothing, which is -infinity and `vocab`.
+#pragma unroll 1
+    for (u32 round = 0; round < 2; ++round) {
+#pragma unroll
+        for (u32 mask = kLanes / 2; mask > 0; mask /= 2) {
+            const float other = __shfl_xor_sync(kAllLanes, best, mask);
+            const u32 other_token = __shfl_xor_sync(kAllLanes, token, mask);
+            if (other > best || (other == best && other_token < token)) {
+                best = other;
+                token = other_token;
+            }
+        }
+        if (round == 0) {
+            if (lane == 0) {
+                values[warp] = best;
+                tokens[warp] = token;
+            }
+            __syncthreads();
+            best = lane < warps ? values[lane] : as_float(0xff800000);
+            token = lane < warps ? tokens[lane] : vocab;
+        }
+    }
+    if (threadIdx.x == 0) {
+        const bool found = token < vocab;
+        chosen[2 * blockIdx.x] = found ? token : 0;
+        chosen[2 * blockIdx.x + 1] = found ? as_bits(1.0f) : 0;
+    }
+}

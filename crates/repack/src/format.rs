@@ -1,5 +1,6 @@
 //! What a weight type is, to the planes.
 
+use crate::columns::Sixteen;
 use crate::layout::{QUAD, Role};
 
 /// How the low (or all) bits of weights lie.
@@ -91,14 +92,25 @@ impl Scales {
 }
 
 /// A group of one row, as the file means it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Group {
-    /// Weights as unsigned numbers, high bits included.
-    pub(crate) q: [u8; 32],
+    /// Weights as unsigned numbers, high bits included: those of 16 columns, then the others.
+    pub(crate) q: [Sixteen; 2],
     /// The group's own scales, as many bits as [`Scales`] says.
     pub(crate) scales: u32,
     /// The scales of its super-group.
     pub(crate) supers: u32,
+}
+
+impl Group {
+    /// Its weights in order.
+    pub(crate) fn columns(&self) -> [u8; 32] {
+        let mut columns = [0; 32];
+        for (half, q) in columns.as_chunks_mut().0.iter_mut().zip(self.q) {
+            *half = q.bytes();
+        }
+        columns
+    }
 }
 
 /// A quantised type: reads groups from blocks, and says what they are worth.

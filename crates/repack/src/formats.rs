@@ -5,6 +5,7 @@
 use half::f16;
 use m40_gguf::TensorType;
 
+use crate::columns::Sixteen;
 use crate::format::{Format, Group, Quants, Scales, Shape};
 use crate::layout::Layout;
 use crate::stripe::{self, Stripe};
@@ -109,10 +110,12 @@ fn unpack_numbers(layout: &Layout, planes: &[u8]) -> Vec<f32> {
     out
 }
 
+#[inline(always)]
 fn half_at(block: &[u8], at: usize) -> u32 {
     u32::from(u16::from_le_bytes([block[at], block[at + 1]]))
 }
 
+#[inline(always)]
 fn word_at(block: &[u8], at: usize) -> u32 {
     half_at(block, at) | half_at(block, at + 2) << 16
 }
@@ -123,43 +126,34 @@ fn float(bits: u32) -> f32 {
 }
 
 /// 32 nibbles in 16 bytes: weight `i` in the low, weight `16 + i` in the high one of byte `i`.
-fn nibbles(bytes: &[u8]) -> [u8; 32] {
-    let mut q = [0; 32];
-    for (i, byte) in bytes[..16].iter().enumerate() {
-        q[i] = byte & 0x0f;
-        q[16 + i] = byte >> 4;
-    }
-    q
+#[inline(always)]
+fn nibbles(bytes: &[u8]) -> [Sixteen; 2] {
+    let bytes = Sixteen::first(bytes);
+    [bytes.field(0, 0x0f), bytes.field(4, 0x0f)]
 }
 
 /// `q[i]` with bit `i` of `mask` as its bit 4.
-fn with_fifth_bits(mut q: [u8; 32], mask: u32) -> [u8; 32] {
-    for (i, q) in q.iter_mut().enumerate() {
-        *q |= ((mask >> i) as u8 & 1) << 4;
-    }
-    q
+#[inline(always)]
+fn with_fifth_bits(q: [Sixteen; 2], mask: u32) -> [Sixteen; 2] {
+    [q[0].or(Sixteen::bits(mask as u16).shl(4)), q[1].or(Sixteen::bits((mask >> 16) as u16).shl(4))]
 }
 
 /// The bits `mask << shift` of 32 bytes.
-fn fields(bytes: &[u8], shift: usize, mask: u8) -> [u8; 32] {
-    let mut q = [0; 32];
-    for (q, byte) in q.iter_mut().zip(&bytes[..32]) {
-        *q = (byte >> shift) & mask;
-    }
-    q
+#[inline(always)]
+fn fields(bytes: &[u8], shift: usize, mask: u8) -> [Sixteen; 2] {
+    [bytes, &bytes[16..]].map(|bytes| Sixteen::first(bytes).field(shift, mask))
 }
 
-/// `low`, with `high` moved up by `bits`.
-fn joined(mut low: [u8; 32], high: [u8; 32], bits: usize) -> [u8; 32] {
-    for (low, high) in low.iter_mut().zip(high) {
-        *low |= high << bits;
-    }
-    low
+/// `low`, with `high` moved up by `bits`. It has few enough bits to stay in its byte.
+#[inline(always)]
+fn joined(low: [Sixteen; 2], high: [Sixteen; 2], bits: usize) -> [Sixteen; 2] {
+    [low[0].or(high[0].shl(bits)), low[1].or(high[1].shl(bits))]
 }
 
 /// `weight(q, half)` for each column; the half is 0 for the first 16 columns.
 fn each(group: &Group, weight: impl Fn(u8, usize) -> f32) -> [f32; 32] {
-    std::array::from_fn(|i| weight(group.q[i], i / 16))
+    let q = group.columns();
+    std::array::from_fn(|i| weight(q[i], i / 16))
 }
 
 struct Q4_0;
@@ -168,6 +162,7 @@ impl Format for Q4_0 {
     const GROUPS: usize = 1;
     const SHAPE: Shape = shape(Quants::Nibbles, 0, Scales::Short, 0);
 
+    #[inline(always)]
     fn read(block: &[u8], _group: usize) -> Group {
         Group { q: nibbles(&block[2..]), scales: half_at(block, 0), supers: 0 }
     }
@@ -184,6 +179,7 @@ impl Format for Q4_1 {
     const GROUPS: usize = 1;
     const SHAPE: Shape = shape(Quants::Nibbles, 0, Scales::Word, 0);
 
+    #[inline(always)]
     fn read(block: &[u8], _group: usize) -> Group {
         Group { q: nibbles(&block[4..]), scales: word_at(block, 0), supers: 0 }
     }
@@ -200,6 +196,7 @@ impl Format for Q5_0 {
     const GROUPS: usize = 1;
     const SHAPE: Shape = shape(Quants::Nibbles, 1, Scales::Short, 0);
 
+    #[inline(always)]
     fn read(block: &[u8], _group: usize) -> Group {
         let q = with_fifth_bits(nibbles(&block[6..]), word_at(block, 2));
         Group { q, scales: half_at(block, 0), supers: 0 }
@@ -217,6 +214,7 @@ impl Format for Q5_1 {
     const GROUPS: usize = 1;
     const SHAPE: Shape = shape(Quants::Nibbles, 1, Scales::Word, 0);
 
+    #[inline(always)]
     fn read(block: &[u8], _group: usize) -> Group {
         let q = with_fifth_bits(nibbles(&block[8..]), word_at(block, 4));
         Group { q, scales: word_at(block, 0), supers: 0 }
@@ -233,8 +231,10 @@ impl Format for Q8_0 {
     const GROUPS: usize = 1;
     const SHAPE: Shape = shape(Quants::Bytes, 0, Scales::Short, 0);
 
+    #[inline(always)]
     fn read(block: &[u8], _group: usize) -> Group {
-        let q = std::array::from_fn(|i| block[2 + i] ^ 0x80);
+        let sign = Sixteen::splat(0x80);
+        let q = [&block[2..], &block[18..]].map(|half| Sixteen::first(half).xor(sign));
         Group { q, scales: half_at(block, 0), supers: 0 }
     }
 
@@ -245,7 +245,8 @@ impl Format for Q8_0 {
 }
 
 /// The two-bit fields of a group in 64 bytes.
-fn pairs(bytes: &[u8], group: usize) -> [u8; 32] {
+#[inline(always)]
+fn pairs(bytes: &[u8], group: usize) -> [Sixteen; 2] {
     fields(&bytes[group / 4 * 32..], 2 * (group % 4), 3)
 }
 
@@ -255,6 +256,7 @@ impl Format for Q2K {
     const GROUPS: usize = 8;
     const SHAPE: Shape = shape(Quants::Pairs, 0, Scales::Short, 4);
 
+    #[inline(always)]
     fn read(block: &[u8], group: usize) -> Group {
         let scales = half_at(block, 2 * group);
         Group { q: pairs(&block[16..], group), scales, supers: word_at(block, 80) }
@@ -272,6 +274,7 @@ impl Format for Q2K {
 }
 
 /// The 6-bit scale of 16 columns.
+#[inline(always)]
 fn q3_k_scale(packed: &[u8], index: usize) -> u32 {
     let low = (packed[index % 8] >> (index / 8 * 4)) & 0x0f;
     let high = (packed[8 + index % 4] >> (index / 4 * 2)) & 3;
@@ -285,6 +288,7 @@ impl Format for Q3K {
     const GROUPS: usize = 8;
     const SHAPE: Shape = shape(Quants::Pairs, 1, Scales::Twelve, 2);
 
+    #[inline(always)]
     fn read(block: &[u8], group: usize) -> Group {
         let scale = |half| q3_k_scale(&block[96..108], 2 * group + half);
         Group {
@@ -304,6 +308,7 @@ impl Format for Q3K {
 }
 
 /// Scale, and minimum 6 bits above, of a group of `Q4_K` and `Q5_K`.
+#[inline(always)]
 fn scale_and_min(packed: &[u8], group: usize) -> u32 {
     let i = group % 4;
     let (scale, min) = if group < 4 {
@@ -322,6 +327,7 @@ impl Format for Q4K {
     const GROUPS: usize = 8;
     const SHAPE: Shape = shape(Quants::Nibbles, 0, Scales::Twelve, 4);
 
+    #[inline(always)]
     fn read(block: &[u8], group: usize) -> Group {
         Group {
             q: fields(&block[16 + group / 2 * 32..], group % 2 * 4, 0x0f),
@@ -344,6 +350,7 @@ impl Format for Q5K {
     const GROUPS: usize = 8;
     const SHAPE: Shape = shape(Quants::Nibbles, 1, Scales::Twelve, 4);
 
+    #[inline(always)]
     fn read(block: &[u8], group: usize) -> Group {
         let low = fields(&block[48 + group / 2 * 32..], group % 2 * 4, 0x0f);
         Group {
@@ -364,6 +371,7 @@ impl Format for Q6K {
     const GROUPS: usize = 8;
     const SHAPE: Shape = shape(Quants::Nibbles, 2, Scales::Short, 2);
 
+    #[inline(always)]
     fn read(block: &[u8], group: usize) -> Group {
         let low = fields(&block[group / 4 * 64 + group % 2 * 32..], group % 4 / 2 * 4, 0x0f);
         Group {
@@ -399,6 +407,7 @@ impl Format for Iq4Nl {
     const GROUPS: usize = 1;
     const SHAPE: Shape = shape(Quants::Selectors, 0, Scales::Short, 0);
 
+    #[inline(always)]
     fn read(block: &[u8], group: usize) -> Group {
         Q4_0::read(block, group)
     }
@@ -415,6 +424,7 @@ impl Format for Iq4Xs {
     const GROUPS: usize = 8;
     const SHAPE: Shape = shape(Quants::Selectors, 0, Scales::Byte, 2);
 
+    #[inline(always)]
     fn read(block: &[u8], group: usize) -> Group {
         let low = u32::from(block[4 + group / 2] >> (group % 2 * 4)) & 0x0f;
         let high = half_at(block, 2) >> (2 * group) & 3;
@@ -438,6 +448,7 @@ impl Format for Mxfp4 {
     const GROUPS: usize = 1;
     const SHAPE: Shape = shape(Quants::Selectors, 0, Scales::Byte, 0);
 
+    #[inline(always)]
     fn read(block: &[u8], _group: usize) -> Group {
         Group { q: nibbles(&block[1..]), scales: u32::from(block[0]), supers: 0 }
     }

@@ -25,6 +25,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod columns;
 mod format;
 mod formats;
 mod layout;

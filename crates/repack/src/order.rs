@@ -9,6 +9,7 @@
 //! High bits go where, once a word is rotated left by the shift of its number, they lie just above
 //! the low bits of the same weight, so that one bitwise selection joins 8 weights.
 
+use crate::columns::Sixteen;
 use crate::format::{Group, Quants, Shape};
 
 /// Column `c` of a group: the word of its low bits, and the lowest bit there before rotation, in
@@ -49,29 +50,40 @@ const fn high_place(low: u32, high: u32, column: usize) -> Place {
     Place { word: word / words, bit: (bit + low + 32 - shift) % 32 }
 }
 
-const fn get(words: &[u32; 8], place: Place, bits: u32) -> u32 {
+const fn get(words: &[u32], place: Place, bits: u32) -> u32 {
     words[place.word].rotate_right(place.bit) & ((1 << bits) - 1)
 }
 
-/// Four bytes of two nibbles, the first highest, from 8 nibbles.
-const fn bytes_of_two(q: u64) -> u32 {
-    let joined = (q << 4 | q >> 8) & 0x00ff_00ff_00ff_00ff;
-    let joined = (joined | joined >> 8) & 0x0000_ffff_0000_ffff;
-    (joined | joined >> 16) as u32
+/// Four words of bytes of two nibbles each, the first highest, from 32 nibbles.
+#[inline(always)]
+fn bytes_of_two([a, b]: [Sixteen; 2]) -> Sixteen {
+    let join = |q: Sixteen| q.shl(4).or(q.shr(8));
+    join(a).even_bytes(join(b))
 }
 
-/// Two bytes of four pairs of bits, the first highest, from 8 pairs.
-const fn bytes_of_four(q: u64) -> u16 {
-    let joined = (q << 2 | q >> 8) & 0x000f_000f_000f_000f;
-    let joined = (joined << 4 | joined >> 16) & 0x0000_00ff_0000_00ff;
-    (joined | joined >> 24) as u16
+/// As [`bytes_of_two`], the first lowest.
+#[inline(always)]
+fn bytes_of_two_reversed([a, b]: [Sixteen; 2]) -> Sixteen {
+    let join = |q: Sixteen| q.or(q.shr(4));
+    join(a).even_bytes(join(b))
 }
 
-/// The words of a group in the planes of low and of high bits.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// Two words of bytes of four pairs of bits each, the first highest, from 32 pairs.
+#[inline(always)]
+fn bytes_of_four(q: [Sixteen; 2]) -> [u32; 2] {
+    // Nibbles of two pairs, of which each byte has two.
+    let [a, b] = q.map(|q| q.shl(2).or(q.shr(8)).and(Sixteen::splat(0x0f)));
+    let nibbles = a.even_bytes(b);
+    let bytes = nibbles.shl(4).or(nibbles.shr(8));
+    let words = bytes.even_bytes(bytes).words();
+    [words[0], words[1]]
+}
+
+/// The words of a group in the planes of low and of high bits, as many as the type has.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Words {
-    pub(crate) low: [u32; 8],
-    pub(crate) high: [u32; 8],
+    pub(crate) low: [Sixteen; 2],
+    pub(crate) high: [u32; 2],
 }
 
 /// Bits of a weight in the plane of low bits, for types in which they are fields.
@@ -91,54 +103,69 @@ impl Words {
     /// more rotation to the right than there are high bits. Tests hold this against the places.
     #[inline(always)]
     pub(crate) fn pack(shape: &Shape, group: &Group) -> Self {
-        let mut words = Self::default();
-        let high = shape.high_bits as u32;
-        let (eights, _) = group.q.as_chunks::<8>();
-        for (i, eight) in eights.iter().enumerate() {
-            let q = u64::from_le_bytes(*eight);
-            match shape.quants {
-                Quants::Pairs => {
-                    let low = u32::from(bytes_of_four(q & 0x0303_0303_0303_0303));
-                    words.low[i / 2] |= (low << (16 * (i % 2))).rotate_right(1 + high);
+        let mut words = Self { low: [Sixteen::splat(0); 2], high: [0; 2] };
+        let q = group.q;
+        let mask = |mask| Sixteen::splat(mask);
+        let up = 1 + shape.high_bits;
+        match shape.quants {
+            Quants::Pairs => {
+                let low = bytes_of_four(q.map(|q| q.and(mask(3))));
+                let low = low.map(|low| u64::from(low.rotate_right(up as u32)));
+                words.low[0] = Sixteen::of_longs([low[0] | low[1] << 32, 0]);
+                if shape.high_bits > 0 {
                     // As pairs whose upper bit is the high bit; the second word's are one lower.
-                    let top = u32::from(bytes_of_four((q >> 1) & 0x0202_0202_0202_0202));
-                    words.high[0] |= (top << (16 * (i % 2))).rotate_right(1 + (i / 2) as u32);
-                }
-                Quants::Nibbles => {
-                    words.low[i] = bytes_of_two(q & 0x0f0f_0f0f_0f0f_0f0f).rotate_right(1 + high);
-                    if high > 0 {
-                        // As nibbles whose upper bits are the high bits.
-                        let mask = 0x0101_0101_0101_0101 * ((1 << high) - 1);
-                        let top = bytes_of_two(((q >> 4) & mask) << (4 - high));
-                        let per_word = 4 / high as usize;
-                        let shift = high * (i % per_word) as u32;
-                        words.high[i / per_word] |= top.rotate_right(1 + shift);
-                    }
-                }
-                // In column order: the first lowest.
-                Quants::Selectors => words.low[i] = bytes_of_two(q.swap_bytes()).swap_bytes(),
-                Quants::Bytes | Quants::Numbers(_) => {
-                    words.low[2 * i] = (q as u32).rotate_right(1);
-                    words.low[2 * i + 1] = ((q >> 32) as u32).rotate_right(1);
+                    let top = bytes_of_four(q.map(|q| q.shr(1).and(mask(2))));
+                    words.high[0] = top[0].rotate_right(1) | top[1].rotate_right(2);
                 }
             }
+            Quants::Nibbles => {
+                words.low[0] = bytes_of_two(q.map(|q| q.and(mask(0x0f)))).rotate(up);
+                // As nibbles whose upper bits are the high bits, one word's below another's.
+                let top = |bits: u8| {
+                    let below = 4 - usize::from(bits);
+                    bytes_of_two(q.map(|q| q.shr(4).and(mask((1 << bits) - 1)).shl(below))).words()
+                };
+                match shape.high_bits {
+                    1 => {
+                        let [a, b, c, d] = top(1);
+                        let low = c.rotate_right(3) | d.rotate_right(4);
+                        words.high[0] = a.rotate_right(1) | b.rotate_right(2) | low;
+                    }
+                    2 => {
+                        let [a, b, c, d] = top(2);
+                        words.high[0] = a.rotate_right(1) | b.rotate_right(3);
+                        words.high[1] = c.rotate_right(1) | d.rotate_right(3);
+                    }
+                    _ => {}
+                }
+            }
+            // In column order: the first lowest.
+            Quants::Selectors => words.low[0] = bytes_of_two_reversed(q),
+            Quants::Bytes | Quants::Numbers(_) => words.low = q.map(|q| q.rotate(1)),
         }
         words
     }
 
     /// The weights in the words.
-    pub(crate) fn unpack(&self, shape: &Shape) -> [u8; 32] {
+    pub(crate) fn unpack(&self, shape: &Shape) -> [Sixteen; 2] {
         let (low, high) = (field_bits(shape.quants), shape.high_bits as u32);
-        std::array::from_fn(|i| {
+        let words = self.low_words();
+        let q: [u8; 32] = std::array::from_fn(|i| {
             if shape.quants == Quants::Selectors {
-                return (self.low[i / 8] >> (4 * (i % 8))) as u8 & 0x0f;
+                return (words[i / 8] >> (4 * (i % 8))) as u8 & 0x0f;
             }
-            let mut q = get(&self.low, place(low, high, i), low);
+            let mut q = get(&words, place(low, high, i), low);
             if high > 0 {
                 q |= get(&self.high, high_place(low, high, i), high) << low;
             }
             q as u8
-        })
+        });
+        [Sixteen::first(&q), Sixteen::first(&q[16..])]
+    }
+
+    fn low_words(&self) -> [u32; 8] {
+        let ([a, b, c, d], [e, f, g, h]) = (self.low[0].words(), self.low[1].words());
+        [a, b, c, d, e, f, g, h]
     }
 }
 
@@ -151,8 +178,10 @@ mod tests {
         (word.rotate_left((8 * (2 + 4 - byte)) % 32) >> low_bit) & ((1 << bits) - 1)
     }
 
-    fn group() -> Group {
-        Group { q: std::array::from_fn(|i| (i * 37 % 256) as u8), scales: 0, supers: 0 }
+    fn group(mask: u8) -> Group {
+        let q: [u8; 32] = std::array::from_fn(|i| (i * 37 % 256) as u8 & mask);
+        let q = [Sixteen::first(&q), Sixteen::first(&q[16..])];
+        Group { q, scales: 0, supers: 0 }
     }
 
     fn shape(quants: Quants, high_bits: usize) -> Shape {
@@ -161,12 +190,11 @@ mod tests {
 
     #[test]
     fn byte_rotations_bring_every_nibble_to_the_top_of_the_mantissa() {
-        let mut group = group();
-        group.q = group.q.map(|q| q & 15);
-        let words = Words::pack(&shape(Quants::Nibbles, 0), &group);
-        for (i, q) in group.q.iter().enumerate() {
+        let group = group(15);
+        let words = Words::pack(&shape(Quants::Nibbles, 0), &group).low_words();
+        for (i, q) in group.columns().iter().enumerate() {
             let low_bit = [19, 15][i % 2];
-            let field = field_after_rotation(words.low[i / 8], (i % 8 / 2) as u32, low_bit, 4);
+            let field = field_after_rotation(words[i / 8], (i % 8 / 2) as u32, low_bit, 4);
             assert_eq!(field, u32::from(*q), "column {i}");
         }
     }
@@ -175,11 +203,10 @@ mod tests {
     fn a_rotation_by_the_word_number_puts_high_bits_above_the_low_ones() {
         for (quants, high) in [(Quants::Nibbles, 1), (Quants::Nibbles, 2), (Quants::Pairs, 1)] {
             let low = field_bits(quants);
-            let mut group = group();
-            group.q = group.q.map(|q| q & ((1 << (low as usize + high)) - 1) as u8);
+            let group = group(((1 << (low as usize + high)) - 1) as u8);
             let words = Words::pack(&shape(quants, high), &group);
             let high = high as u32;
-            for (i, q) in group.q.iter().enumerate() {
+            for (i, q) in group.columns().iter().enumerate() {
                 let (per_word, slots) = (32 / low as usize, 8 / low);
                 let (word, index) = (i / per_word, (i % per_word) as u32);
                 let per_high = (low / high) as usize;
@@ -187,7 +214,7 @@ mod tests {
                     words.high[word / per_high].rotate_left(high * (word % per_high) as u32);
                 let low_bit = 23 - high - low * (index % slots + 1);
                 let byte = index / slots;
-                let field = field_after_rotation(words.low[word], byte, low_bit, low)
+                let field = field_after_rotation(words.low_words()[word], byte, low_bit, low)
                     | field_after_rotation(turned, byte, low_bit + low, high) << low;
                 assert_eq!(field, u32::from(*q), "{quants:?} + {high}, column {i}");
             }
@@ -205,10 +232,10 @@ mod tests {
             (Quants::Selectors, 0, 15),
             (Quants::Bytes, 0, 255),
         ] {
-            let mut group = group();
-            group.q = group.q.map(|q| q & mask);
-            let shape = shape(quants, high);
-            assert_eq!(Words::pack(&shape, &group).unpack(&shape), group.q, "{quants:?} + {high}");
+            let mut group = group(mask);
+            let (shape, columns) = (shape(quants, high), group.columns());
+            group.q = Words::pack(&shape, &group).unpack(&shape);
+            assert_eq!(group.columns(), columns, "{quants:?} + {high}");
         }
     }
 }

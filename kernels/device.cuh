@@ -16,6 +16,7 @@ typedef unsigned long long u64;
 
 #define DEVICE static __device__ __forceinline__
 #define DEVICE_MEMBER static __device__ __forceinline__
+#define DEVICE_METHOD __device__ __forceinline__
 #define KERNEL extern "C" __global__ void
 #define LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 
@@ -87,6 +88,11 @@ DEVICE u32 load_word_shared_by_blocks(const void* p) {
     return v;
 }
 
+// The cache line of an address, on its way to L2.
+DEVICE void prefetch_to_l2(const void* p) {
+    asm volatile("prefetch.global.L2 [%0];" : : "l"(p));
+}
+
 // A word that another block, or the host, is expected to change: for spinning. The compiler may
 // neither keep it in a register nor drop the loop around it.
 DEVICE u32 load_volatile(const u32* p) {
@@ -138,6 +144,10 @@ DEVICE u32 permute(u32 a, u32 b, u32 selector) {
     return d;
 }
 DEVICE u32 rotate_left(u32 a, u32 bits) { return __funnelshift_l(a, a, bits); }
+// The upper half of the product.
+DEVICE u64 multiply_high(u64 a, u64 b) { return __umul64hi(a, b); }
+// a * b, rounded: never fused with a sum.
+DEVICE float rounded_product(float a, float b) { return __fmul_rn(a, b); }
 DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
 DEVICE u32 as_bits(float x) { return __float_as_uint(x); }
 // The float of the f16 in the low half of `bits`.

@@ -7,8 +7,9 @@
 // the same in every run. A barrier that some threads never reach, or a launch that makes no
 // progress, ends the process with a message instead of hanging.
 //
-// Emulated: __syncthreads, shuffles, ballots, __syncwarp, 32- and 64-bit atomics, fences, static and
-// dynamic shared memory, alignment of vector loads. Not emulated: timing, caches, weak memory order.
+// Emulated: __syncthreads, __syncthreads_count, shuffles, ballots, __syncwarp, 32- and 64-bit atomics,
+// fences, static and dynamic shared memory, alignment of vector loads. Not emulated: timing, caches,
+// weak memory order.
 #pragma once
 
 #ifndef __cplusplus
@@ -38,6 +39,7 @@
 
 #define DEVICE [[maybe_unused]] static inline
 #define DEVICE_MEMBER static inline
+#define DEVICE_METHOD inline
 #define KERNEL extern "C" void
 #define LAUNCH_BOUNDS(threads, blocks)
 #define __device__
@@ -83,6 +85,10 @@ struct Block {
     Meeting meeting;
     std::vector<Warp> warps;
     std::unique_ptr<unsigned char[]> dynamic;
+    // Of __syncthreads_count: the barrier's round, and how many threads said yes.
+    struct {
+        u32 round = 0xffffffff, count = 0;
+    } votes[2];
     // Static shared memory, by its declaration.
     std::map<const void*, std::unique_ptr<unsigned char[]>> fixed;
 };
@@ -225,6 +231,10 @@ const T& aligned(const void* p) {
     fiber.context.uc_stack.ss_size = kStackBytes;
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, enter_fiber, 0);
+    // From here on the stack is known by its registers. At every switch AddressSanitizer would mark the
+    // stack named here as usable throughout, which takes most of the time and hides errors on it.
+    fiber.context.uc_stack.ss_sp = nullptr;
+    fiber.context.uc_stack.ss_size = 0;
 }
 
 // Runs kernel() in every thread of a grid of blocks, with so many bytes of dynamic shared memory.
@@ -287,6 +297,20 @@ inline void run(u32 grid, u32 block, std::size_t shared_bytes, std::function<voi
     type* name = emulate::shared<type>(emulate::declaration([] {}), count)
 
 DEVICE void __syncthreads() { emulate::meet(emulate::self().block->meeting); }
+// How many threads of the block have a true predicate. Nobody is two barriers ahead, so votes of two
+// rounds are enough.
+DEVICE u32 __syncthreads_count(bool predicate) {
+    emulate::Block& block = *emulate::self().block;
+    const u32 round = block.meeting.round;
+    auto& votes = block.votes[round % 2];
+    if (votes.round != round) {
+        votes.round = round;
+        votes.count = 0;
+    }
+    votes.count += predicate;
+    emulate::meet(block.meeting);
+    return votes.count;
+}
 DEVICE void __syncwarp(u32 mask = 0xffffffffu) {
     emulate::exchange(mask, 0, [](const u32*) { return 0u; });
 }
@@ -350,6 +374,7 @@ DEVICE float load_shared_by_blocks(const float* p) { return emulate::aligned<flo
 DEVICE float4 load_shared_by_blocks_16(const float* p) { return emulate::aligned<float4>(p); }
 DEVICE uint4 load_words_shared_by_blocks_16(const void* p) { return emulate::aligned<uint4>(p); }
 DEVICE u32 load_word_shared_by_blocks(const void* p) { return emulate::aligned<u32>(p); }
+DEVICE void prefetch_to_l2(const void* p) { static_cast<void>(*static_cast<const volatile u8*>(p)); }
 // A spinning thread must let the thread it waits for run.
 DEVICE u32 load_volatile(const u32* p) {
     emulate::yield();
@@ -377,6 +402,12 @@ DEVICE u32 permute(u32 a, u32 b, u32 selector) {
 DEVICE u32 rotate_left(u32 a, u32 bits) {
     return bits % 32 == 0 ? a : a << bits % 32 | a >> (32 - bits % 32);
 }
+DEVICE u64 multiply_high(u64 a, u64 b) {
+    __extension__ typedef unsigned __int128 u128;
+    return u64(u128{a} * b >> 64);
+}
+// x86-64 code fuses nothing unless it is told that it may.
+DEVICE float rounded_product(float a, float b) { return a * b; }
 DEVICE float as_float(u32 bits) {
     float x;
     std::memcpy(&x, &bits, 4);

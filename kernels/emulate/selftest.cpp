@@ -45,6 +45,9 @@ void shuffles() {
         check(__shfl_xor_sync(kAllLanes, float(lane), 3) == float(lane ^ 3), "shfl_xor");
         check(__shfl_down_sync(kAllLanes, lane, 16) == (lane < 16 ? lane + 16 : lane), "shfl_down");
         check(__ballot_sync(kAllLanes, lane % 2 == 1) == 0xaaaaaaaau, "ballot");
+        for (u32 bound = 0; bound < 5; ++bound) {
+            check(__syncthreads_count(threadIdx.x < bound) == bound, "a count at a barrier");
+        }
     });
 }
 

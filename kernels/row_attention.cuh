@@ -365,11 +365,19 @@ DEVICE void attend_part(const RowAttention& a, const QuerySet& set, u32 part, u3
         __syncwarp();
         State::weigh(state, scores, weights);
         __syncwarp();
-        const u32 skipped = page == first_page ? begin % kPageTokens / 4 * 4 : 0;
-        State::add(state, values + first, a.value_dim, weights, skipped, min(end - start, kPageTokens));
-        if (end > start + kPageTokens) {
-            State::add(state, values + second, a.value_dim, weights + kPageTokens, 0,
-                      min(end - start - kPageTokens, kPageTokens));
+        u32 from = page == first_page ? begin % kPageTokens / 4 * 4 : 0, to = end - start;
+        const u8* page_values = values + first;
+        const float* page_weights = weights;
+#pragma unroll 1
+        while (true) {
+            State::add(state, page_values, a.value_dim, page_weights, from, min(to, kPageTokens));
+            if (to <= kPageTokens || page_weights != weights) {
+                break;
+            }
+            page_values = values + second;
+            page_weights = weights + kPageTokens;
+            from = 0;
+            to -= kPageTokens;
         }
     }
 #pragma unroll

@@ -3,10 +3,10 @@
 
 SHELL := /bin/bash
 
-.PHONY: help build demo test models nvrtc bench lint verify-unit clean
+.PHONY: help build demo test sm52 models nvrtc nvdisasm bench lint verify-unit clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 build: nvrtc ## build the release binaries: target/release/m40d and m40ctl
 	cargo build --locked --release --bins
@@ -14,14 +14,23 @@ build: nvrtc ## build the release binaries: target/release/m40d and m40ctl
 demo: nvrtc ## start the daemon, load a real model and let it answer a question
 	tests/demo
 
-test: models nvrtc lint verify-unit ## everything: models, formatting, lints, tests, the unit file
+test: models nvrtc nvdisasm lint verify-unit ## everything: models, lints, tests, machine code, the unit file
 	cargo test --locked
+	tests/inspect-sm52
+	kernels/inspect-sm52 --check
+
+sm52: nvrtc nvdisasm ## check what the kernels take on the M40 (kernels/sm52.txt)
+	tests/inspect-sm52
+	kernels/inspect-sm52 --check
 
 models: ## fetch the real models that tests and demo use (350 MB, once)
 	tests/models
 
 nvrtc: ## fetch the compiler of the GPU kernels (90 MB, once); without network builds have none
-	kernels/fetch-nvrtc
+	kernels/fetch-cuda nvrtc
+
+nvdisasm: ## fetch the reader of the M40's machine code (155 MB, once); without network it is not checked
+	kernels/fetch-cuda nvdisasm
 
 bench: models nvrtc ## print a table of the CPU backend's speed
 	cargo bench --locked --bench throughput

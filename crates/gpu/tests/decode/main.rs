@@ -1,14 +1,18 @@
 //! Decode passes without a GPU: kernels compiled for the host (kernels/emulate), with sanitizers.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
+mod card;
+mod model;
+mod passes;
 mod structures;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::SystemTime;
 
-/// Compiles kernels/emulate/NAME.cpp; `None`, saying so, on a machine without g++. Under CI it must
-/// be there.
+/// Compiles kernels/emulate/NAME.cpp unless that was done since any source changed; `None`, saying
+/// so, on a machine without g++. Under CI it must be there.
 fn compile(name: &str) -> Option<PathBuf> {
     let missing = Command::new("g++").arg("--version").output().err();
     if let Some(error) = missing {
@@ -20,6 +24,9 @@ fn compile(name: &str) -> Option<PathBuf> {
     }
     let emulate = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels/emulate");
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    if changed(&program).is_some_and(|made| newest(&emulate.join("..")) < Some(made)) {
+        return Some(program);
+    }
     let output = Command::new("g++")
         .args(["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"])
         .args(["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-o"])
@@ -29,6 +36,18 @@ fn compile(name: &str) -> Option<PathBuf> {
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Some(program)
+}
+
+/// When a file was changed last.
+fn changed(file: &Path) -> Option<SystemTime> {
+    file.metadata().ok()?.modified().ok()
+}
+
+/// When a file of a folder, or of one in it, was changed last.
+fn newest(folder: &Path) -> Option<SystemTime> {
+    let entries = folder.read_dir().unwrap().map(|entry| entry.unwrap().path());
+    let times = entries.map(|path| if path.is_dir() { newest(&path) } else { changed(&path) });
+    times.max().flatten()
 }
 
 /// Past the test harness, which holds back what a passing test prints.

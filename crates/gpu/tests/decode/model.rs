@@ -1,0 +1,278 @@
+//! A tiny model on an emulated card, and the CPU's oracle beside it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use m40_cpu::{Executor, ExecutorOptions, KvCache, Numerics, Row as CpuRow};
+use m40_gguf::{Gguf, dequantize};
+use m40_gpu::kv::{KvPlan, PagePool, PageTable};
+use m40_gpu::lower::{Lowered, Places, Target, lower};
+use m40_gpu::ops::{OP_WORDS, PASS_ROWS, Place, Row};
+use m40_program::{BuildOptions, Matrix, Program, build};
+use m40_repack::{Layout, repack};
+use m40_testkit::gguf::TinyModel;
+
+use crate::card::{Card, Launch};
+
+/// Places of a vector's start and end are multiples of these many bytes.
+const VECTOR_BYTES: usize = 128;
+
+/// Words of a pass before its rows.
+const HEADER_WORDS: usize = 4;
+
+/// A model as a file and as a program.
+pub(crate) struct Model {
+    pub(crate) program: Arc<Program>,
+    gguf: Arc<Gguf<Vec<u8>>>,
+}
+
+impl Model {
+    pub(crate) fn new(tiny: &TinyModel) -> Self {
+        let gguf = Gguf::parse(tiny.build()).unwrap();
+        let program = build(&gguf, BuildOptions::default()).unwrap();
+        Self { program: Arc::new(program), gguf: Arc::new(gguf) }
+    }
+
+    fn blocks(&self, matrix: &Matrix) -> &[u8] {
+        let row = matrix.ty.row_bytes(matrix.cols).unwrap();
+        let tensor = self.gguf.tensor(&matrix.tensor).unwrap();
+        &tensor.data[matrix.first_row * row..][..matrix.rows * row]
+    }
+
+    /// Every vector, each at a multiple of [`VECTOR_BYTES`], and where they begin.
+    fn vectors(&self) -> (Vec<u8>, Vec<usize>) {
+        let mut all = vec![];
+        let mut starts = vec![];
+        for vector in &self.program.vectors {
+            let tensor = self.gguf.tensor(&vector.tensor).unwrap();
+            let mut floats = vec![0.0; tensor.dims.cols()];
+            dequantize(tensor.ty, tensor.data, &mut floats).unwrap();
+            starts.push(all.len());
+            let floats = &floats[vector.first..vector.first + vector.len];
+            all.extend(floats.iter().flat_map(|x| x.to_le_bytes()));
+            all.resize(all.len().next_multiple_of(VECTOR_BYTES), 0xff);
+        }
+        (all, starts)
+    }
+
+    /// The oracle, for one sequence at a time.
+    pub(crate) fn oracle(&self) -> Oracle {
+        let options =
+            ExecutorOptions { threads: Some(1), numerics: Numerics::Oracle, ..Default::default() };
+        let (program, gguf) = (Arc::clone(&self.program), Arc::clone(&self.gguf));
+        Oracle { executor: Executor::new(program, gguf, options).unwrap() }
+    }
+}
+
+/// What every op means.
+pub(crate) struct Oracle {
+    executor: Executor<Vec<u8>>,
+}
+
+impl Oracle {
+    /// Logits after each token of a sequence.
+    pub(crate) fn logits(&mut self, tokens: &[u32]) -> Vec<Vec<f32>> {
+        let mut cache: KvCache = self.executor.cache(tokens.len());
+        let vocab = self.executor.program().description.vocab;
+        let row = |(position, &token)| CpuRow { token, position, cache: 0, logits: true };
+        let rows: Vec<_> = tokens.iter().enumerate().map(row).collect();
+        let logits = self.executor.forward(&rows, &mut [&mut cache]);
+        logits.chunks_exact(vocab).map(<[f32]>::to_vec).collect()
+    }
+}
+
+/// How a pass is launched.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Way {
+    /// A launch for each op.
+    OpByOp,
+    /// One launch for all ops, with barriers between blocks.
+    Resident,
+}
+
+/// A sequence on the card.
+pub(crate) struct Sequence {
+    table: PageTable,
+    place: Place,
+    pub(crate) tokens: usize,
+}
+
+/// A model on the card.
+pub(crate) struct Placed {
+    card: Card,
+    lowered: Lowered,
+    ops: Place,
+    scratch: Place,
+    pass: Place,
+    barrier: Place,
+    pool: PagePool,
+    table_places: Vec<Place>,
+    target: Target,
+}
+
+impl Placed {
+    pub(crate) fn new(emulation: &Path, model: &Model, target: Target, pages: usize) -> Self {
+        let program = &*model.program;
+        let lowered = lower(program, target).unwrap();
+        let layouts: Vec<_> = lowered
+            .matrices
+            .iter()
+            .map(|parts| {
+                let parts = || parts.iter().map(|id| program.matrix(*id));
+                let first = parts().next().unwrap();
+                Layout::of(first.ty, parts().map(|m| m.rows).sum(), first.cols).unwrap()
+            })
+            .collect();
+        let (vectors, vector_starts) = model.vectors();
+        let plan = KvPlan::new(&program.kv, u64::MAX, pages);
+        let table_bytes = 4 * target.context.div_ceil(32) as usize;
+        let ops_bytes = 4 * OP_WORDS * lowered.ops.len();
+        let pass_bytes = 4 * (HEADER_WORDS + 4 * PASS_ROWS);
+        let sizes = [
+            vectors.len(),
+            plan.bytes() as usize,
+            lowered.scratch_bytes() as usize,
+            ops_bytes,
+            pass_bytes,
+            16,
+        ];
+        let sizes = sizes.into_iter().chain(layouts.iter().map(Layout::bytes));
+        let bytes = sizes.chain([table_bytes; PASS_ROWS]).map(Card::taken).sum();
+        let mut card = Card::start(emulation, bytes);
+
+        let mut matrices = vec![];
+        for (layout, parts) in layouts.into_iter().zip(&lowered.matrices) {
+            let parts = parts.iter().map(|id| model.blocks(program.matrix(*id)));
+            let mut planes = vec![0; layout.bytes()];
+            repack(&layout, &parts.collect::<Vec<_>>().concat(), &mut planes).unwrap();
+            let place = card.allocate(planes.len());
+            card.write(place, &planes);
+            matrices.push((layout, place));
+        }
+        let start = card.allocate(vectors.len());
+        card.write(start, &vectors);
+        let vectors: Vec<_> =
+            vector_starts.iter().map(|at| Place(start.0 + (at / 16) as u32)).collect();
+        let caches = plan.caches(card.allocate(plan.bytes() as usize));
+        let scratch = card.allocate(lowered.scratch_bytes() as usize);
+        place_scratch(&mut card, &lowered, scratch);
+        let places = Places {
+            matrices: &matrices,
+            vectors: &vectors,
+            caches: &caches,
+            scratch,
+            choices: Place::NOWHERE,
+        };
+        let words = lowered.assemble(program, &places).unwrap();
+        let ops = card.allocate(ops_bytes);
+        card.write_words(ops, &words);
+        let pass = card.allocate(pass_bytes);
+        let barrier = card.allocate(16);
+        card.write_words(barrier, &[0; 4]);
+        let table_places = (0..PASS_ROWS).map(|_| card.allocate(table_bytes)).collect();
+        let pool = PagePool::new(plan.pages());
+        Self { card, lowered, ops, scratch, pass, barrier, pool, table_places, target }
+    }
+
+    pub(crate) fn sequence(&mut self) -> Sequence {
+        let place = self.table_places.pop().expect("no more sequences than rows");
+        Sequence { table: PageTable::new(), place, tokens: 0 }
+    }
+
+    pub(crate) fn release(&mut self, sequence: Sequence) {
+        self.table_places.push(sequence.place);
+        self.pool.release(sequence.table);
+    }
+
+    fn region(&self, id: m40_gpu::lower::RegionId) -> Place {
+        Place(self.scratch.0 + (self.lowered.region(id).offset / 16) as u32)
+    }
+
+    /// Feeds each sequence a token; for each row its logits, and the token chosen.
+    pub(crate) fn pass(
+        &mut self,
+        way: Way,
+        rows: &mut [(&mut Sequence, u32)],
+    ) -> Vec<(Vec<f32>, u32)> {
+        self.passes(way, rows, 1)
+    }
+
+    /// As [`pass`](Self::pass), several times over, each with the tokens that the one before has
+    /// chosen; results are those of the last.
+    pub(crate) fn passes(
+        &mut self,
+        way: Way,
+        rows: &mut [(&mut Sequence, u32)],
+        passes: u32,
+    ) -> Vec<(Vec<f32>, u32)> {
+        let mut words = vec![rows.len() as u32, 0, 0, 0];
+        for (slot, (sequence, token)) in rows.iter_mut().enumerate() {
+            let position = sequence.tokens;
+            sequence.tokens += passes as usize;
+            self.pool.grow(&mut sequence.table, sequence.tokens).unwrap();
+            self.card.write_words(sequence.place, sequence.table.pages());
+            let (token, slot) = (*token, slot as u32);
+            let row = Row { token, position: position as u32, pages: sequence.place, slot };
+            words.extend(row.words());
+        }
+        self.card.write_words(self.pass, &words);
+        self.launch(way, rows.len(), passes);
+        self.results(rows.len())
+    }
+
+    fn launch(&mut self, way: Way, rows: usize, passes: u32) {
+        let launch = Launch {
+            rows: rows.next_power_of_two(),
+            blocks: self.target.blocks,
+            ops: self.ops,
+            first: 0,
+            last: self.lowered.ops.len(),
+            pass: self.pass,
+            passes,
+            barrier: self.barrier,
+            chosen: self.region(self.lowered.chosen),
+        };
+        match way {
+            Way::Resident => {
+                // The counter and what it is awaited from.
+                self.card.write_words(self.barrier, &[0; 2]);
+                self.card.run(&launch);
+            }
+            Way::OpByOp => {
+                for first in 0..self.lowered.ops.len() {
+                    self.card.run(&Launch { first, last: first + 1, ..launch });
+                }
+            }
+        }
+    }
+
+    fn results(&mut self, rows: usize) -> Vec<(Vec<f32>, u32)> {
+        let logits = self.lowered.logits;
+        let stride = self.lowered.region(logits.region).stride;
+        let floats = self.card.read_floats(self.region(logits.region), rows * stride);
+        let chosen = self.card.read_words(self.region(self.lowered.chosen), 2 * rows);
+        let logits = floats.chunks_exact(stride).map(|row| row[logits.columns()].to_vec());
+        logits.zip(chosen.chunks_exact(2).map(|chosen| chosen[0])).collect()
+    }
+
+    pub(crate) fn end(self) {
+        self.card.end();
+    }
+}
+
+/// Scratch memory as it is before the first pass: constants and counters as they are to be, all
+/// else NaNs, and nothing between regions.
+fn place_scratch(card: &mut Card, lowered: &Lowered, scratch: Place) {
+    let image = lowered.scratch_image();
+    for region in &lowered.regions {
+        let start = region.offset as usize;
+        let bytes = 4 * region.rows * region.stride;
+        if !region.contents.is_empty() || region.name == "arrivals" {
+            let place = Place(scratch.0 + (start / 16) as u32);
+            card.write(place, &image[start..start + bytes]);
+        }
+        let guarded = (start + bytes).next_multiple_of(8);
+        let end = start + region.padded_bytes() as usize;
+        card.guard(scratch.bytes() as usize + guarded, end - guarded);
+    }
+}

@@ -1,0 +1,156 @@
+//! Whole decode passes of tiny models against the CPU's oracle.
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use m40_gguf::TensorType;
+use m40_gpu::lower::Target;
+use m40_testkit::gguf::{Noise, TinyModel};
+
+use crate::compile;
+use crate::model::{Model, Placed, Way};
+
+/// Few enough for an emulation, and a number that divides no count of rows.
+const TARGET: Target = Target { blocks: 3, context: 600 };
+
+/// How far logits, which are of size 2 to 10, may be from the oracle's. Keys and values are rounded
+/// to f16 in both: where a rounding falls the other way, an element differs by 5e-4 of itself.
+const TOLERANCE: f32 = 4e-3;
+
+/// The emulation, compiled once for all tests.
+fn emulation() -> Option<PathBuf> {
+    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
+    PROGRAM.get_or_init(|| compile("decode")).clone()
+}
+
+/// One layer, as small as rows of 256 weights allow.
+fn tiny(architecture: &str) -> TinyModel {
+    TinyModel::new(architecture).layers(1).feed_forward(256)
+}
+
+fn tokens(n: usize, seed: u64) -> Vec<u32> {
+    let mut noise = Noise::new(seed);
+    (0..n).map(|_| 6 + noise.below(280) as u32).collect()
+}
+
+fn worst(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let differences = found.iter().zip(expected).map(|(f, e)| f - e);
+    differences.fold(0.0, |worst, d| if d.is_nan() { f32::INFINITY } else { worst.max(d.abs()) })
+}
+
+fn largest(logits: &[f32]) -> u32 {
+    let all = (0..).zip(logits);
+    all.fold((0, f32::NEG_INFINITY), |best, (id, x)| if *x > best.1 { (id, *x) } else { best }).0
+}
+
+/// Feeds sequences side by side, a token of each a pass, and compares every row with the oracle.
+/// Returns the logits by sequence and position.
+fn check(model: &Model, placed: &mut Placed, way: Way, prompts: &[Vec<u32>]) -> Vec<Vec<Vec<f32>>> {
+    let mut oracle = model.oracle();
+    let expected: Vec<_> = prompts.iter().map(|prompt| oracle.logits(prompt)).collect();
+    let mut sequences: Vec<_> = prompts.iter().map(|_| placed.sequence()).collect();
+    let mut found: Vec<Vec<Vec<f32>>> = vec![vec![]; prompts.len()];
+    loop {
+        let mut rows = vec![];
+        let mut of = vec![];
+        for (i, sequence) in sequences.iter_mut().enumerate() {
+            if let Some(&token) = prompts[i].get(sequence.tokens) {
+                of.push((i, sequence.tokens));
+                rows.push((sequence, token));
+            }
+        }
+        if rows.is_empty() {
+            break;
+        }
+        for ((logits, chosen), (i, position)) in placed.pass(way, &mut rows).into_iter().zip(of) {
+            let worst = worst(&logits, &expected[i][position]);
+            let name = &model.program.description.architecture;
+            assert!(worst < TOLERANCE, "{name}: sequence {i} at {position}: {worst}");
+            assert_eq!(chosen, largest(&logits), "{name}: sequence {i} at {position}");
+            found[i].push(logits);
+        }
+    }
+    sequences.into_iter().for_each(|sequence| placed.release(sequence));
+    found
+}
+
+#[test]
+fn every_architecture_computes_what_the_oracle_does() {
+    let Some(emulation) = emulation() else { return };
+    for architecture in TinyModel::architectures() {
+        let model = Model::new(&tiny(architecture));
+        let mut placed = Placed::new(&emulation, &model, TARGET, 4);
+        check(&model, &mut placed, Way::OpByOp, &[tokens(3, 1), tokens(2, 2)]);
+        placed.end();
+    }
+}
+
+#[test]
+fn every_weight_type_runs_through_a_whole_model() {
+    use TensorType::*;
+    let Some(emulation) = emulation() else { return };
+    let types = [
+        F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, IQ4NL, IQ4XS, MXFP4,
+    ];
+    for ty in types {
+        let model = Model::new(&tiny("qwen3").weights(ty));
+        let mut placed = Placed::new(&emulation, &model, TARGET, 1);
+        check(&model, &mut placed, Way::Resident, &[tokens(2, 3)]);
+        placed.end();
+    }
+}
+
+/// Types as files have them, and products that are split in two for it.
+fn mixed(architecture: &str) -> TinyModel {
+    tiny(architecture)
+        .weights(TensorType::Q4K)
+        .weights_of("attn_v", TensorType::Q6K)
+        .weights_of("ffn_up", TensorType::Q5_0)
+        .weights_of("attn_output", TensorType::F16)
+        .embedding(TensorType::Q8_0)
+}
+
+#[test]
+fn a_row_is_the_same_alone_and_beside_others_resident_or_op_by_op() {
+    let Some(emulation) = emulation() else { return };
+    let model = Model::new(&mixed("gemma3").layers(2));
+    let prompts: Vec<_> = (0..8).map(|seed| tokens(2, 10 + seed)).collect();
+    let mut placed = Placed::new(&emulation, &model, TARGET, 8);
+    let together = check(&model, &mut placed, Way::Resident, &prompts);
+    for rows in [&prompts[..1], &prompts[1..3], &prompts[3..7]] {
+        let first = prompts.iter().position(|prompt| *prompt == rows[0]).unwrap();
+        let found = check(&model, &mut placed, Way::OpByOp, rows);
+        for (found, expected) in found.iter().zip(&together[first..]) {
+            assert!(found == expected, "{} rows", rows.len());
+        }
+    }
+    placed.end();
+}
+
+#[test]
+fn passes_that_feed_themselves_choose_what_the_oracle_does() {
+    let Some(emulation) = emulation() else { return };
+    let model = Model::new(&mixed("llama").layers(2));
+    let mut placed = Placed::new(&emulation, &model, TARGET, 8);
+    let mut oracle = model.oracle();
+    let mut texts = [vec![7], vec![8], vec![9]];
+    let mut sequences = [(); 3].map(|()| placed.sequence());
+    for passes in [1, 3, 2] {
+        let last = texts.each_ref().map(|text| text[text.len() - 1]);
+        let mut rows: Vec<_> = sequences.iter_mut().zip(last).collect();
+        let results = placed.passes(Way::Resident, &mut rows, passes);
+        for (text, (logits, chosen)) in texts.iter_mut().zip(results) {
+            for _ in 0..passes {
+                let expected = oracle.logits(text);
+                text.push(largest(&expected[text.len() - 1]));
+            }
+            let expected = oracle.logits(&text[..text.len() - 1]);
+            let worst = worst(&logits, &expected[text.len() - 2]);
+            assert!(worst < TOLERANCE, "{worst} after {passes} passes");
+            assert_eq!(chosen, text[text.len() - 1]);
+        }
+    }
+    sequences.into_iter().for_each(|sequence| placed.release(sequence));
+    placed.end();
+}

@@ -1,8 +1,8 @@
 // Softmax attention of a pass of any number of rows over the pages of their sequences.
 //
 // A warp takes kQueries queries: heads of consecutive rows that share one KV head. It goes over the
-// tokens that they see, two pages at a time:
-//   scores   lanes are tokens, one of each page: a lane reads 8 elements of its two keys at once, in
+// tokens that they see, kPages pages at a time:
+//   scores   lanes are tokens, one of each page: a lane reads 8 elements of its keys at once, in
 //            whole cache lines, makes floats of them once for all queries, and reads the queries
 //            from shared memory, where all lanes want the same 16 bytes;
 //   weights  e^(score - maximum), the maximum being raised only when a score exceeds it by much, so
@@ -13,9 +13,6 @@
 #pragma once
 
 #include "ops.cuh"
-
-// Tokens that a warp weighs at a time: one of each page a lane.
-enum : u32 { kAttendTokens = 2 * kPageTokens };
 
 // Rows of one sequence, at consecutive positions.
 struct RowTile {
@@ -74,8 +71,9 @@ DEVICE void to_floats(const Halves<kCount>& from, float (&to)[kCount]) {
 
 // kDims elements of values a lane: value_dim is at most 32 * kDims. A lane has runs of kRun
 // consecutive elements, the lanes' runs side by side.
-template <u32 kDims, u32 kQueries>
+template <u32 kDims, u32 kQueries, u32 kPages>
 struct Attention {
+    static constexpr u32 kTokens = kPages * kPageTokens;  // that a warp weighs at a time
     static constexpr u32 kRun = kDims < 8 ? kDims : 8, kRuns = kDims / kRun;
     // How far a score may exceed the maximum that its weight is relative to: weights up to 2^8.
     static constexpr float kSlack = 8.0f;
@@ -88,45 +86,50 @@ struct Attention {
 
     // Floats of shared memory for each warp: queries and weights, later the sums to add up.
     DEVICE_MEMBER u32 warp_floats(u32 key_dim, u32 value_dim) {
-        return kQueries * max(key_dim + kAttendTokens, value_dim + 2);
+        return kQueries * max(key_dim + kTokens, value_dim + 2);
     }
 
-    // Products of all queries with the lane's key in each of two pages.
+    // Products of all queries with the lane's key in each of some pages.
+    // keys: of the head in each page, from the lane's on;
     // queries: [key_dim / 8][kQueries][8], shared
-    DEVICE_MEMBER void multiply(const u8* first, const u8* second, const float* queries,
-                                u32 key_dim, float (&scores)[kQueries][2]) {
+    DEVICE_MEMBER void multiply(const u8* (&keys)[kPages], const float* queries, u32 key_dim,
+                                float (&scores)[kQueries][kPages]) {
         constexpr u32 kStep = 8 * kPageTokens * 2;
-        Halves<8> next[2];
-        load_halves(first, next[0]);
-        load_halves(second, next[1]);
+        Halves<8> next[kPages];
 #pragma unroll
-        for (u32 r = 0; r < kQueries; ++r) {
-            scores[r][0] = scores[r][1] = 0.0f;
+        for (u32 page = 0; page < kPages; ++page) {
+            load_halves(keys[page], next[page]);
+#pragma unroll
+            for (u32 r = 0; r < kQueries; ++r) {
+                scores[r][page] = 0.0f;
+            }
         }
 #pragma unroll 1
         for (u32 left = key_dim; left > 0; left -= 8) {
-            float keys[2][8];
-            to_floats(next[0], keys[0]);
-            to_floats(next[1], keys[1]);
-            first += kStep;
-            second += kStep;
+            float k[kPages][8];
+#pragma unroll
+            for (u32 page = 0; page < kPages; ++page) {
+                to_floats(next[page], k[page]);
+                keys[page] += kStep;
+            }
             if (left > 8) {
-                load_halves(first, next[0]);
-                load_halves(second, next[1]);
+#pragma unroll
+                for (u32 page = 0; page < kPages; ++page) {
+                    load_halves(keys[page], next[page]);
+                }
             }
 #pragma unroll
             for (u32 r = 0; r < kQueries; ++r) {
 #pragma unroll
-                for (u32 quarter = 0; quarter < 2; ++quarter) {
-                    const u32 i = 4 * quarter;
+                for (u32 i = 0; i < 8; i += 4) {
                     const float4 q = *reinterpret_cast<const float4*>(queries + 8 * r + i);
 #pragma unroll
-                    for (u32 page = 0; page < 2; ++page) {
+                    for (u32 page = 0; page < kPages; ++page) {
                         float score = scores[r][page];
-                        score = fmaf(q.x, keys[page][i], score);
-                        score = fmaf(q.y, keys[page][i + 1], score);
-                        score = fmaf(q.z, keys[page][i + 2], score);
-                        scores[r][page] = fmaf(q.w, keys[page][i + 3], score);
+                        score = fmaf(q.x, k[page][i], score);
+                        score = fmaf(q.y, k[page][i + 1], score);
+                        score = fmaf(q.z, k[page][i + 2], score);
+                        scores[r][page] = fmaf(q.w, k[page][i + 3], score);
                     }
                 }
             }
@@ -134,41 +137,50 @@ struct Attention {
         }
     }
 
+    DEVICE_MEMBER float highest_of(const float (&scores)[kPages]) {
+        float highest = scores[0];
+#pragma unroll
+        for (u32 page = 1; page < kPages; ++page) {
+            highest = fmaxf(highest, scores[page]);
+        }
+        return highest;
+    }
+
     // Turns scores into weights and adds those to the totals.
-    // weights: [kQueries][kAttendTokens], shared
-    DEVICE_MEMBER void weigh(Attention& state, float (&scores)[kQueries][2], float* weights) {
-        auto& [sums, maximum, total] = state;
+    // weights: [kQueries][kTokens], shared
+    DEVICE_MEMBER void weigh(Attention& state, const float (&scores)[kQueries][kPages],
+                             float* weights) {
         const u32 lane = threadIdx.x % kLanes;
         bool exceeds = false;
 #pragma unroll
         for (u32 r = 0; r < kQueries; ++r) {
-            exceeds |= fmaxf(scores[r][0], scores[r][1]) > maximum[r] + kSlack;
+            exceeds |= highest_of(scores[r]) > state.maximum[r] + kSlack;
         }
         if (__ballot_sync(kAllLanes, exceeds) != 0) {
 #pragma unroll
             for (u32 r = 0; r < kQueries; ++r) {
-                float highest = fmaxf(scores[r][0], scores[r][1]);
+                float highest = highest_of(scores[r]);
 #pragma unroll
                 for (u32 mask = kLanes / 2; mask > 0; mask /= 2) {
                     highest = fmaxf(highest, __shfl_xor_sync(kAllLanes, highest, mask));
                 }
-                highest = fmaxf(highest, maximum[r]);
-                const float factor = exp2_approx(maximum[r] - highest);
-                maximum[r] = highest;
-                total[r] *= factor;
+                highest = fmaxf(highest, state.maximum[r]);
+                const float factor = exp2_approx(state.maximum[r] - highest);
+                state.maximum[r] = highest;
+                state.total[r] *= factor;
 #pragma unroll
                 for (u32 d = 0; d < kDims; ++d) {
-                    sums[r][d] *= factor;
+                    state.sums[r][d] *= factor;
                 }
             }
         }
 #pragma unroll
         for (u32 r = 0; r < kQueries; ++r) {
 #pragma unroll
-            for (u32 page = 0; page < 2; ++page) {
-                const float weight = exp2_approx(scores[r][page] - maximum[r]);
-                total[r] += weight;
-                weights[r * kAttendTokens + page * kPageTokens + lane] = weight;
+            for (u32 page = 0; page < kPages; ++page) {
+                const float weight = exp2_approx(scores[r][page] - state.maximum[r]);
+                state.total[r] += weight;
+                weights[r * kTokens + page * kPageTokens + lane] = weight;
             }
         }
     }
@@ -205,7 +217,7 @@ struct Attention {
                 }
 #pragma unroll
                 for (u32 r = 0; r < kQueries; ++r) {
-                    const float4 weight = *reinterpret_cast<const float4*>(w + r * kAttendTokens);
+                    const float4 weight = *reinterpret_cast<const float4*>(w + r * kTokens);
 #pragma unroll
                     for (u32 d = 0; d < kRun; ++d) {
                         float sum = state.sums[r][run * kRun + d];
@@ -223,7 +235,8 @@ struct Attention {
         }
     }
 
-    // Leaves everything in shared memory: [kQueries][value_dim] sums, then [kQueries] {maximum, total}.
+    // Leaves everything in shared memory: [kQueries][value_dim] sums, then [kQueries] {maximum,
+    // total}.
     DEVICE_MEMBER void leave(const Attention& state, u32 value_dim, float* to) {
         const u32 lane = threadIdx.x % kLanes;
 #pragma unroll
@@ -273,7 +286,9 @@ struct QuerySet {
     u32 kv_head;
 
     // Query r; beyond the last one, that.
-    DEVICE_MEMBER u32 query(const QuerySet& set, u32 r) { return min(set.first + r, set.queries - 1); }
+    DEVICE_MEMBER u32 query(const QuerySet& set, u32 r) {
+        return min(set.first + r, set.queries - 1);
+    }
     DEVICE_MEMBER u32 row(const QuerySet& set, u32 r) { return query(set, r) / set.group; }
     DEVICE_MEMBER u32 head(const QuerySet& set, u32 r) {
         return set.kv_head * set.group + query(set, r) % set.group;
@@ -284,22 +299,22 @@ struct QuerySet {
     }
 };
 
-// A set of queries over every `ways`-th pair of pages from pair `part` on.
+// A set of queries over every `ways`-th kPages pages from those of number `part` on.
 // own: the warp's shared memory
-template <u32 kDims, u32 kQueries>
+template <u32 kDims, u32 kQueries, u32 kPages>
 DEVICE void attend_part(const RowAttention& a, const QuerySet& set, u32 part, u32 ways, float* own,
-                        Attention<kDims, kQueries>& state) {
-    using State = Attention<kDims, kQueries>;
+                        Attention<kDims, kQueries, kPages>& state) {
+    using State = Attention<kDims, kQueries, kPages>;
     const u32 lane = threadIdx.x % kLanes;
     float* weights = own + kQueries * a.key_dim;
     // Powers of two come cheaper than of e: logarithms to the base 2 throughout. With a softcap,
     // the products are those that e^(2 * score / softcap) takes.
     constexpr float kLog2E = 1.44269504f;
     const float factor = kLog2E * (a.softcap == 0.0f ? a.scale : 2.0f * a.scale / a.softcap);
-    __syncwarp();
 #pragma unroll 1
     for (u32 r = 0; r < kQueries; ++r) {
-        const float* q = a.q + u64{set.first_row + QuerySet::row(set, r)} * a.q_stride + QuerySet::head(set, r) * a.key_dim;
+        const u64 row = set.first_row + QuerySet::row(set, r);
+        const float* q = a.q + row * a.q_stride + QuerySet::head(set, r) * a.key_dim;
         for (u32 d = lane; d < a.key_dim; d += kLanes) {
             own[(d / 8 * kQueries + r) * 8 + d % 8] = q[d] * factor;
         }
@@ -314,32 +329,41 @@ DEVICE void attend_part(const RowAttention& a, const QuerySet& set, u32 part, u3
         }
     }
     __syncwarp();
-    const u32* table = reinterpret_cast<const u32*>(a.arena + u64{a.rows[set.first_row].pages} * 16);
+    const u64 table_bytes = u64{a.rows[set.first_row].pages} * 16;
+    const u32* table = reinterpret_cast<const u32*>(a.arena + table_bytes);
     const u64 page_bytes = u64{a.page_places} * 16;
     const u8* keys = a.cache + (u64{set.kv_head} * a.key_dim * kPageTokens + 8 * lane) * 2;
     const u8* values = a.cache + (u64{a.kv_heads} * a.key_dim + u64{set.kv_head} * a.value_dim) *
                                      (kPageTokens * 2);
     // Of query `lane`: the others are the last one's.
-    const u32 row = set.first_row + QuerySet::row(set, min(lane, kQueries - 1));
-    const u32 own_position = a.rows[row].position;
+    const u32 own_row = set.first_row + QuerySet::row(set, min(lane, kQueries - 1));
+    const u32 own_position = a.rows[own_row].position;
     const u32 earliest = __shfl_sync(kAllLanes, own_position, 0);
     const u32 latest = __shfl_sync(kAllLanes, own_position, kQueries - 1);
     const u32 begin = QuerySet::first_seen(earliest, a.window), end = latest + 1;
     // From here on, all rows see a token: none of it has left the window of the last.
     const u32 all_see = QuerySet::first_seen(latest, a.window);
     const u32 first_page = begin / kPageTokens, last_page = latest / kPageTokens;
+    // Lane i has the number of the i-th page, loaded while the pages before are worked on. After
+    // the last page that one stands in; no row sees its tokens there.
+    u32 page = first_page + kPages * part;
+    u32 own_page = table[min(page + lane % kPages, last_page)];
 #pragma unroll 1
-    for (u32 page = first_page + 2 * part; page <= last_page; page += 2 * ways) {
-        // Where there is no second page the first one's tokens stand in; no row sees them there.
-        const u64 first = table[page] * page_bytes;
-        const u64 second = table[min(page + 1, last_page)] * page_bytes;
-        float scores[kQueries][2];
-        State::multiply(keys + first, keys + second, own, a.key_dim, scores);
+    for (; page <= last_page; page += kPages * ways) {
+        const u32 number = own_page;
+        own_page = table[min(page + kPages * ways + lane % kPages, last_page)];
+        float scores[kQueries][kPages];
+        const u8* page_keys[kPages];
+#pragma unroll
+        for (u32 i = 0; i < kPages; ++i) {
+            page_keys[i] = keys + __shfl_sync(kAllLanes, number, i) * page_bytes;
+        }
+        State::multiply(page_keys, own, a.key_dim, scores);
         if (a.softcap != 0.0f) {
 #pragma unroll
             for (u32 r = 0; r < kQueries; ++r) {
 #pragma unroll
-                for (u32 i = 0; i < 2; ++i) {
+                for (u32 i = 0; i < kPages; ++i) {
                     // tanh(u) = 1 - 2 / (e^(2u) + 1)
                     const float inverse = reciprocal_approx(exp2_approx(scores[r][i]) + 1.0f);
                     scores[r][i] = kLog2E * a.softcap * fmaf(-2.0f, inverse, 1.0f);
@@ -347,13 +371,13 @@ DEVICE void attend_part(const RowAttention& a, const QuerySet& set, u32 part, u3
             }
         }
         const u32 start = page * kPageTokens;
-        if (start + kAttendTokens - 1 > earliest || start < all_see) {
+        if (start + State::kTokens - 1 > earliest || start < all_see) {
 #pragma unroll
             for (u32 r = 0; r < kQueries; ++r) {
                 const u32 position = __shfl_sync(kAllLanes, own_position, r);
                 const u32 seen = QuerySet::first_seen(position, a.window);
 #pragma unroll
-                for (u32 i = 0; i < 2; ++i) {
+                for (u32 i = 0; i < kPages; ++i) {
                     const u32 token = start + i * kPageTokens + lane;
                     if (token > position || token < seen) {
                         scores[r][i] = as_float(0xff800000);
@@ -366,16 +390,14 @@ DEVICE void attend_part(const RowAttention& a, const QuerySet& set, u32 part, u3
         State::weigh(state, scores, weights);
         __syncwarp();
         u32 from = page == first_page ? begin % kPageTokens / 4 * 4 : 0, to = end - start;
-        const u8* page_values = values + first;
-        const float* page_weights = weights;
 #pragma unroll 1
-        while (true) {
-            State::add(state, page_values, a.value_dim, page_weights, from, min(to, kPageTokens));
-            if (to <= kPageTokens || page_weights != weights) {
+        for (u32 i = 0; i < kPages; ++i) {
+            const u8* page_values = values + __shfl_sync(kAllLanes, number, i) * page_bytes;
+            State::add(state, page_values, a.value_dim, weights + i * kPageTokens, from,
+                       min(to, kPageTokens));
+            if (to <= kPageTokens) {
                 break;
             }
-            page_values = values + second;
-            page_weights = weights + kPageTokens;
             from = 0;
             to -= kPageTokens;
         }
@@ -389,10 +411,10 @@ DEVICE void attend_part(const RowAttention& a, const QuerySet& set, u32 part, u3
     }
 }
 
-// Adds up the sums that `ways` warps left for a set of queries, of every `ways`-th query from `part`
-// on, and stores the result.
+// Adds up the sums that `ways` warps left for a set of queries, of every `ways`-th query from
+// `part` on, and stores the result.
 // left: what State::leave wrote, each `stride` floats after the one before, shared
-template <u32 kDims, u32 kQueries>
+template <u32 kQueries>
 DEVICE void combine(const RowAttention& a, const QuerySet& set, u32 part, u32 ways,
                     const float* left, u32 stride) {
     const u32 lane = threadIdx.x % kLanes;
@@ -426,9 +448,9 @@ DEVICE void combine(const RowAttention& a, const QuerySet& set, u32 part, u32 wa
 
 // Blocks take (tile, KV head, sets of queries), the last fastest, and tiles from the last to the
 // first, as later rows of a sequence see more tokens.
-template <u32 kDims, u32 kQueries>
+template <u32 kDims, u32 kQueries, u32 kPages>
 DEVICE void attend(const RowAttention& a, u32 tile_count) {
-    using State = Attention<kDims, kQueries>;
+    using State = Attention<kDims, kQueries, kPages>;
     DYNAMIC_SHARED(float, shared);
     const u32 warp = threadIdx.x / kLanes, warps = blockDim.x / kLanes;
     const u32 blocks_of_head = gridDim.x / (tile_count * a.kv_heads);
@@ -452,13 +474,13 @@ DEVICE void attend(const RowAttention& a, u32 tile_count) {
     set.first = index * kQueries;
     if (index < sets) {
         State state;
-        attend_part<kDims, kQueries>(a, set, part, ways, own, state);
+        attend_part<kDims, kQueries, kPages>(a, set, part, ways, own, state);
         // The queries and weights have been read.
         __syncwarp();
         State::leave(state, a.value_dim, own);
     }
     __syncthreads();
     if (index < sets) {
-        combine<kDims, kQueries>(a, set, part, ways, own - part * warp_floats, warp_floats);
+        combine<kQueries>(a, set, part, ways, own - part * warp_floats, warp_floats);
     }
 }

@@ -1,7 +1,7 @@
 // All ops of a program but matrix products, for passes of any number of rows, one launch each.
 //
-// Buffers are [rows][stride] f32, `stride` floats from a row to the next one. Buffers that a kernel's
-// flags say are not used may be any. Grids have one dimension; blocks are whole warps.
+// Buffers are [rows][stride] f32, `stride` floats from a row to the next one. Buffers that a
+// kernel's flags say are not used may be any. Grids have one dimension; blocks are whole warps.
 
 #include "planes.cuh"
 #include "rotary.cuh"
@@ -179,7 +179,8 @@ DEVICE void treat_head(const float* x, u32 dim, u32 ops, const float* gain, floa
     const u32 rotated = (ops & kHeadRotate) != 0 ? 2 * pairs : 0;
     const bool interleaved = (ops & kHeadInterleaved) != 0;
     for (u32 pair = lane; pair < rotated / 2; pair += kLanes) {
-        const u32 first = interleaved ? 2 * pair : pair, second = interleaved ? first + 1 : first + pairs;
+        const u32 first = interleaved ? 2 * pair : pair;
+        const u32 second = first + (interleaved ? 1 : pairs);
         float a = x[first], b = x[second];
         if (norm) {
             a = a * scale * gain[first];
@@ -250,32 +251,33 @@ rows_kv_append(const u8* arena, const Row* rows, u32 count, const float* k, u32 
 
 // out = softmax(scores) * values for each row over its sequence up to itself: row_attention.cuh.
 // kDims * 32 is the largest value_dim; a warp takes kQueries queries and kQueries * max(key_dim +
-// 64, value_dim + 2) floats of dynamic shared memory; any number of warps.
+// 32 * kPages, value_dim + 2) floats of dynamic shared memory; any number of warps.
 //
-// Tiles are rows of one sequence at consecutive positions, whose keys and values are in the cache. A
-// tile has count * heads / kv_heads queries for each KV head: best as many as warps * kQueries.
-// Grid: tile_count * kv_heads * blocks, so many blocks for each KV head that they have a warp for each
-// kQueries queries of the largest tile.
+// Tiles are rows of one sequence at consecutive positions, whose keys and values are in the cache.
+// A tile has count * heads / kv_heads queries for each KV head: best as many as warps * kQueries.
+// Grid: tile_count * kv_heads * blocks, so many blocks for each KV head that they have a warp for
+// each kQueries queries of the largest tile.
 // arena: page tables; rows: [rows]; tiles: [tile_count] {first row, count}; q: [rows][q_stride],
 // columns ..heads * key_dim; cache: page 0 of the layer; softcap, window: 0 for none; out:
 // [rows][out_stride], columns ..heads * value_dim
-#define ROWS_ATTENTION(name, kThreads, kBlocks, kDims, kQueries)                                    \
-    KERNEL LAUNCH_BOUNDS(kThreads, kBlocks)                                                         \
-    rows_attention_##name(const u8* arena, const Row* rows, const u32* tiles, u32 tile_count,       \
-                          const float* q, u32 q_stride, const u8* cache, u32 page_places,           \
-                          u32 heads, u32 kv_heads, u32 key_dim, u32 value_dim, float scale,         \
-                          float softcap, u32 window, float* out, u32 out_stride) {                  \
-        attend<kDims, kQueries>({arena, rows, reinterpret_cast<const RowTile*>(tiles), q, q_stride, \
-                                 cache, page_places, heads, kv_heads, key_dim, value_dim, scale,    \
-                                 softcap, window, out, out_stride},                                 \
-                                tile_count);                                                        \
+#define ROWS_ATTENTION(name, kThreads, kBlocks, kDims, kQueries, kPages)                      \
+    KERNEL LAUNCH_BOUNDS(kThreads, kBlocks)                                                   \
+    rows_attention_##name(const u8* arena, const Row* rows, const u32* tiles, u32 tile_count, \
+                          const float* q, u32 q_stride, const u8* cache, u32 page_places,     \
+                          u32 heads, u32 kv_heads, u32 key_dim, u32 value_dim, float scale,   \
+                          float softcap, u32 window, float* out, u32 out_stride) {            \
+        attend<kDims, kQueries, kPages>(                                                      \
+            {arena, rows, reinterpret_cast<const RowTile*>(tiles), q, q_stride, cache,        \
+             page_places, heads, kv_heads, key_dim, value_dim, scale, softcap, window, out,   \
+             out_stride},                                                                     \
+            tile_count);                                                                      \
     }
 
-ROWS_ATTENTION(d64, 256, 2, 2, 8)
-ROWS_ATTENTION(d128, 256, 2, 4, 8)
-ROWS_ATTENTION(d256, 128, 3, 8, 8)
-ROWS_ATTENTION(d512, 128, 3, 16, 4)
-ROWS_ATTENTION(d1024, 128, 3, 32, 2)
+ROWS_ATTENTION(d64, 256, 2, 2, 8, 2)
+ROWS_ATTENTION(d128, 256, 2, 4, 8, 2)
+ROWS_ATTENTION(d256, 128, 3, 8, 8, 2)
+ROWS_ATTENTION(d512, 128, 3, 16, 4, 2)
+ROWS_ATTENTION(d1024, 128, 3, 32, 2, 2)
 
 // x = cap * tanh(x / cap), in place; gridDim.x / count blocks for each row.
 // x: [count][x_stride], columns ..cols

@@ -120,7 +120,8 @@ void launch(const std::string& kernel) {
         }
         const Buffer& buffer = argument.buffer;
         if (buffer.written) {
-            std::cout.write(static_cast<const char*>(buffer.memory), static_cast<long>(buffer.bytes));
+            std::cout.write(static_cast<const char*>(buffer.memory),
+                            static_cast<long>(buffer.bytes));
         } else if (std::memcmp(buffer.memory, buffer.original.data(), buffer.bytes) != 0) {
             emulate::fail("a buffer was written that is only to be read");
         }

@@ -99,6 +99,9 @@ struct Fiber {
     Block* block = nullptr;
     u32 thread = 0;
     bool done = false;
+    // What it waits for, until its round is over.
+    const Meeting* meeting = nullptr;
+    u32 round = 0;
     void* fake_stack = nullptr;
 };
 
@@ -116,6 +119,8 @@ struct Launch {
 };
 
 inline Launch* launch = nullptr;
+// Of launches that have ended, for the next ones.
+inline std::vector<std::unique_ptr<unsigned char[]>> spare_stacks;
 
 inline Fiber& self() { return *launch->current; }
 inline Warp& warp() { return self().block->warps[self().thread / 32]; }
@@ -168,7 +173,9 @@ inline void meet(Meeting& meeting) {
     const u32 round = meeting.round;
     ++meeting.arrived;
     meeting.open_if_complete();
-    while (meeting.round == round) {
+    if (meeting.round == round) {
+        self().meeting = &meeting;
+        self().round = round;
         yield();
     }
     ++launch->progress;
@@ -225,7 +232,15 @@ const T& aligned(const void* p) {
 
 // Not inlined: getcontext counts as returning twice, which would worry the compiler about variables.
 [[gnu::noinline]] inline void prepare(Fiber& fiber) {
-    fiber.stack.reset(new unsigned char[kStackBytes]);
+    if (spare_stacks.empty()) {
+        fiber.stack.reset(new unsigned char[kStackBytes]);
+    } else {
+        fiber.stack = std::move(spare_stacks.back());
+        spare_stacks.pop_back();
+#if EMULATE_ASAN
+        ASAN_UNPOISON_MEMORY_REGION(fiber.stack.get(), kStackBytes);
+#endif
+    }
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStackBytes;
@@ -269,16 +284,21 @@ inline void run(u32 grid, u32 block, std::size_t shared_bytes, std::function<voi
     u64 seen = 0, stuck = 0;
     while (left > 0) {
         for (Fiber& fiber : state.fibers) {
-            if (!fiber.done) {
-                resume(fiber);
-                left -= fiber.done;
+            if (fiber.done || (fiber.meeting != nullptr && fiber.meeting->round == fiber.round)) {
+                continue;
             }
+            fiber.meeting = nullptr;
+            resume(fiber);
+            left -= fiber.done;
         }
         stuck = state.progress == seen ? stuck + 1 : 0;
         seen = state.progress;
         if (stuck > kStuckRounds) {
             fail("threads wait for each other for ever");
         }
+    }
+    for (Fiber& fiber : state.fibers) {
+        spare_stacks.push_back(std::move(fiber.stack));
     }
     launch = nullptr;
 }

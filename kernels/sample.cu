@@ -4,9 +4,10 @@
 
 enum : u32 { kSampleThreads = 512 };
 
-// A block a row. arena: where places count from; logits: [rows][stride], stride a multiple of 4;
-// slots: [rows], which of `choices` is the row's, no two the same; choices: a place; chosen: [rows];
-// accept: 1: what is chosen is also accepted
+// A block a row, of a vocabulary up to 2^18.
+// arena: where places count from; logits: [rows][stride], stride a multiple of 4; slots: [rows],
+// which of `choices` is the row's, no two the same; choices: a place; chosen: [rows]; accept: 1:
+// what is chosen is also accepted
 KERNEL LAUNCH_BOUNDS(kSampleThreads, 2)
 sample_rows(u8* arena, float* logits, u32 vocab, u32 stride, const u32* slots, Place choices,
             Chosen* chosen, u32 accept) {
@@ -16,7 +17,7 @@ sample_rows(u8* arena, float* logits, u32 vocab, u32 stride, const u32* slots, P
     const Chosen result = sample_row(arena, logits + u64{row} * stride, vocab, choice, scratch,
                                      chosen + row);
     if (accept != 0 && result.probability > 0.0f) {
-        accept_token(arena, choice, result.token, scratch);
+        accept_token(arena, choice, result.token, &scratch->found);
     }
 }
 

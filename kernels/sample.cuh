@@ -1,66 +1,18 @@
 // The next token of a row, chosen by one block: the steps of crates/sched/src/sampler, and nothing
 // sorted.
 //
-// What top-k, top-p and min-p keep is always a beginning of the tokens in order of likelihood (larger
-// logit first, equal ones by ascending id). So what is left is told by one token, the last one kept
-// (SampleCut). To find it, a bar is guessed that few tokens are above, those are listed in shared
-// memory, and each of them counts what is before it; where too many are above, the range of logits
-// in which the cut must be is halved until what is in it can be listed.
+// What top-k, top-p and min-p keep is always a beginning of the tokens in order of likelihood:
+// larger logits first, equal ones (zeros of both signs too) by ascending id. So what is left is
+// told by one token, the last one kept. To find it, a bar is guessed that few tokens are above,
+// those are listed in shared memory, and each of them counts what is before it; where too many are
+// above, the range of logits in which the cut must be is halved until what is in it can be listed.
 //
-// Weights e^(logit - largest) are summed as integers, units of 2^-44: no order of adding gives another
-// sum, so a choice depends on logits, choice and position only, not on threads, rows or the grid.
-// Weights below 2^-44 of the largest one's are 0.
+// Weights e^(logit - largest) are summed as integers, units of 2^-44: no order of adding gives
+// another sum, so a choice depends on logits, choice and position only, not on threads, rows or the
+// grid. Smaller weights are 0. Up to 2^19 of them can be summed.
 #pragma once
 
-#include "ops.cuh"
-
-// How the next tokens of a sequence are chosen, and how far it is; crates/gpu/src/choice.rs has the
-// same fields. Typical sampling is not among them: the host samples those sequences.
-struct alignas(16) Choice {
-    u64 seed;
-    u64 position;               // tokens accepted so far, the prompt's included
-    u64 top_p;                  // of 2^64; all ones: keep all
-    u32 top_k;                  // 0: keep all
-    float min_p_log;            // ln(min_p); -inf: keep all
-    u32 greedy;                 // 1: the largest logit, and the fields above do not matter
-    float inverse_temperature;  // > 0, finite
-    float repeat, presence, frequency;
-    Place biases;               // [bias_count] SampleBias, each token once
-    Place window;               // [window_length] SampleSeen: a ring of the latest tokens
-    u32 bias_count;
-    u32 window_length;          // 0: no penalties
-    u32 window_next;            // the entry that the next token takes
-    u32 unused[2];
-};
-static_assert(sizeof(Choice) == 80, "choice.rs");
-
-// Constants as functions: as variables they would be stored in the module.
-DEVICE constexpr u64 sample_top_p_off() { return ~u64{0}; }
-DEVICE constexpr float sample_largest_float() { return 3.40282347e+38f; }
-
-struct alignas(8) SampleBias {
-    u32 token;
-    float bias;  // -inf: a ban
-};
-
-// A token of the window. The count of a token is at its latest entry, earlier ones have 0: so the
-// entry that leaves the window never takes the count with it.
-struct alignas(8) SampleSeen {
-    u32 token;  // 0xffffffff: none yet
-    u32 count;  // of entries with this token, or 0
-};
-
-// The largest of some logits of a row.
-struct alignas(8) Maximum {
-    float value;  // -inf: none
-    u32 row;      // of the matrix that made the logits: the token
-};
-
-// A token, and the probability it was drawn with: 1 if greedy, 0 if no logit was usable.
-struct alignas(8) Chosen {
-    u32 token;
-    float probability;
-};
+#include "choice.cuh"
 
 // Tokens that can be listed, and pieces that a row is cut into to find a drawn token.
 enum : u32 { kSampleListed = 480, kSampleChunks = 256 };
@@ -83,6 +35,9 @@ struct alignas(16) SampleScratch {
 static_assert(sizeof(SampleScratch) <= 8192, "8 KB of a block's shared memory");
 
 // --- Floats in order ---
+
+// A constant as a function: as a variable it would be stored in the module.
+DEVICE constexpr float sample_largest_float() { return 3.40282347e+38f; }
 
 DEVICE float sample_minus_infinity() { return as_float(0xff800000u); }
 
@@ -341,8 +296,8 @@ struct SampleWeights {
     }
 };
 
-// The first token, by ascending id, with which the running weight exceeds a target: `target`, or
-// `part` / 2^64 of the total if draw. Its weight goes to `weight`, the total to `total`; if that is 0,
+// The first token, by ascending id, with which the running weight exceeds `target`, or, of a draw,
+// target / 2^64 of the total. Its weight goes to `weight`, the total to `total`; if that is 0,
 // there is no such token. Contains barriers.
 DEVICE u32 sample_locate(const float* logits, u32 vocab, const SampleWeights& weights, bool draw,
                          u64 target, u64& weight, u64& total, SampleScratch* scratch) {
@@ -383,7 +338,8 @@ DEVICE u32 sample_locate(const float* logits, u32 vocab, const SampleWeights& we
         return 0;
     }
     // Then a thread sums four tokens of the chunk, then there are four left.
-    const u32 first = sample_pick(chunks, draw ? multiply_high(target, total) : target, scratch) * chunk;
+    const u64 wanted = draw ? multiply_high(target, total) : target;
+    const u32 first = sample_pick(chunks, wanted, scratch) * chunk;
     const u64 rest = scratch->rest;
     __syncthreads();
     const u32 end = min(first + chunk, vocab), fours = (end - first + 3) / 4;
@@ -409,96 +365,6 @@ DEVICE u32 sample_locate(const float* logits, u32 vocab, const SampleWeights& we
     return id;
 }
 
-// --- The sequence's state ---
-
-// Adds the biases to a row's logits, then takes the penalties off, each once a token.
-DEVICE void sample_adjust(const u8* arena, float* logits, u32 vocab,
-                          const volatile Choice& choice) {
-    const u8* biases = arena + u64{choice.biases} * 16;
-    for (u32 i = threadIdx.x; i < choice.bias_count; i += blockDim.x) {
-        const u32 token = load_word_shared_by_blocks(biases + u64{i} * 8);
-        if (token < vocab) {
-            const float bias = as_float(load_word_shared_by_blocks(biases + u64{i} * 8 + 4));
-            logits[token] = load_shared_by_blocks(logits + token) + bias;
-        }
-    }
-    __syncthreads();
-    const u8* window = arena + u64{choice.window} * 16;
-    for (u32 i = threadIdx.x; i < choice.window_length; i += blockDim.x) {
-        const u32 token = load_word_shared_by_blocks(window + u64{i} * 8);
-        const u32 count = load_word_shared_by_blocks(window + u64{i} * 8 + 4);
-        if (count > 0 && token < vocab) {
-            float x = load_shared_by_blocks(logits + token);
-            x = x > 0.0f ? x / choice.repeat : rounded_product(x, choice.repeat);
-            x = x - choice.presence;
-            logits[token] = x - rounded_product(float(count), choice.frequency);
-        }
-    }
-    __syncthreads();
-}
-
-// Appends a token to the sequence, by a whole block: the draw after it is another one, and penalties
-// know of it.
-DEVICE void accept_token(u8* arena, Choice* choice, u32 token, SampleScratch* scratch) {
-    u8* window = arena + u64{load_word_shared_by_blocks(&choice->window)} * 16;
-    const u32 length = load_word_shared_by_blocks(&choice->window_length);
-    const u32 next = load_word_shared_by_blocks(&choice->window_next);
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        scratch->found = 0;
-    }
-    __syncthreads();
-    if (length > 0) {
-        const u32 oldest = load_word_shared_by_blocks(window + u64{next} * 8);
-        for (u32 i = threadIdx.x; i < length; i += blockDim.x) {
-            u8* at = window + u64{i} * 8;
-            const u32 seen = load_word_shared_by_blocks(at);
-            u32 count = load_word_shared_by_blocks(at + 4);
-            // Where the leaving entry has the count, it was the token's only one.
-            if (count == 0 || i == next || (seen != oldest && seen != token)) {
-                continue;
-            }
-            count -= seen == oldest;
-            if (seen == token) {
-                scratch->found = count;
-                count = 0;
-            }
-            *reinterpret_cast<u32*>(at + 4) = count;
-        }
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        const u32 low = load_word_shared_by_blocks(&choice->position);
-        const u32 high = load_word_shared_by_blocks(reinterpret_cast<u8*>(&choice->position) + 4);
-        choice->position = (u64{high} << 32 | low) + 1;
-        if (length > 0) {
-            SampleSeen* entry = reinterpret_cast<SampleSeen*>(window) + next;
-            entry->token = token;
-            entry->count = scratch->found + 1;
-            choice->window_next = next + 1 == length ? 0 : next + 1;
-        }
-    }
-    __syncthreads();
-}
-
-// 64 random bits for (seed, position): Philox4x32-10, as crates/sched/src/sampler/philox.rs. The
-// uniform number is the first 53 of them.
-DEVICE u64 sample_random(u64 seed, u64 position) {
-    u32 c0 = u32(position), c1 = u32(position >> 32), c2 = 0, c3 = 0;
-    u32 k0 = u32(seed), k1 = u32(seed >> 32);
-#pragma unroll 1
-    for (u32 round = 0; round < 10; ++round) {
-        const u64 a = u64{0xD2511F53u} * c0, b = u64{0xCD9E8D57u} * c2;
-        c0 = u32(b >> 32) ^ c1 ^ k0;
-        c1 = u32(b);
-        c2 = u32(a >> 32) ^ c3 ^ k1;
-        c3 = u32(a);
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    return u64{c0} << 32 | c1;
-}
-
 // --- Choosing ---
 
 // fraction / 2^64 of the total, rounded up; at least 1.
@@ -507,15 +373,9 @@ DEVICE u64 sample_part(u64 fraction, u64 total) {
     return part != 0 ? part : 1;
 }
 
-// Tokens kept: of larger logits, and of this logit up to an id.
-struct SampleCut {
-    float logit;
-    u32 last;
-};
-
-// A guess of the logit that `count` tokens of the row reach: the count-th largest of what each thread
-// found largest. That many reach it at least, and few more where count is much below the number of
-// threads.
+// A guess of the logit that `count` tokens of the row reach: the count-th largest of the threads'
+// largest ones. So many reach it at least, and few more where count is much below the number of
+// threads. Contains barriers.
 DEVICE float sample_bar(u32 count, float largest_of_thread, float largest) {
     const int mine = sample_order(largest_of_thread);
     int low = sample_order(-sample_largest_float()), high = sample_order(largest);
@@ -531,10 +391,168 @@ DEVICE float sample_bar(u32 count, float largest_of_thread, float largest) {
     return sample_from_order(low);
 }
 
-// Chooses the token of a row, by a whole block of a multiple of 32 threads; the state is left as it is
-// (accept_token). The logits are changed by biases and penalties.
-// arena: where places count from; logits: [vocab], aligned to 16 bytes; out: may be null; the result
-// is every thread's
+// Logits between which a filter cuts, and what is before them.
+struct SampleBracket {
+    u64 target;      // of tokens or mass
+    u64 total;       // mass of all that was there, if by mass
+    u64 above;       // tokens with a logit above the bracket, and their mass
+    u64 above_mass;
+    float low, high;
+    u32 count;       // of tokens in the bracket, also listed if they fit
+    bool reached;    // otherwise there is less than the target
+};
+
+// The bracket of `target` tokens, or of a mass: the part top_p / 2^64 of `total`, where 0 stands
+// for the mass of the whole row. Down from a guessed bar until the target is reached, then between
+// what reaches it and what does not, until all of the bracket is listed or it is one logit.
+// Contains barriers.
+DEVICE SampleBracket sample_bracket(const float* logits, u32 vocab, bool by_mass, u64 top_p,
+                                    u64 target, u64 total, float bar, float top, float largest,
+                                    SampleScratch* scratch) {
+    SampleBracket bracket;
+    bracket.target = by_mass ? sample_part(top_p, total) : target;
+    bracket.total = total;
+    bracket.above = bracket.above_mass = 0;
+    bracket.high = top;
+    bracket.reached = false;
+#pragma unroll 1
+    for (u32 turn = 0;; ++turn) {
+        bar = fmaxf(bar, -sample_largest_float());
+        const bool weigh_below = by_mass && bracket.total == 0;
+        const SampleRange range =
+            sample_scan(logits, vocab, bar, bracket.high, largest, weigh_below, scratch);
+        if (weigh_below) {
+            bracket.total = range.mass + range.below;
+            bracket.target = sample_part(top_p, bracket.total);
+        }
+        const u64 with_range =
+            by_mass ? bracket.above_mass + range.mass : bracket.above + range.count;
+        if (with_range >= bracket.target) {
+            bracket.low = bar;
+            bracket.count = range.count;
+            bracket.reached = true;
+            if (range.count <= kSampleListed || bar == bracket.high) {
+                return bracket;
+            }
+        } else {
+            bracket.above += range.count;
+            bracket.above_mass += range.mass;
+            if (bar == -sample_largest_float()) {
+                bracket.count = range.count;
+                return bracket;
+            }
+            bracket.high = sample_from_order(sample_order(bar) - 1);
+        }
+        bar = bracket.reached ? sample_halve(bracket.low, bracket.high, turn > 24)
+              : turn < 6      ? largest - (2.0f * (largest - bar) + 1.0f)
+                              : -sample_largest_float();
+    }
+}
+
+// Draws from the listed tokens. part: of 2^64, the random number
+DEVICE Chosen sample_draw_listed(u32 listed, const SampleWeights& weights, u64 part,
+                                 SampleScratch* scratch) {
+    __syncthreads();
+    u64 sum = 0;
+    for (u32 i = threadIdx.x; i < listed; i += blockDim.x) {
+        const u64 weight = SampleWeights::of(weights, scratch->logit[i], scratch->id[i]);
+        scratch->mass[i] = weight;
+        sum += weight;
+    }
+    const u64 total = sample_reduce<false>(sum, scratch->partials);
+    if (total == 0) {
+        return {0, 0.0f};
+    }
+    const u32 i = sample_pick(listed, multiply_high(part, total), scratch);
+    return {scratch->id[i], float(scratch->mass[i]) / float(total)};
+}
+
+// Top-k, top-p, then the draw with min-p and temperature, from a row with a usable logit.
+// top: the largest logit; largest_of_thread: of those that this thread has looked at, -inf: none
+DEVICE Chosen sample_draw(const float* logits, u32 vocab, const volatile Choice& choice, float top,
+                          float largest_of_thread, SampleScratch* scratch) {
+    const float largest = fminf(top, sample_largest_float());
+    SampleWeights weights;
+    weights.low = -sample_largest_float();
+    weights.low_last = 0xffffffffu;
+    weights.top = top;
+    weights.each = 0;
+    weights.largest = largest;
+    weights.scale = choice.inverse_temperature;
+    u32 listed = 0;  // tokens in the list, if all that are kept are in it
+    u64 kept = 0;    // their mass, once something was cut
+    // One loop, so that what goes through the whole row is in the code once.
+#pragma unroll 1
+    for (u32 step = 0;; ++step) {
+        const bool by_mass = step == 1, draw = step == 2;
+        const u64 top_p = choice.top_p;
+        SampleWeights located = weights;
+        u64 target = choice.top_k;
+        if (draw) {
+            const float bar = largest + choice.min_p_log;
+            if (bar > weights.low) {
+                located.low = bar;
+                located.low_last = 0xffffffffu;
+            }
+            // 53 bits.
+            target = sample_random(choice.seed, choice.position) & ~u64{0x7ff};
+            if (listed > 0) {
+                return sample_draw_listed(listed, located, target, scratch);
+            }
+        } else {
+            if (by_mass ? top_p == sample_top_p_off() : target == 0 || target >= vocab) {
+                continue;
+            }
+            SampleBracket bracket;
+            if (listed > 0) {
+                bracket.target = sample_part(top_p, kept);
+                bracket.above = bracket.above_mass = 0;
+                bracket.count = listed;
+            } else {
+                const float bar = by_mass ? largest - 6.0f
+                                          : sample_bar(min(u32(target), blockDim.x),
+                                                       largest_of_thread, largest);
+                bracket = sample_bracket(logits, vocab, by_mass, top_p, target, kept, bar, top,
+                                         largest, scratch);
+                // The list has all that is kept if nothing is above it.
+                listed = bracket.count <= kSampleListed && bracket.high == top ? bracket.count : 0;
+                if (!bracket.reached) {
+                    kept = bracket.above_mass;
+                    continue;
+                }
+            }
+            if (bracket.count <= kSampleListed) {
+                sample_cut(bracket.count, by_mass, bracket.target, bracket.above,
+                           bracket.above_mass, scratch);
+                weights.low = scratch->cut_logit;
+                weights.low_last = scratch->cut_last;
+                kept = scratch->cut_mass;
+                continue;
+            }
+            // Too many equal logits to be listed: of those, the first ones are kept.
+            const u64 each = sample_mass(bracket.low - largest);
+            const u64 missing = bracket.target - (by_mass ? bracket.above_mass : bracket.above);
+            kept = bracket.above_mass + missing * each;
+            target = missing - 1;
+            located.low = located.top = bracket.low;
+            located.low_last = 0xffffffffu;
+            located.each = by_mass ? each : 1;
+        }
+        u64 weight, total;
+        const u32 token =
+            sample_locate(logits, vocab, located, draw, target, weight, total, scratch);
+        if (draw) {
+            return {token, total > 0 ? float(weight) / float(total) : 0.0f};
+        }
+        weights.low = located.low;
+        weights.low_last = token;
+    }
+}
+
+// Chooses the token of a row, by a whole block of a multiple of 32 threads; the state is left as it
+// is (accept_token). The logits are changed by biases and penalties.
+// arena: where places count from; logits: [vocab], aligned to 16 bytes; out: may be null; the
+// result is every thread's
 DEVICE Chosen sample_row(const u8* arena, float* logits, u32 vocab, const Choice* state,
                          SampleScratch* scratch, Chosen* out) {
     // Volatile: loads that the compiler joins, with gaps in them, need a newer PTX than 7.0.
@@ -548,7 +566,6 @@ DEVICE Chosen sample_row(const u8* arena, float* logits, u32 vocab, const Choice
     if (choice.bias_count > 0 || choice.window_length > 0) {
         sample_adjust(arena, logits, vocab, choice);
     }
-
     float mine = sample_minus_infinity();
     u32 mine_at = 0;
     sample_each_four(logits, threadIdx.x * 4, blockDim.x * 4, vocab, [&](u32 i, float4 v) {
@@ -562,139 +579,12 @@ DEVICE Chosen sample_row(const u8* arena, float* logits, u32 vocab, const Choice
     if (rank == 0) {
         chosen = {0, 0.0f};
     } else if (choice.greedy == 0) {
-        const float top = sample_rank_value(rank);
-        const float largest = fminf(top, sample_largest_float());
-        SampleCut cut = {-sample_largest_float(), 0xffffffffu};
-        u32 listed = 0;  // tokens in the list, if all that are kept are in it
-        u64 mass = 0;    // of what is kept, once something was cut
-        // Top-k, then top-p, then the draw.
-#pragma unroll 1
-        for (u32 step = 0; step < 3; ++step) {
-            const bool by_mass = step == 1, draw = step == 2;
-            u64 target = 0, above = 0, above_mass = 0;
-            SampleWeights weights;
-            weights.low = cut.logit;
-            weights.low_last = cut.last;
-            weights.top = top;
-            weights.each = 0;
-            weights.largest = largest;
-            weights.scale = choice.inverse_temperature;
-            if (draw) {
-                const float bar = largest + choice.min_p_log;
-                if (bar > cut.logit) {
-                    weights.low = bar;
-                    weights.low_last = 0xffffffffu;
-                }
-                // 53 bits.
-                target = sample_random(choice.seed, choice.position) & ~u64{0x7ff};
-                if (listed > 0) {
-                    __syncthreads();
-                    u64 sum = 0;
-                    for (u32 i = threadIdx.x; i < listed; i += blockDim.x) {
-                        const u64 weight =
-                            SampleWeights::of(weights, scratch->logit[i], scratch->id[i]);
-                        scratch->mass[i] = weight;
-                        sum += weight;
-                    }
-                    const u64 total = sample_reduce<false>(sum, scratch->partials);
-                    chosen = {0, 0.0f};
-                    if (total > 0) {
-                        const u32 i = sample_pick(listed, multiply_high(target, total), scratch);
-                        chosen = {scratch->id[i], float(scratch->mass[i]) / float(total)};
-                    }
-                    continue;
-                }
-            } else {
-                if (by_mass ? choice.top_p == sample_top_p_off()
-                            : choice.top_k == 0 || choice.top_k >= vocab) {
-                    continue;
-                }
-                target = by_mass ? sample_part(choice.top_p, mass) : choice.top_k;
-                if (listed > 0) {
-                    sample_cut(listed, by_mass, target, 0, 0, scratch);
-                    cut = {scratch->cut_logit, scratch->cut_last};
-                    mass = scratch->cut_mass;
-                    continue;
-                }
-                // Down from the guess until the target is reached, then between what reaches it and
-                // what does not.
-                float low = by_mass ? largest - 6.0f
-                                    : sample_bar(min(choice.top_k, blockDim.x), mine, largest);
-                float high = top, bar = low;
-                bool reached = false;
-                SampleRange range;
-                bool everything = false;
-#pragma unroll 1
-                for (u32 turn = 0;; ++turn) {
-                    bar = fmaxf(bar, -sample_largest_float());
-                    const bool weigh_below = by_mass && turn == 0 && mass == 0;
-                    range = sample_scan(logits, vocab, bar, high, largest, weigh_below, scratch);
-                    if (weigh_below) {
-                        mass = range.mass + range.below;
-                        target = sample_part(choice.top_p, mass);
-                    }
-                    if ((by_mass ? above_mass + range.mass : above + range.count) >= target) {
-                        low = bar;
-                        reached = true;
-                        if (range.count <= kSampleListed || low == high) {
-                            break;
-                        }
-                    } else {
-                        above += range.count;
-                        above_mass += range.mass;
-                        everything = bar == -sample_largest_float();
-                        if (everything) {
-                            break;
-                        }
-                        high = sample_from_order(sample_order(bar) - 1);
-                    }
-                    bar = reached ? sample_halve(low, high, turn > 24)
-                          : turn < 6 ? largest - (2.0f * (largest - bar) + 1.0f)
-                                     : -sample_largest_float();
-                }
-                const bool whole = high == top;
-                if (everything) {
-                    // Fewer tokens than top-k keeps.
-                    mass = above_mass;
-                    listed = whole && range.count <= kSampleListed ? range.count : 0;
-                    continue;
-                }
-                if (range.count <= kSampleListed) {
-                    sample_cut(range.count, by_mass, target, above, above_mass, scratch);
-                    cut = {scratch->cut_logit, scratch->cut_last};
-                    mass = scratch->cut_mass;
-                    listed = whole ? range.count : 0;
-                    continue;
-                }
-                // Too many equal logits: in ascending id.
-                const u64 each = sample_mass(low - largest);
-                mass = above_mass + (target - above) * each;
-                target -= (by_mass ? above_mass : above) + 1;
-                weights.low = weights.top = low;
-                weights.low_last = 0xffffffffu;
-                weights.each = by_mass ? each : 1;
-            }
-            u64 weight, total;
-            const u32 token =
-                sample_locate(logits, vocab, weights, draw, target, weight, total, scratch);
-            if (draw) {
-                chosen = {token, total > 0 ? float(weight) / float(total) : 0.0f};
-            } else {
-                cut = {weights.low, token};
-            }
-        }
+        chosen = sample_draw(logits, vocab, choice, sample_rank_value(rank), mine, scratch);
     }
     if (threadIdx.x == 0 && out != nullptr) {
         *out = chosen;
     }
     return chosen;
-}
-
-// Whether the largest of unchanged logits is what is asked for: then sample_from_maxima does.
-DEVICE bool takes_largest(const Choice* state) {
-    return load_word_shared_by_blocks(&state->greedy) != 0 &&
-           load_word_shared_by_blocks(&state->bias_count) == 0 &&
-           load_word_shared_by_blocks(&state->window_length) == 0;
 }
 
 // The largest logit of a row, from the largest of each of its parts, by a whole block.

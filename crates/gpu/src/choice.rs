@@ -1,5 +1,5 @@
 //! What the device keeps of a sequence to choose its tokens: the structures `Choice`, `SampleBias`
-//! and `SampleSeen` of `kernels/sample.cuh`, field by field.
+//! and `SampleSeen` of `kernels/choice.cuh`, field by field.
 
 use m40_sched::SamplingParams;
 use m40_sched::sampler::{BAN_BIAS, MAX_LOGIT_BIAS};
@@ -83,9 +83,8 @@ impl Choice {
         self.position += 1;
         let Some(&(oldest, _)) = self.window.get(self.next) else { return };
         let mut earlier = 0;
-        for (i, (seen, count)) in self.window.iter_mut().enumerate() {
-            // Where the leaving entry has the count, it was the token's only one.
-            if *count == 0 || i == self.next || (*seen != oldest && *seen != token) {
+        for (seen, count) in &mut self.window {
+            if *count == 0 || (*seen != oldest && *seen != token) {
                 continue;
             }
             *count -= u32::from(*seen == oldest);

@@ -1,7 +1,7 @@
 //! What a weight type is, to the planes.
 
-use crate::columns::Sixteen;
 use crate::layout::{QUAD, Role};
+use crate::packing::{High, Low};
 
 /// How the low (or all) bits of weights lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,29 +91,21 @@ impl Scales {
     }
 }
 
+/// The most groups that a block has.
+pub(crate) const MOST_GROUPS: usize = 8;
+
 /// A group of one row, as the file means it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Group {
-    /// Weights as unsigned numbers, high bits included: those of 16 columns, then the others.
-    pub(crate) q: [Sixteen; 2],
+    /// Weights as unsigned numbers, high bits included.
+    pub(crate) q: [u8; 32],
     /// The group's own scales, as many bits as [`Scales`] says.
     pub(crate) scales: u32,
     /// The scales of its super-group.
     pub(crate) supers: u32,
 }
 
-impl Group {
-    /// Its weights in order.
-    pub(crate) fn columns(&self) -> [u8; 32] {
-        let mut columns = [0; 32];
-        for (half, q) in columns.as_chunks_mut().0.iter_mut().zip(self.q) {
-            *half = q.bytes();
-        }
-        columns
-    }
-}
-
-/// A quantised type: reads groups from blocks, and says what they are worth.
+/// A quantised type: what its blocks hold where, and what groups are worth.
 pub(crate) trait Format {
     /// Bytes of a block.
     const BYTES: usize;
@@ -122,8 +114,36 @@ pub(crate) trait Format {
     /// Its planes.
     const SHAPE: Shape;
 
-    /// Group `group` of a block of [`Self::BYTES`] bytes.
-    fn read(block: &[u8], group: usize) -> Group;
+    /// Where its weights, or their low bits, are in a block.
+    const LOW: Low;
+    /// Where their high bits are.
+    const HIGH: High = High::None;
+
+    /// The scales of each group of a block of [`Self::BYTES`] bytes, where they are bytes or, of 12
+    /// bits, their low 8. Here and below those past [`Self::GROUPS`] mean nothing.
+    fn bytes(_block: &[u8]) -> [u8; MOST_GROUPS] {
+        [0; MOST_GROUPS]
+    }
+
+    /// The upper 4 of 12 bits.
+    fn tops(_block: &[u8]) -> [u8; MOST_GROUPS] {
+        [0; MOST_GROUPS]
+    }
+
+    /// Scales of 16 bits.
+    fn shorts(_block: &[u8]) -> [[u8; 2]; MOST_GROUPS] {
+        [[0; 2]; MOST_GROUPS]
+    }
+
+    /// Scales of 32 bits.
+    fn longs(_block: &[u8]) -> [[u8; 4]; MOST_GROUPS] {
+        [[0; 4]; MOST_GROUPS]
+    }
+
+    /// The scales of a block's super-group.
+    fn supers(_block: &[u8]) -> u32 {
+        0
+    }
 
     /// The weights of a group; products and sums in the order of [`m40_gguf::dequantize`].
     fn weights(group: &Group) -> [f32; 32];

@@ -25,11 +25,11 @@
 //! ```
 #![forbid(unsafe_code)]
 
-mod columns;
 mod format;
 mod formats;
 mod layout;
 mod order;
+mod packing;
 mod stripe;
 
 use m40_gguf::TensorType;

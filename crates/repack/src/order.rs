@@ -8,9 +8,12 @@
 //!
 //! High bits go where, once a word is rotated left by the shift of its number, they lie just above
 //! the low bits of the same weight, so that one bitwise selection joins 8 weights.
+//!
+//! This is where every weight is, one at a time. `packing` brings them there many at a time: a byte
+//! of fields, first column highest, lies where byte 2 ends at bit 22 less the bits above it, thus
+//! in words rotated by one bit more than there are high bits.
 
-use crate::columns::Sixteen;
-use crate::format::{Group, Quants, Shape};
+use crate::format::{Quants, Shape};
 
 /// Column `c` of a group: the word of its low bits, and the lowest bit there before rotation, in
 /// 0..32.
@@ -50,40 +53,15 @@ const fn high_place(low: u32, high: u32, column: usize) -> Place {
     Place { word: word / words, bit: (bit + low + 32 - shift) % 32 }
 }
 
-const fn get(words: &[u32], place: Place, bits: u32) -> u32 {
+const fn get(words: &[u32; 8], place: Place, bits: u32) -> u32 {
     words[place.word].rotate_right(place.bit) & ((1 << bits) - 1)
 }
 
-/// Four words of bytes of two nibbles each, the first highest, from 32 nibbles.
-#[inline(always)]
-fn bytes_of_two([a, b]: [Sixteen; 2]) -> Sixteen {
-    let join = |q: Sixteen| q.shl(4).or(q.shr(8));
-    join(a).even_bytes(join(b))
-}
-
-/// As [`bytes_of_two`], the first lowest.
-#[inline(always)]
-fn bytes_of_two_reversed([a, b]: [Sixteen; 2]) -> Sixteen {
-    let join = |q: Sixteen| q.or(q.shr(4));
-    join(a).even_bytes(join(b))
-}
-
-/// Two words of bytes of four pairs of bits each, the first highest, from 32 pairs.
-#[inline(always)]
-fn bytes_of_four(q: [Sixteen; 2]) -> [u32; 2] {
-    // Nibbles of two pairs, of which each byte has two.
-    let [a, b] = q.map(|q| q.shl(2).or(q.shr(8)).and(Sixteen::splat(0x0f)));
-    let nibbles = a.even_bytes(b);
-    let bytes = nibbles.shl(4).or(nibbles.shr(8));
-    let words = bytes.even_bytes(bytes).words();
-    [words[0], words[1]]
-}
-
-/// The words of a group in the planes of low and of high bits, as many as the type has.
-#[derive(Debug, Clone, Copy)]
+/// The words of a group in the planes of low and of high bits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Words {
-    pub(crate) low: [Sixteen; 2],
-    pub(crate) high: [u32; 2],
+    pub(crate) low: [u32; 8],
+    pub(crate) high: [u32; 8],
 }
 
 /// Bits of a weight in the plane of low bits, for types in which they are fields.
@@ -96,76 +74,19 @@ const fn field_bits(quants: Quants) -> u32 {
 }
 
 impl Words {
-    /// The words of a group's weights.
-    ///
-    /// The places are those of [`place`] and [`high_place`], 8 columns at a time: a byte of fields,
-    /// first column highest, lies where byte 2 ends at bit 22 less the bits above it, thus one
-    /// more rotation to the right than there are high bits. Tests hold this against the places.
-    #[inline(always)]
-    pub(crate) fn pack(shape: &Shape, group: &Group) -> Self {
-        let mut words = Self { low: [Sixteen::splat(0); 2], high: [0; 2] };
-        let q = group.q;
-        let mask = |mask| Sixteen::splat(mask);
-        let up = 1 + shape.high_bits;
-        match shape.quants {
-            Quants::Pairs => {
-                let low = bytes_of_four(q.map(|q| q.and(mask(3))));
-                let low = low.map(|low| u64::from(low.rotate_right(up as u32)));
-                words.low[0] = Sixteen::of_longs([low[0] | low[1] << 32, 0]);
-                if shape.high_bits > 0 {
-                    // As pairs whose upper bit is the high bit; the second word's are one lower.
-                    let top = bytes_of_four(q.map(|q| q.shr(1).and(mask(2))));
-                    words.high[0] = top[0].rotate_right(1) | top[1].rotate_right(2);
-                }
-            }
-            Quants::Nibbles => {
-                words.low[0] = bytes_of_two(q.map(|q| q.and(mask(0x0f)))).rotate(up);
-                // As nibbles whose upper bits are the high bits, one word's below another's.
-                let top = |bits: u8| {
-                    let below = 4 - usize::from(bits);
-                    bytes_of_two(q.map(|q| q.shr(4).and(mask((1 << bits) - 1)).shl(below))).words()
-                };
-                match shape.high_bits {
-                    1 => {
-                        let [a, b, c, d] = top(1);
-                        let low = c.rotate_right(3) | d.rotate_right(4);
-                        words.high[0] = a.rotate_right(1) | b.rotate_right(2) | low;
-                    }
-                    2 => {
-                        let [a, b, c, d] = top(2);
-                        words.high[0] = a.rotate_right(1) | b.rotate_right(3);
-                        words.high[1] = c.rotate_right(1) | d.rotate_right(3);
-                    }
-                    _ => {}
-                }
-            }
-            // In column order: the first lowest.
-            Quants::Selectors => words.low[0] = bytes_of_two_reversed(q),
-            Quants::Bytes | Quants::Numbers(_) => words.low = q.map(|q| q.rotate(1)),
-        }
-        words
-    }
-
     /// The weights in the words.
-    pub(crate) fn unpack(&self, shape: &Shape) -> [Sixteen; 2] {
+    pub(crate) fn unpack(&self, shape: &Shape) -> [u8; 32] {
         let (low, high) = (field_bits(shape.quants), shape.high_bits as u32);
-        let words = self.low_words();
-        let q: [u8; 32] = std::array::from_fn(|i| {
+        std::array::from_fn(|i| {
             if shape.quants == Quants::Selectors {
-                return (words[i / 8] >> (4 * (i % 8))) as u8 & 0x0f;
+                return (self.low[i / 8] >> (4 * (i % 8))) as u8 & 0x0f;
             }
-            let mut q = get(&words, place(low, high, i), low);
+            let mut q = get(&self.low, place(low, high, i), low);
             if high > 0 {
                 q |= get(&self.high, high_place(low, high, i), high) << low;
             }
             q as u8
-        });
-        [Sixteen::first(&q), Sixteen::first(&q[16..])]
-    }
-
-    fn low_words(&self) -> [u32; 8] {
-        let ([a, b, c, d], [e, f, g, h]) = (self.low[0].words(), self.low[1].words());
-        [a, b, c, d, e, f, g, h]
+        })
     }
 }
 
@@ -178,10 +99,23 @@ mod tests {
         (word.rotate_left((8 * (2 + 4 - byte)) % 32) >> low_bit) & ((1 << bits) - 1)
     }
 
-    fn group(mask: u8) -> Group {
-        let q: [u8; 32] = std::array::from_fn(|i| (i * 37 % 256) as u8 & mask);
-        let q = [Sixteen::first(&q), Sixteen::first(&q[16..])];
-        Group { q, scales: 0, supers: 0 }
+    fn weights(bits: usize) -> [u8; 32] {
+        std::array::from_fn(|i| (i * 37 % (1 << bits)) as u8)
+    }
+
+    /// The words of a group, one weight after another.
+    fn pack(quants: Quants, high: u32, q: &[u8; 32]) -> Words {
+        let (mut words, low) = (Words::default(), field_bits(quants));
+        let put = |words: &mut [u32; 8], place: Place, bits: u32, field: u8| {
+            words[place.word] |= (u32::from(field) & ((1 << bits) - 1)).rotate_left(place.bit);
+        };
+        for (i, q) in q.iter().enumerate() {
+            put(&mut words.low, place(low, high, i), low, *q);
+            if high > 0 {
+                put(&mut words.high, high_place(low, high, i), high, q >> low);
+            }
+        }
+        words
     }
 
     fn shape(quants: Quants, high_bits: usize) -> Shape {
@@ -190,11 +124,11 @@ mod tests {
 
     #[test]
     fn byte_rotations_bring_every_nibble_to_the_top_of_the_mantissa() {
-        let group = group(15);
-        let words = Words::pack(&shape(Quants::Nibbles, 0), &group).low_words();
-        for (i, q) in group.columns().iter().enumerate() {
+        let weights = weights(4);
+        let words = pack(Quants::Nibbles, 0, &weights);
+        for (i, q) in weights.iter().enumerate() {
             let low_bit = [19, 15][i % 2];
-            let field = field_after_rotation(words[i / 8], (i % 8 / 2) as u32, low_bit, 4);
+            let field = field_after_rotation(words.low[i / 8], (i % 8 / 2) as u32, low_bit, 4);
             assert_eq!(field, u32::from(*q), "column {i}");
         }
     }
@@ -203,10 +137,10 @@ mod tests {
     fn a_rotation_by_the_word_number_puts_high_bits_above_the_low_ones() {
         for (quants, high) in [(Quants::Nibbles, 1), (Quants::Nibbles, 2), (Quants::Pairs, 1)] {
             let low = field_bits(quants);
-            let group = group(((1 << (low as usize + high)) - 1) as u8);
-            let words = Words::pack(&shape(quants, high), &group);
+            let weights = weights(low as usize + high);
             let high = high as u32;
-            for (i, q) in group.columns().iter().enumerate() {
+            let words = pack(quants, high, &weights);
+            for (i, q) in weights.iter().enumerate() {
                 let (per_word, slots) = (32 / low as usize, 8 / low);
                 let (word, index) = (i / per_word, (i % per_word) as u32);
                 let per_high = (low / high) as usize;
@@ -214,7 +148,7 @@ mod tests {
                     words.high[word / per_high].rotate_left(high * (word % per_high) as u32);
                 let low_bit = 23 - high - low * (index % slots + 1);
                 let byte = index / slots;
-                let field = field_after_rotation(words.low_words()[word], byte, low_bit, low)
+                let field = field_after_rotation(words.low[word], byte, low_bit, low)
                     | field_after_rotation(turned, byte, low_bit + low, high) << low;
                 assert_eq!(field, u32::from(*q), "{quants:?} + {high}, column {i}");
             }
@@ -223,19 +157,17 @@ mod tests {
 
     #[test]
     fn unpacking_inverts_packing() {
-        for (quants, high, mask) in [
-            (Quants::Pairs, 0, 3),
-            (Quants::Pairs, 1, 7),
-            (Quants::Nibbles, 0, 15),
-            (Quants::Nibbles, 1, 31),
-            (Quants::Nibbles, 2, 63),
-            (Quants::Selectors, 0, 15),
-            (Quants::Bytes, 0, 255),
+        for (quants, high) in [
+            (Quants::Pairs, 0),
+            (Quants::Pairs, 1),
+            (Quants::Nibbles, 0),
+            (Quants::Nibbles, 1),
+            (Quants::Nibbles, 2),
+            (Quants::Bytes, 0),
         ] {
-            let mut group = group(mask);
-            let (shape, columns) = (shape(quants, high), group.columns());
-            group.q = Words::pack(&shape, &group).unpack(&shape);
-            assert_eq!(group.columns(), columns, "{quants:?} + {high}");
+            let weights = weights(field_bits(quants) as usize + high);
+            let words = pack(quants, high as u32, &weights);
+            assert_eq!(words.unpack(&shape(quants, high)), weights, "{quants:?} + {high}");
         }
     }
 }

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use crate::columns::Sixteen;
-use crate::format::{Format, Group, Quants, Scales, Shape};
+use crate::format::{Format, Group, MOST_GROUPS, Quants, Scales};
 use crate::layout::{GROUP, Layout, QUAD, Role, SUPER};
 use crate::order::Words;
+use crate::packing::{pack_high, pack_low};
 use crate::{RepackError, formats};
 
 /// Groups that share a super-scale.
@@ -71,12 +71,6 @@ impl<'a> Stripe<'a> {
         formats::fill(&layout, &mut self, blocks);
         Ok(())
     }
-}
-
-/// Bytes `at..at + N` of a plane.
-#[inline(always)]
-fn field<const N: usize>(plane: &mut [u8], at: usize) -> &mut [u8; N] {
-    plane[at..].first_chunk_mut().expect("planes have their layout's size")
 }
 
 /// Where the fields of a group lie in the planes of a stripe.
@@ -160,103 +154,71 @@ fn fill_quad<F: Format>(quad: Quad<'_>, layout: &Layout, rows: [&[u8]; QUAD]) {
     let [quants, high, scales, tops, supers] = quad.planes;
     let per_row = |plane: &[u8]| (plane.len() / QUAD).max(1);
     let (quant_bytes, high_bytes) = (per_row(quants), per_row(high));
-    let mut quants = quants.chunks_exact_mut(quant_bytes);
-    let mut high = high.chunks_exact_mut(high_bytes);
-    let mut rows = rows.map(|row| Row {
-        blocks: row.chunks_exact(F::BYTES),
-        quants: quants.next().unwrap_or_default(),
-        high: high.next().unwrap_or_default(),
-    });
-    let groups = layout.groups();
-    for first in (0..groups).step_by(F::GROUPS) {
-        let mut words = [[0; QUAD]; MOST_GROUPS];
-        let mut super_words = [0; QUAD];
-        for (lane, row) in rows.iter_mut().enumerate() {
-            let Some(block) = row.blocks.next() else { break };
-            for (within, words) in words[..F::GROUPS].iter_mut().enumerate() {
-                let group = F::read(block, within);
-                row.write(&shape, groups, first + within, &group);
-                words[lane] = group.scales;
-                super_words[lane] = group.supers;
-            }
-        }
-        for (words, at) in words[..F::GROUPS].iter().zip(first..) {
-            write_scales(shape.scales, at, *words, scales, tops);
-        }
-        let at = first / GROUPS_PER_SUPER * QUAD;
-        match shape.super_bytes {
-            2 => *field(supers, at * 2) = shorts(super_words),
-            4 => *field(supers, at * 4) = longs(super_words),
-            _ => {}
-        }
+    // Rows that are not there keep their zeros.
+    let there = rows.iter().take_while(|row| !row.is_empty());
+    for (row, part) in there.clone().zip(quants.chunks_exact_mut(quant_bytes)) {
+        pack_low(F::LOW, row, F::BYTES, shape.high_bits, part);
     }
-}
-
-/// The most groups of a block.
-const MOST_GROUPS: usize = 8;
-
-/// A row of blocks, and what of the planes is its own.
-struct Row<'a> {
-    blocks: std::slice::ChunksExact<'a, u8>,
-    quants: &'a mut [u8],
-    high: &'a mut [u8],
-}
-
-impl Row<'_> {
-    #[inline(always)]
-    fn write(&mut self, shape: &Shape, groups: usize, at: usize, group: &Group) {
-        let words = Words::pack(shape, group);
-        match shape.quants {
-            Quants::Pairs => {
-                let [low, high, ..] = words.low[0].words();
-                *field(self.quants, at * 8) =
-                    (u64::from(low) | u64::from(high) << 32).to_le_bytes();
-            }
-            Quants::Nibbles | Quants::Selectors => {
-                *field(self.quants, at * 16) = words.low[0].bytes();
-            }
-            Quants::Bytes => {
-                *field(self.quants, at * 16) = words.low[0].bytes();
-                *field(self.quants, (groups + at) * 16) = words.low[1].bytes();
-            }
-            Quants::Numbers(_) => unreachable!("numbers have no groups of quants"),
-        }
-        let [low, top] = words.high;
-        match shape.high_bits {
-            1 => *field(self.high, at * 4) = low.to_le_bytes(),
-            2 => *field(self.high, at * 8) = (u64::from(low) | u64::from(top) << 32).to_le_bytes(),
-            _ => {}
-        }
+    for (row, part) in there.zip(high.chunks_exact_mut(high_bytes)) {
+        pack_high(F::HIGH, row, F::BYTES, shape.quants == Quants::Pairs, part);
     }
-}
-
-/// Writes the scales of group `at` of four rows.
-#[inline(always)]
-fn write_scales(of: Scales, at: usize, words: [u32; QUAD], scales: &mut [u8], tops: &mut [u8]) {
-    match of {
+    match shape.scales {
         Scales::None => {}
-        Scales::Byte => *field(scales, at * 4) = words.map(|word| word as u8),
+        Scales::Byte => spread(rows, F::BYTES, F::GROUPS, F::bytes, scales.as_chunks_mut().0),
         Scales::Twelve => {
-            *field(scales, at * 4) = words.map(|word| word as u8);
+            spread(rows, F::BYTES, F::GROUPS, F::bytes, scales.as_chunks_mut().0);
+            let mut fours = vec![[0; QUAD]; layout.groups()];
+            spread(rows, F::BYTES, F::GROUPS, F::tops, &mut fours);
             // The four rows' top nibbles share 16 bits, row 0 lowest.
-            let [a, b, c, d] = words.map(|word| (word >> 8) as u16 & 0x0f);
-            *field(tops, at * 2) = (a | b << 4 | c << 8 | d << 12).to_le_bytes();
+            for (out, [a, b, c, d]) in tops.as_chunks_mut().0.iter_mut().zip(fours) {
+                *out = [a | b << 4, c | d << 4];
+            }
         }
-        Scales::Short => *field(scales, at * 8) = shorts(words),
-        Scales::Word => *field(scales, at * 16) = longs(words),
+        Scales::Short => {
+            let (quads, _) = scales.as_chunks_mut::<2>().0.as_chunks_mut();
+            spread(rows, F::BYTES, F::GROUPS, F::shorts, quads);
+        }
+        Scales::Word => {
+            let (quads, _) = scales.as_chunks_mut::<4>().0.as_chunks_mut();
+            spread(rows, F::BYTES, F::GROUPS, F::longs, quads);
+        }
+    }
+    // Blocks with a super-scale have all groups that share it.
+    match shape.super_bytes {
+        2 => {
+            let (quads, _) = supers.as_chunks_mut::<2>().0.as_chunks_mut();
+            let short = |block: &[u8]| [(F::supers(block) as u16).to_le_bytes(); MOST_GROUPS];
+            spread(rows, F::BYTES, 1, short, quads);
+        }
+        4 => {
+            let (quads, _) = supers.as_chunks_mut::<4>().0.as_chunks_mut();
+            let long = |block: &[u8]| [F::supers(block).to_le_bytes(); MOST_GROUPS];
+            spread(rows, F::BYTES, 1, long, quads);
+        }
+        _ => {}
     }
 }
 
+/// Writes what `of` makes of blocks of `bytes` bytes, the first `count` of it, for four rows: those
+/// of a group side by side. Of rows that are not there it writes zeros.
 #[inline(always)]
-fn shorts(words: [u32; QUAD]) -> [u8; 8] {
-    let [a, b, c, d] = words.map(|word| u64::from(word as u16));
-    (a | b << 16 | c << 32 | d << 48).to_le_bytes()
-}
-
-#[inline(always)]
-fn longs(words: [u32; QUAD]) -> [u8; 16] {
-    let [a, b, c, d] = words.map(u128::from);
-    (a | b << 32 | c << 64 | d << 96).to_le_bytes()
+fn spread<T: Copy + Default>(
+    rows: [&[u8]; QUAD],
+    bytes: usize,
+    count: usize,
+    of: impl Fn(&[u8]) -> [T; MOST_GROUPS],
+    out: &mut [[T; QUAD]],
+) {
+    for (lane, row) in rows.into_iter().enumerate() {
+        if row.is_empty() {
+            out.iter_mut().for_each(|out| out[lane] = T::default());
+        }
+        for (block, out) in row.chunks_exact(bytes).zip(out.chunks_exact_mut(count)) {
+            for (value, out) in of(block).into_iter().zip(out) {
+                out[lane] = value;
+            }
+        }
+    }
 }
 
 /// Writes rows of plain numbers: 16-byte parts, groups padded with zeros.
@@ -323,23 +285,19 @@ fn read<F: Format>(layout: &Layout, planes: &[u8], address: &Address) -> Group {
     let shape = F::SHAPE;
     let bytes = |role, at: usize| &planes[layout.plane(role).offset + at..];
     let word = |role, at| {
-        let word = bytes(role, at).first_chunk().expect("planes have their layout's size");
-        u64::from(u32::from_le_bytes(*word))
+        u32::from_le_bytes(*bytes(role, at).first_chunk().expect("planes have their layout's size"))
     };
     let short = |role, at| u32::from(bytes(role, at)[0]) | u32::from(bytes(role, at)[1]) << 8;
-    let sixteen = |at| Sixteen::first(bytes(Role::Quants, at));
-    let pair =
-        |at| Sixteen::of_longs([word(Role::Quants, at) | word(Role::Quants, at + 4) << 32, 0]);
-    let low = match shape.quants {
-        Quants::Pairs => [pair(address.by_row * 8), Sixteen::splat(0)],
-        Quants::Bytes => [sixteen(address.part(0, 2)), sixteen(address.part(1, 2))],
-        _ => [sixteen(address.by_row * 16), Sixteen::splat(0)],
-    };
-    let mut high = [0; 2];
-    for (i, high) in high[..shape.high_bits].iter_mut().enumerate() {
-        *high = word(Role::High, (address.by_row * shape.high_bits + i) * 4) as u32;
+    let mut words = Words::default();
+    for i in 0..shape.quants.bytes() / 4 {
+        words.low[i] = match shape.quants {
+            Quants::Bytes => word(Role::Quants, address.part(i / 4, 2) + i % 4 * 4),
+            _ => word(Role::Quants, address.by_row * shape.quants.bytes() + 4 * i),
+        };
     }
-    let words = Words { low, high };
+    for i in 0..shape.high_bits {
+        words.high[i] = word(Role::High, (address.by_row * shape.high_bits + i) * 4);
+    }
     let scales = match shape.scales {
         Scales::None => 0,
         Scales::Byte => u32::from(bytes(Role::Scales, address.by_quad)[0]),
@@ -349,11 +307,11 @@ fn read<F: Format>(layout: &Layout, planes: &[u8], address: &Address) -> Group {
             u32::from(bytes(Role::Scales, address.by_quad)[0]) | top << 8
         }
         Scales::Short => short(Role::Scales, address.by_quad * 2),
-        Scales::Word => word(Role::Scales, address.by_quad * 4) as u32,
+        Scales::Word => word(Role::Scales, address.by_quad * 4),
     };
     let supers = match shape.super_bytes {
         2 => short(Role::Supers, address.supers * 2),
-        4 => word(Role::Supers, address.supers * 4) as u32,
+        4 => word(Role::Supers, address.supers * 4),
         _ => 0,
     };
     Group { q: words.unpack(&shape), scales, supers }

@@ -177,3 +177,31 @@ fn refuses_memory_of_another_size() {
     assert_eq!(repack(&layout, &[0; 90], &mut planes), Err(short));
     assert_eq!(unpack(&layout, &planes), Err(short));
 }
+
+#[test]
+fn rows_that_are_not_there_are_zeros() {
+    for ty in TYPES {
+        let cols = 3 * ty.block_len().max(32);
+        for rows in [1, 2, 3, 5, 7] {
+            let layout = Layout::of(ty, rows, cols).expect("the type has a layout");
+            let planes = planes_of(&layout, &vec![0xff; rows * row_bytes(ty, cols)]);
+            let plane_of = |role| {
+                let plane = layout.plane(role);
+                let rest = planes.get(plane.offset..).unwrap_or_default();
+                &rest[..plane.quad_bytes * layout.quads()]
+            };
+            for role in [Role::Quants, Role::High] {
+                let plane = plane_of(role);
+                let (there, missing) = plane.split_at(plane.len() / 4 / layout.quads() * rows);
+                assert!(missing.iter().all(|&byte| byte == 0), "{ty}, {rows} rows, {role:?}");
+                assert!(there.is_empty() || there.iter().any(|&byte| byte != 0), "{ty}, {role:?}");
+            }
+            for role in [Role::Scales, Role::Supers] {
+                let plane = plane_of(role);
+                let zeros = plane.iter().filter(|&&byte| byte == 0).count();
+                let missing = plane.len() / 4 / layout.quads() * (layout.quads() * 4 - rows);
+                assert_eq!(zeros, missing, "{ty}, {rows} rows, {role:?}");
+            }
+        }
+    }
+}

@@ -37,8 +37,9 @@ pub(crate) struct Drawn {
 
 impl Drawn {
     fn from_bytes(bytes: &[u8]) -> Self {
-        let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
-        Self { token: word(0), probability: f32::from_bits(word(4)) }
+        let (words, _) = bytes.as_chunks::<4>();
+        let [token, probability] = [0, 1].map(|i| u32::from_le_bytes(words[i]));
+        Self { token, probability: f32::from_bits(probability) }
     }
 
     pub(crate) fn pair(self) -> (u32, f32) {
@@ -188,9 +189,10 @@ fn output_of(program: &Path, input: Vec<u8>) -> Vec<u8> {
     static FILES: AtomicU32 = AtomicU32::new(0);
     let number = FILES.fetch_add(1, Ordering::Relaxed);
     let file = program.with_extension(format!("{number}.input"));
-    fs::write(&file, input).unwrap();
-    let output = Command::new(program).stdin(File::open(&file).unwrap()).output().unwrap();
-    fs::remove_file(file).unwrap();
+    fs::write(&file, input).expect("the folder of tests can be written to");
+    let stdin = File::open(&file).expect("it has just been written");
+    let output = Command::new(program).stdin(stdin).output().expect("it has been compiled");
+    fs::remove_file(file).expect("it has just been read");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     output.stdout
 }

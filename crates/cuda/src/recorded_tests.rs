@@ -231,9 +231,9 @@ fn copies_through_pinned_memory_are_no_part_of_a_graph() {
     let (arena, mut words) = arena_with_a_seven(&device);
     let mut buffer = StagingBuffer::new(&device, 4096).unwrap();
     let stream = device.stream(Priority::Low).unwrap();
-    let graph = stream.capture(|| buffer.send(0, words.all_mut(), &stream));
+    let graph = stream.capture(|| buffer.send([(0, words.all_mut())], &stream));
     assert_eq!(graph.unwrap_err(), CudaError::Capturing);
-    buffer.send(0, words.all_mut(), &stream).unwrap();
+    buffer.send([(0, words.all_mut())], &stream).unwrap();
     drop(arena);
 }
 
@@ -250,8 +250,10 @@ fn one_staging_buffer_fills_several_places() {
     for (i, byte) in buffer.room().unwrap().iter_mut().enumerate() {
         *byte = i as u8;
     }
-    buffer.send(16, bytes.view_mut(90..100).unwrap(), &stream).unwrap();
-    buffer.send(4, words.all_mut(), &stream).unwrap();
+    let (_, end) = bytes.all_mut().split_at(90).unwrap();
+    let (first, last) = end.split_at(3).unwrap();
+    buffer.send([(16, first), (19, last)], &stream).unwrap();
+    buffer.send([(4, words.all_mut())], &stream).unwrap();
     assert!(with(|fake| fake.is_busy()));
     // Writing waits until both have left.
     buffer.room().unwrap().fill(0xff);
@@ -263,9 +265,11 @@ fn one_staging_buffer_fills_several_places() {
     assert!(bytes_there[..90].iter().all(|&byte| byte == 0));
     assert_eq!(bytes_there[90..], [16, 17, 18, 19, 20, 21, 22, 23, 24, 25]);
     assert_eq!(words_there, [0x0706_0504, 0x0b0a_0908]);
-    let too_far = buffer.send(4089, words.all_mut(), &stream);
-    assert_eq!(too_far, Err(CudaError::CopyMismatch { asked: 7, holds: 8 }));
-    buffer.send(4088, words.all_mut(), &stream).unwrap();
+    // What was enqueued before an error still travels, and is waited for.
+    let (first, last) = words.all_mut().split_at(1).unwrap();
+    let too_far = buffer.send([(4092, first), (4093, last)], &stream);
+    assert_eq!(too_far, Err(CudaError::CopyMismatch { asked: 3, holds: 4 }));
+    assert!(with(|fake| fake.is_busy()));
     // The fake asserts that nothing is under way when it is freed.
     drop(buffer);
 }

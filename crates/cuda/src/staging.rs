@@ -45,15 +45,28 @@ impl StagingBuffer {
         Ok(self.memory.as_mut().expect("present until dropped").bytes_mut())
     }
 
-    /// Fills `to` with as many bytes from `first` on, in a stream. Returns at once; more copies may
-    /// follow before [`Self::room`] is asked for again; in another stream they wait for this one.
-    pub fn send<T: Element>(
+    /// Fills each of `parts` with as many bytes from its first byte here on, in a stream. Returns at
+    /// once; more may be sent before [`Self::room`] is asked for again.
+    pub fn send<'a, T: Element>(
         &mut self,
+        parts: impl IntoIterator<Item = (usize, ViewMut<'a, T>)>,
+        stream: &Stream,
+    ) -> Result<(), CudaError> {
+        stream.check_not_capturing()?;
+        // So that the one event tells of all copies, whatever streams they are in.
+        stream.wait_for(&self.copied)?;
+        let sent = parts.into_iter().try_for_each(|(first, to)| self.send_part(first, to, stream));
+        // Of what was enqueued before an error, too.
+        mark(stream, &mut self.copied).and(sent)
+    }
+
+    /// Enqueues a copy; `copied` is to be recorded after it.
+    fn send_part<T: Element>(
+        &self,
         first: usize,
         to: ViewMut<'_, T>,
         stream: &Stream,
     ) -> Result<(), CudaError> {
-        stream.check_not_capturing()?;
         let to = to.into_view();
         let bytes = to.len() * size_of::<T>();
         let range = first..first.saturating_add(bytes);
@@ -61,13 +74,10 @@ impl StagingBuffer {
             let asked = self.len().saturating_sub(first) as u64;
             return Err(CudaError::CopyMismatch { asked, holds: bytes as u64 });
         }
-        // So that the one event tells of all copies, whatever streams they are in.
-        stream.wait_for(&self.copied)?;
         let (memory, driver) = (self.memory(), stream.device().driver()?);
         // SAFETY: it is written or freed only after `copied`, which is recorded behind the copy.
         // `to` lies in a living slice.
-        unsafe { driver.copy_to_device(memory, range, to.address, stream.handle()) }?;
-        mark(stream, &mut self.copied)
+        unsafe { driver.copy_to_device(memory, range, to.address, stream.handle()) }
     }
 
     /// Fills the first bytes with `from`, in a stream; on return they are there.
@@ -142,7 +152,7 @@ impl StagingRing {
             let len = room.len().min(rest.read().len());
             fill(first, &mut room[..len])?;
             let (part, others) = rest.split_at(len).expect("no longer than the rest");
-            slot.send(0, part, &self.stream)?;
+            slot.send([(0, part)], &self.stream)?;
             self.next = (self.next + 1) % SLOTS;
             (first, rest) = (first + len, others);
         }

@@ -34,8 +34,8 @@ pub(super) trait Staging<T>: Send {
     fn len(&self) -> usize;
     /// The memory, once nothing travels from it.
     fn room(&mut self) -> Result<&mut [u8], CudaError>;
-    /// Sends `bytes` bytes of it, from `first` on.
-    fn send(&mut self, first: usize, to: T) -> Result<(), CudaError>;
+    /// Sends parts of it: from which byte on, and where to.
+    fn send(&mut self, parts: impl Iterator<Item = (usize, T)>) -> Result<(), CudaError>;
 }
 
 /// Pinned memory, sent from in a stream.
@@ -54,8 +54,11 @@ impl<'a> Staging<ViewMut<'a, u8>> for Pinned<'_> {
         self.buffer.room()
     }
 
-    fn send(&mut self, first: usize, to: ViewMut<'a, u8>) -> Result<(), CudaError> {
-        self.buffer.send(first, to, self.stream)
+    fn send(
+        &mut self,
+        parts: impl Iterator<Item = (usize, ViewMut<'a, u8>)>,
+    ) -> Result<(), CudaError> {
+        self.buffer.send(parts, self.stream)
     }
 }
 
@@ -90,18 +93,16 @@ impl<T> Slab<'_, T> {
                 let room = &mut buffer.room()?[..layout.bytes()];
                 repack(&layout, blocks, room)
                     .map_err(|source| WeightsError::Repack { tensor: tensor.to_owned(), source })?;
-                for (role, to) in Role::ALL.into_iter().zip(planes) {
-                    if let Some(to) = to {
-                        buffer.send(layout.plane(role).offset, to)?;
-                    }
-                }
+                let parts = Role::ALL.into_iter().zip(planes);
+                let parts = parts.filter_map(|(role, to)| Some((layout.plane(role).offset, to?)));
+                buffer.send(parts)?;
             }
             Self::Floats { numbers, to } => {
                 let (room, _) = buffer.room()?.as_chunks_mut();
                 for (room, number) in room.iter_mut().zip(numbers) {
                     *room = number.to_le_bytes();
                 }
-                buffer.send(0, to)?;
+                buffer.send([(0, to)].into_iter())?;
             }
         }
         Ok(())

@@ -1,10 +1,22 @@
 //! Runs programs on a GPU: weights on the card, the KV cache in pages, passes of kernels.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`lower`] | a program to the ops of decode passes, without a device |
+//! | [`ops`] | the ops as kernels read them |
+//! | [`weights`] | weights onto the card |
+//! | [`kv`] | pages of the KV cache |
+//! | [`executor`] | a model on the card, and passes over it |
 #![forbid(unsafe_code)]
 
+mod batch;
 mod choice;
+pub mod executor;
 pub mod kv;
 pub mod lower;
 pub mod ops;
+mod sequence;
 pub mod weights;
 
 pub use choice::{Choice, MAX_VOCAB, MAX_WINDOW, runs_on_device};
+pub use sequence::{Sequence, TooManySequences};

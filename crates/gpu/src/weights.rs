@@ -228,6 +228,11 @@ impl Weights {
         self.vectors[id.0 as usize]
     }
 
+    /// Where all vectors begin, in the program's order.
+    pub fn vectors(&self) -> &[Place] {
+        &self.vectors
+    }
+
     /// Bytes of the arena in use.
     pub fn device_bytes(&self) -> u64 {
         let matrices = self.matrices.iter().map(|matrix| matrix.memory.len() as u64);

@@ -1,0 +1,652 @@
+//! A model on the card, and passes over it.
+
+use std::fmt;
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+
+use m40_cuda::{
+    Arena, CudaError, Device, DeviceSlice, ElementType, Graph, Kernel, Param, Signature,
+    StagingRing,
+};
+use m40_gguf::Gguf;
+use m40_program::Program;
+
+use crate::batch::decode_passes;
+use crate::kv::{KvPlan, OutOfPages};
+use crate::lower::{AssembleError, LowerError, Lowered, Places, RegionId, Target, lower};
+use crate::ops::{self, DECODE_THREADS, OP_WORDS, PAGE_TOKENS, PASS_ROWS, Place};
+use crate::sequence::{Pool, Sequence, TooManySequences};
+use crate::weights::{Loader, Progress, Weights, WeightsError};
+
+/// Words of a pass: its number of rows, three that are not used, and the rows.
+const PASS_WORDS: usize = 4 + 4 * PASS_ROWS;
+
+/// Words of the barrier: its counter, and the count that the next launch begins from.
+const BARRIER_WORDS: usize = 2;
+
+/// Words of what is chosen for a row: the token, and its probability.
+const CHOSEN_WORDS: usize = 2;
+
+/// Bytes of a staging buffer.
+const STAGING_BYTES: usize = 1 << 20;
+
+/// Rows of the decode kernels.
+const KERNEL_ROWS: [usize; 4] = [1, 2, 4, 8];
+
+/// The arena; ops, first and last of them; pass; passes; barrier; chosen.
+const DECODE_PARAMS: &[Param] = &[
+    Param::Arena,
+    Param::Scalar(ElementType::U32),
+    Param::Scalar(ElementType::U32),
+    Param::Scalar(ElementType::U32),
+    Param::Scalar(ElementType::U32),
+    Param::Scalar(ElementType::U32),
+    Param::Scalar(ElementType::U32),
+    Param::Scalar(ElementType::U32),
+];
+
+/// kernels/decode.cu, in the order of [`KERNEL_ROWS`].
+static DECODE: [Signature; 4] = [
+    Signature { name: "decode_b1", params: DECODE_PARAMS },
+    Signature { name: "decode_b2", params: DECODE_PARAMS },
+    Signature { name: "decode_b4", params: DECODE_PARAMS },
+    Signature { name: "decode_b8", params: DECODE_PARAMS },
+];
+
+/// How a model is to be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExecutorOptions {
+    /// Tokens that a sequence may have.
+    pub context: u32,
+    /// Sequences at a time.
+    pub sequences: u32,
+    /// How passes are launched.
+    pub launches: Launches,
+}
+
+/// How a pass is launched. The results are the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Launches {
+    /// A launch for each op.
+    #[default]
+    OpByOp,
+    /// One launch for all ops, whose blocks wait for each other. All of them have to run at once:
+    /// nothing else may.
+    Whole,
+}
+
+/// A model's memory, known before anything is read.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    program: Arc<Program>,
+    options: ExecutorOptions,
+    lowered: Lowered,
+}
+
+/// Why a model cannot be planned or loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The card does not run the program.
+    #[error(transparent)]
+    Lower(#[from] LowerError),
+    /// The weights did not get there.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// Memory was laid out wrongly.
+    #[error("internal error: {0}")]
+    Assemble(#[from] AssembleError),
+    /// The KV cache does not hold one sequence.
+    #[error(
+        "{bytes} bytes of KV cache hold {tokens} tokens, fewer than a page's {PAGE_TOKENS}: give \
+         the model more memory"
+    )]
+    NoCache {
+        /// Bytes that it was to have.
+        bytes: u64,
+        /// Tokens that they hold.
+        tokens: usize,
+    },
+    /// Something lies farther from the arena's start than kernels count.
+    #[error("the model's memory lies {offset} bytes from the arena's start; kernels reach 64 GiB")]
+    TooFar {
+        /// Bytes from the start.
+        offset: u64,
+    },
+    /// Blocks that have to run at once do not.
+    #[error("{blocks} blocks of the decode kernels are to run at once, the gpu runs {resident}")]
+    NotResident {
+        /// Blocks of a launch.
+        blocks: u32,
+        /// Blocks that run at once.
+        resident: u32,
+    },
+    /// The card.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+}
+
+/// Why a pass was not run. What sequences hold is as before, unless the card failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PassError {
+    /// A token outside the vocabulary.
+    #[error("token {token} is not in the vocabulary of {vocab}")]
+    Token {
+        /// Its id.
+        token: u32,
+        /// Size of the vocabulary.
+        vocab: usize,
+    },
+    /// A row that does not go on where its sequence ends.
+    #[error("a row is at position {position} of a sequence of {len} tokens")]
+    Position {
+        /// The row's.
+        position: usize,
+        /// Where the sequence ends.
+        len: usize,
+    },
+    /// A sequence would be longer than it may be.
+    #[error("position {position} is beyond the context of {context} tokens")]
+    Context {
+        /// The row's.
+        position: usize,
+        /// Tokens that a sequence may have.
+        context: usize,
+    },
+    /// A row of no sequence, or a sequence of another model.
+    #[error("sequence {index} of {count} is none of this model's")]
+    Sequence {
+        /// The row's.
+        index: usize,
+        /// Sequences given.
+        count: usize,
+    },
+    /// More rows than a pass has, or two of one sequence, where only one pass is asked for.
+    #[error("{rows} rows do not fit in one pass")]
+    Rows {
+        /// Rows given.
+        rows: usize,
+    },
+    /// The KV cache is full.
+    #[error(transparent)]
+    Pages(#[from] OutOfPages),
+    /// The card.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+}
+
+/// One token of a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Id in the vocabulary.
+    pub token: u32,
+    /// Position in its sequence.
+    pub position: usize,
+    /// Index of its sequence among those given with the pass.
+    pub sequence: usize,
+    /// Whether its logits are wanted.
+    pub logits: bool,
+}
+
+/// What was chosen after a row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Chosen {
+    /// Id in the vocabulary.
+    pub token: u32,
+    /// Of the token; 0 if there was none to choose, and the token is 0 then.
+    pub probability: f32,
+}
+
+impl Plan {
+    /// Plans a program for a card of so many multiprocessors.
+    ///
+    /// # Errors
+    /// [`LowerError`] when the card does not run it.
+    pub fn new(
+        program: Arc<Program>,
+        options: ExecutorOptions,
+        multiprocessors: u32,
+    ) -> Result<Self, LowerError> {
+        let target = Target { blocks: multiprocessors, context: options.context };
+        let lowered = lower(&program, target)?;
+        Ok(Self { program, options, lowered })
+    }
+
+    /// The program as ops of the card.
+    pub fn lowered(&self) -> &Lowered {
+        &self.lowered
+    }
+
+    /// Bytes of the arena that the model takes beside its KV cache.
+    ///
+    /// # Errors
+    /// [`WeightsError`] when its weights have no planes.
+    pub fn fixed_bytes(&self) -> Result<u64, WeightsError> {
+        let slices = [
+            self.lowered.scratch_bytes(),
+            4 * (self.lowered.ops.len() * OP_WORDS) as u64,
+            4 * self.table_words() as u64,
+            4 * PASS_WORDS as u64,
+            4 * BARRIER_WORDS as u64,
+        ];
+        let whole = |bytes: u64| bytes.next_multiple_of(m40_cuda::ALIGNMENT);
+        let slices: u64 = slices.into_iter().map(whole).sum();
+        Ok(slices + Weights::bytes(&self.program, &self.lowered.matrices)?)
+    }
+
+    /// Bytes of KV cache for so many tokens of one sequence.
+    pub fn kv_bytes(&self, tokens: usize) -> u64 {
+        tokens.div_ceil(PAGE_TOKENS) as u64 * KvPlan::page_bytes(&self.program.kv)
+    }
+
+    /// Entries of a sequence's page table, a multiple of a place's words.
+    fn table_entries(&self) -> usize {
+        (self.options.context as usize).div_ceil(PAGE_TOKENS).next_multiple_of(4)
+    }
+
+    fn table_words(&self) -> usize {
+        self.table_entries() * self.options.sequences as usize
+    }
+}
+
+/// A model on the card.
+pub struct Executor {
+    plan: Plan,
+    kernels: [Kernel; 4],
+    /// Launches of a pass, recorded, for each kernel; none where a pass is one launch.
+    graphs: Vec<Graph>,
+    /// Launches run in its stream, behind the copies.
+    ring: StagingRing,
+    pool: Arc<Pool>,
+    scratch: DeviceSlice<u32>,
+    ops: DeviceSlice<u32>,
+    pass: DeviceSlice<u32>,
+    barrier: DeviceSlice<u32>,
+    tables: DeviceSlice<u32>,
+    /// Only held.
+    _cache: DeviceSlice<u8>,
+    weights: Weights,
+    arena: Arena,
+    /// Words that have come from the card.
+    words: Vec<u32>,
+    logits: Vec<f32>,
+}
+
+impl fmt::Debug for Executor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let model = &self.plan.program.description.name;
+        f.debug_struct("Executor").field("model", model).finish_non_exhaustive()
+    }
+}
+
+impl Executor {
+    /// Loads a model into an arena, with a KV cache of at most `kv_bytes` bytes.
+    ///
+    /// # Errors
+    /// [`LoadError`]; what was taken of the arena has gone back to it.
+    pub fn load<B: AsRef<[u8]>>(
+        plan: Plan,
+        gguf: &Gguf<B>,
+        arena: &Arena,
+        kv_bytes: u64,
+        loader: &mut Loader,
+        progress: &mut (dyn FnMut(Progress) -> ControlFlow<()> + Send),
+    ) -> Result<Self, LoadError> {
+        let Plan { program, options, lowered } = &plan;
+        let (context, sequences) = (options.context as usize, options.sequences as usize);
+        let useful = context.div_ceil(PAGE_TOKENS) * sequences;
+        let kv = KvPlan::new(&program.kv, kv_bytes, useful);
+        if kv.pages() == 0 && !program.kv.is_empty() {
+            return Err(LoadError::NoCache { bytes: kv_bytes, tokens: kv.tokens() });
+        }
+        let device = arena.device().clone();
+        let kernels = [0, 1, 2, 3].map(|i| device.kernel(&DECODE[i]));
+        let [a, b, c, d] = kernels;
+        let kernels = [a?, b?, c?, d?];
+        if options.launches == Launches::Whole {
+            let blocks = lowered.target.blocks;
+            for kernel in &kernels {
+                let resident = kernel.resident_blocks(DECODE_THREADS, 0)?;
+                if resident < blocks {
+                    return Err(LoadError::NotResident { blocks, resident });
+                }
+            }
+        }
+
+        let weights = Weights::load(program, gguf, &lowered.matrices, arena, loader, progress)?;
+        let cache = arena.allocate::<u8>(kv.bytes().max(1) as usize)?;
+        let scratch = arena.allocate::<u32>(lowered.scratch_bytes().div_ceil(4) as usize)?;
+        let matrices: Vec<_> =
+            weights.matrices().iter().map(|m| (*m.layout(), m.place())).collect();
+        let vectors =
+            (0..program.vectors.len() as u32).map(|i| weights.vector(m40_program::VectorId(i)));
+        let places = Places {
+            matrices: &matrices,
+            vectors: &vectors.collect::<Vec<_>>(),
+            caches: &kv.caches(place(&cache)?),
+            scratch: place(&scratch)?,
+            choices: Place::NOWHERE,
+        };
+        let words = lowered.assemble(program, &places)?;
+        let ops = arena.allocate::<u32>(words.len())?;
+        let mut executor = Self {
+            kernels,
+            graphs: vec![],
+            ring: StagingRing::new(&device, STAGING_BYTES)?,
+            pool: Pool::new(kv.pages(), sequences, context),
+            scratch,
+            ops,
+            pass: arena.allocate(PASS_WORDS)?,
+            barrier: arena.allocate(BARRIER_WORDS)?,
+            tables: arena.allocate(plan.table_words().max(1))?,
+            _cache: cache,
+            weights,
+            arena: arena.clone(),
+            words: vec![],
+            logits: vec![],
+            plan,
+        };
+        place(&executor.tables)?;
+        executor.ring.write(executor.ops.all_mut(), &words)?;
+        let image = executor.plan.lowered.scratch_image();
+        let image: Vec<u32> =
+            image.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+        executor.ring.write(executor.scratch.all_mut(), &image)?;
+        if executor.plan.options.launches == Launches::OpByOp {
+            executor.record()?;
+        }
+        Ok(executor)
+    }
+
+    /// The program it runs.
+    pub fn program(&self) -> &Program {
+        &self.plan.program
+    }
+
+    /// The program as ops of the card.
+    pub fn lowered(&self) -> &Lowered {
+        &self.plan.lowered
+    }
+
+    /// The card.
+    pub fn device(&self) -> &Device {
+        self.arena.device()
+    }
+
+    /// Bytes of weights on the card.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weights.device_bytes()
+    }
+
+    /// Pages of the KV cache that nobody has, and all, of
+    /// [`PAGE_TOKENS`](crate::ops::PAGE_TOKENS) tokens each.
+    pub fn pages(&self) -> (usize, usize) {
+        self.pool.pages()
+    }
+
+    /// An empty sequence.
+    ///
+    /// # Errors
+    /// [`TooManySequences`] when as many as were planned for are in use.
+    pub fn begin(&self) -> Result<Sequence, TooManySequences> {
+        self.pool.begin()
+    }
+
+    /// Runs the program over `rows` and returns the logits, `[logit_rows, vocab] f32`, of the rows
+    /// that want them, in order. Rows of one sequence follow each other by position, beginning
+    /// where the sequence ends.
+    ///
+    /// # Errors
+    /// [`PassError`], before anything is computed unless the card fails.
+    pub fn forward(
+        &mut self,
+        rows: &[Row],
+        sequences: &mut [&mut Sequence],
+    ) -> Result<&mut [f32], PassError> {
+        self.prepare(rows, sequences, 1)?;
+        let mut logits = std::mem::take(&mut self.logits);
+        logits.clear();
+        for pass in decode_passes(rows) {
+            let rows = &rows[pass];
+            self.run(rows, sequences, 1)?;
+            self.read_logits(rows, &mut logits)?;
+        }
+        self.logits = logits;
+        Ok(&mut self.logits)
+    }
+
+    /// Runs the program over `rows`, of different sequences and at most [`PASS_ROWS`], `passes`
+    /// times, and each time after the first over what was chosen after each row. Returns what was
+    /// chosen last. Whether rows want their logits is not looked at.
+    ///
+    /// # Errors
+    /// [`PassError`], before anything is computed unless the card fails.
+    pub fn choose(
+        &mut self,
+        rows: &[Row],
+        sequences: &mut [&mut Sequence],
+        passes: u32,
+    ) -> Result<Vec<Chosen>, PassError> {
+        if rows.is_empty() || decode_passes(rows).len() > 1 {
+            return Err(PassError::Rows { rows: rows.len() });
+        }
+        self.prepare(rows, sequences, passes)?;
+        let mut rows = rows.to_vec();
+        // A launch of all ops goes on with what it has chosen; the host does it otherwise.
+        let (rounds, at_once) = match self.plan.options.launches {
+            Launches::OpByOp => (passes, 1),
+            Launches::Whole => (1, passes),
+        };
+        let mut chosen = vec![];
+        for _ in 0..rounds {
+            self.run(&rows, sequences, at_once)?;
+            chosen = self.read_chosen(rows.len())?;
+            for (row, chosen) in rows.iter_mut().zip(&chosen) {
+                (row.token, row.position) = (chosen.token, row.position + 1);
+            }
+        }
+        Ok(chosen)
+    }
+
+    /// Checks rows, and makes room for them and what follows them in `passes` passes.
+    fn prepare(
+        &self,
+        rows: &[Row],
+        sequences: &mut [&mut Sequence],
+        passes: u32,
+    ) -> Result<(), PassError> {
+        let vocab = self.plan.program.description.vocab;
+        let before: Vec<_> = sequences.iter().map(|sequence| sequence.len()).collect();
+        let mut ends = before.clone();
+        for row in rows {
+            let (index, count) = (row.sequence, sequences.len());
+            let of_this = sequences.get(index).is_some_and(|s| s.is_of(&self.pool));
+            if !of_this {
+                return Err(PassError::Sequence { index, count });
+            }
+            let Row { token, position, .. } = *row;
+            if token as usize >= vocab {
+                return Err(PassError::Token { token, vocab });
+            }
+            if position != ends[index] {
+                return Err(PassError::Position { position, len: ends[index] });
+            }
+            ends[index] += 1;
+        }
+        for ((sequence, end), before) in sequences.iter().zip(&mut ends).zip(&before) {
+            let context = sequence.context();
+            if *end > *before {
+                *end += passes.saturating_sub(1) as usize;
+            }
+            if *end > context {
+                return Err(PassError::Context { position: *end - 1, context });
+            }
+        }
+        let grown = sequences.iter_mut().zip(ends).try_for_each(|(s, end)| s.grow(end));
+        if let Err(error) = grown {
+            // As if nothing had been asked.
+            for (sequence, before) in sequences.iter_mut().zip(before) {
+                sequence.truncate(before);
+            }
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// One pass, or several that feed themselves. Rows are checked, and there is room for them.
+    fn run(
+        &mut self,
+        rows: &[Row],
+        sequences: &mut [&mut Sequence],
+        passes: u32,
+    ) -> Result<(), CudaError> {
+        let entries = self.plan.table_entries();
+        let tables = place_of(&self.tables);
+        let mut words = vec![rows.len() as u32, 0, 0, 0];
+        for row in rows {
+            let sequence = &mut *sequences[row.sequence];
+            let slot = sequence.slot();
+            let start = entries * slot as usize;
+            let (first, news) = sequence.take_news();
+            if !news.is_empty() {
+                let range = start + first..start + first + news.len();
+                upload(&mut self.ring, &mut self.tables, range, news)?;
+            }
+            let pages = Place(tables.0 + (4 * start as u64 / Place::BYTES) as u32);
+            let (token, position) = (row.token, row.position as u32);
+            words.extend(ops::Row { token, position, pages, slot }.words());
+        }
+        upload(&mut self.ring, &mut self.pass, 0..words.len(), &words)?;
+        let kernel = kernel_for(rows.len());
+        match self.plan.options.launches {
+            Launches::OpByOp => self.graphs[kernel].launch(self.ring.stream()),
+            Launches::Whole => {
+                self.ring.stream().zero(self.barrier.all_mut())?;
+                self.launch(kernel, 0..self.plan.lowered.ops.len(), passes)
+            }
+        }
+    }
+
+    /// Enqueues some ops.
+    fn launch(&self, kernel: usize, ops: Range<usize>, passes: u32) -> Result<(), CudaError> {
+        let blocks = self.plan.lowered.target.blocks;
+        self.kernels[kernel]
+            .launch([blocks, 1, 1], [DECODE_THREADS, 1, 1])
+            .arena(&self.arena)
+            .scalar(place_of(&self.ops).0)
+            .scalar(ops.start as u32)
+            .scalar(ops.end as u32)
+            .scalar(place_of(&self.pass).0)
+            .scalar(passes)
+            .scalar(place_of(&self.barrier).0)
+            .scalar(self.region(self.plan.lowered.chosen).0)
+            .on(self.ring.stream())
+    }
+
+    /// Records the launches of a pass for each kernel: enqueued together, they follow each other
+    /// without the host.
+    fn record(&mut self) -> Result<(), CudaError> {
+        let ops = self.plan.lowered.ops.len();
+        for kernel in 0..KERNEL_ROWS.len() {
+            let graph = self
+                .ring
+                .stream()
+                .capture(|| (0..ops).try_for_each(|op| self.launch(kernel, op..op + 1, 1)))?;
+            self.graphs.push(graph);
+        }
+        Ok(())
+    }
+
+    fn region(&self, id: RegionId) -> Place {
+        let offset = self.plan.lowered.region(id).offset / Place::BYTES;
+        Place(place_of(&self.scratch).0 + offset as u32)
+    }
+
+    /// Words of a region's rows.
+    fn read(&mut self, id: RegionId, words: Range<usize>) -> Result<&[u32], CudaError> {
+        let first = (self.plan.lowered.region(id).offset / 4) as usize;
+        self.words.resize(words.len(), 0);
+        let range = first + words.start..first + words.end;
+        let view = self.scratch.view(range).expect("regions lie in scratch memory");
+        self.ring.read(view, &mut self.words)?;
+        Ok(&self.words)
+    }
+
+    fn read_logits(&mut self, rows: &[Row], to: &mut Vec<f32>) -> Result<(), CudaError> {
+        let view = self.plan.lowered.logits;
+        let stride = self.plan.lowered.region(view.region).stride;
+        let mut next = 0;
+        while next < rows.len() {
+            let wanted = rows[next..].iter().take_while(|row| row.logits).count();
+            if wanted > 0 {
+                let words = self.read(view.region, next * stride..(next + wanted) * stride)?;
+                for row in words.chunks_exact(stride) {
+                    to.extend(row[view.columns()].iter().map(|word| f32::from_bits(*word)));
+                }
+            }
+            next += wanted.max(1);
+        }
+        Ok(())
+    }
+
+    fn read_chosen(&mut self, rows: usize) -> Result<Vec<Chosen>, CudaError> {
+        let words = self.read(self.plan.lowered.chosen, 0..CHOSEN_WORDS * rows)?;
+        let chosen = words.as_chunks::<CHOSEN_WORDS>().0.iter();
+        Ok(chosen
+            .map(|[token, bits]| Chosen { token: *token, probability: f32::from_bits(*bits) })
+            .collect())
+    }
+}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        // Memory must not go back while work on it is enqueued. If the wait fails the card is lost.
+        let _ = self.ring.stream().wait();
+    }
+}
+
+/// The smallest kernel for so many rows, an index into [`KERNEL_ROWS`].
+fn kernel_for(rows: usize) -> usize {
+    KERNEL_ROWS.iter().position(|most| *most >= rows).expect("a pass has 8 rows at most")
+}
+
+/// Where a slice lies; [`LoadError::TooFar`] was ruled out when it was allocated.
+fn place_of<T: m40_cuda::Element>(slice: &DeviceSlice<T>) -> Place {
+    Place((slice.offset() / Place::BYTES) as u32)
+}
+
+fn place<T: m40_cuda::Element>(slice: &DeviceSlice<T>) -> Result<Place, LoadError> {
+    let end = slice.offset() + slice.len() as u64 * size_of::<T>() as u64;
+    let nameable = Place::of_bytes(end.next_multiple_of(Place::BYTES)).is_some();
+    let offset = slice.offset();
+    if nameable { Ok(place_of(slice)) } else { Err(LoadError::TooFar { offset }) }
+}
+
+/// Enqueues a copy of words.
+fn upload(
+    ring: &mut StagingRing,
+    slice: &mut DeviceSlice<u32>,
+    range: Range<usize>,
+    words: &[u32],
+) -> Result<(), CudaError> {
+    let to = slice.view_mut(range).expect("as long as was planned");
+    ring.upload(to, |first, room| {
+        room.copy_from_slice(&words[first..first + room.len()]);
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smallest_kernel_that_has_room_runs() {
+        let found: Vec<_> = (1..=8).map(|rows| KERNEL_ROWS[kernel_for(rows)]).collect();
+        assert_eq!(found, [1, 2, 4, 4, 8, 8, 8, 8]);
+        for (rows, signature) in KERNEL_ROWS.iter().zip(&DECODE) {
+            assert_eq!(signature.name, format!("decode_b{rows}"));
+        }
+    }
+}

@@ -19,6 +19,9 @@ type Result<T> = std::result::Result<T, String>;
 /// PTX as CUDA 11.0 wrote it, which every driver since takes. The kernels use nothing newer, so the
 /// machine code is the same.
 const PTX_VERSION: &str = ".version 7.0";
+
+/// A pragma of PTX 8.3, which the compiler writes whatever the version.
+const NEWER_PRAGMA: &str = ".pragma \"used_bytes_mask";
 /// For nvcc and NVRTC alike. No line information: it would put this folder's path into the PTX.
 /// `-w` because CUDA 12.9 calls every card of the M40's age deprecated.
 const OPTIONS: [&str; 3] = ["-std=c++17", "-w", "-Ikernels"];
@@ -109,10 +112,15 @@ fn files(extension: &str) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// PTX as older drivers take it: of their version, and without the pragma that says which bytes of a
+/// load are used, which only newer ones know and which changes nothing.
 fn lower_version(ptx: &str) -> Result<String> {
     let version =
         ptx.lines().find(|line| line.starts_with(".version ")).ok_or("PTX has no .version")?;
-    Ok(ptx.replacen(version, PTX_VERSION, 1))
+    let lines = ptx.lines().filter(|line| !line.trim_start().starts_with(NEWER_PRAGMA));
+    let mut lowered = lines.collect::<Vec<_>>().join("\n").replacen(version, PTX_VERSION, 1);
+    lowered.push('\n');
+    Ok(lowered)
 }
 
 fn read(path: &Path) -> Result<String> {

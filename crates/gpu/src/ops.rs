@@ -201,6 +201,8 @@ structure! {
         gate: Place,
         /// Floats.
         gate_stride: u32,
+        /// Quads of rows that a warp takes at once.
+        quads: u32,
     }
 }
 

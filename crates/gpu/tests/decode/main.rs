@@ -13,19 +13,19 @@ use std::time::SystemTime;
 
 /// Compiles kernels/emulate/NAME.cpp unless that was done since any source changed; `None`, saying
 /// so, on a machine without g++. Under CI it must be there.
-fn compile(name: &str) -> Option<PathBuf> {
+fn compile(name: &str) -> Result<Option<PathBuf>, String> {
     let missing = Command::new("g++").arg("--version").output().err();
     if let Some(error) = missing {
         assert!(std::env::var_os("CI").is_none(), "g++ cannot be run: {error}");
         say(&format!(
             "emulated {name}: skipped: no g++ (apt install g++ runs kernels without a GPU)"
         ));
-        return None;
+        return Ok(None);
     }
     let emulate = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels/emulate");
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     if changed(&program).is_some_and(|made| newest(&emulate.join("..")) < Some(made)) {
-        return Some(program);
+        return Ok(Some(program));
     }
     let output = Command::new("g++")
         .args(["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"])
@@ -34,8 +34,8 @@ fn compile(name: &str) -> Option<PathBuf> {
         .arg(emulate.join(format!("{name}.cpp")))
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Some(program)
+    let said = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() { Ok(Some(program)) } else { Err(said.into_owned()) }
 }
 
 /// When a file was changed last.

@@ -19,8 +19,8 @@ const TOLERANCE: f32 = 4e-3;
 
 /// The emulation, compiled once for all tests.
 fn emulation() -> Option<PathBuf> {
-    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
-    PROGRAM.get_or_init(|| compile("decode")).clone()
+    static PROGRAM: OnceLock<Result<Option<PathBuf>, String>> = OnceLock::new();
+    PROGRAM.get_or_init(|| compile("decode")).clone().unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// One layer, as small as rows of 256 weights allow.

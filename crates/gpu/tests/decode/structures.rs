@@ -23,7 +23,7 @@ fn structure(text: &mut String, name: &str, fields: &[(&str, usize)]) {
 
 #[test]
 fn the_host_writes_ops_as_kernels_read_them() {
-    let Some(program) = compile("ops") else { return };
+    let Some(program) = compile("ops").unwrap() else { return };
     let output = Command::new(program).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let mut expected = String::new();

@@ -3,6 +3,9 @@
 //! Without a device every test says that it was skipped; with `M40_REQUIRE_GPU=1` it fails instead.
 //! The executable holds all it needs: it can be copied to another machine and run there.
 
+mod shared;
+mod weights;
+
 use std::env;
 use std::io::{self, Write};
 use std::process::Command;
@@ -56,9 +59,10 @@ fn gpu() -> Option<Gpu> {
         Err(error) => panic!("{error}"),
     }
     let image = m40llm::kernel_image().expect("this build has no kernels: run `make nvrtc`");
-    let ptx = include_str!("resident.ptx");
-    let test = ModuleImage { name: "resident", ptx, machine_code: &[] };
-    let modules = [image.modules, &[test]].concat().leak();
+    let test = |name, ptx| ModuleImage { name, ptx, machine_code: &[] };
+    let resident = test("resident", include_str!("resident.ptx"));
+    let shared = test("shared", include_str!("shared.ptx"));
+    let modules = [image.modules, &[resident, shared]].concat().leak();
     let image = KernelImage { modules, ..*image };
     let begun = Instant::now();
     let device = Device::open(0, &image).unwrap_or_else(|error| panic!("{error}"));

@@ -140,19 +140,19 @@ DEVICE void gemm(GemmArgs args, float* partials, u32 splits) {
     if (first < end) {
         load(first);
         store(first);
-        __syncthreads();
     }
     const Part<Cut> part = Part<Cut>::of_thread();
     const u32 x_at = part.row, w_at = (kRowFloats + part.column);
     for (u32 step = first; step < end; ++step) {
         // After the last step this loads once more, in bounds, for nothing.
         load(step + 1);
+        __syncthreads();
         const float* x = staged + (stage(step) + x_at);
         const float* w = staged + (stage(step) + w_at);
         multiply<Cut>(x, w, sums);
         store(step + 1);
-        __syncthreads();
     }
+    __syncthreads();
 
     if (splits > 1) {
         args.y_stride = (args.weights.rows + 3) / 4 * 4;

@@ -129,13 +129,19 @@ DEVICE void finish_quad(const GemmArgs& args, u32 row, u32 column, float4 v) {
 }
 
 // Weights of kRows consecutive rows on their way from planes to floats, an eighth of a group at a
-// time. Quants are loaded as many eighths at once as 16 bytes (of F32: 32) of a row hold.
+// time. For one row it loads just that, with its scale, which takes the fewest registers; for several
+// rows it loads 16 bytes of each (of F32: 32) at once, and scales once for a group.
 template <class F, u32 kRows>
 struct Feed {
     static constexpr u32 kParts = F::kWords < 4 ? 1 : F::kWords / 4;  // of a group
     static constexpr u32 kPartBytes = F::kWords < 4 ? 4 * F::kWords : 16;
-    static constexpr u32 kEighthsHeld = F::kWords <= 4 ? 4 : F::kWords == 8 ? 2 : 1;
     static constexpr u32 kPartsHeld = F::kWords == 32 ? 2 : 1;
+    static constexpr bool kHolds = kRows > 1;
+    // Whether just the byte of one half is loaded of scales that have one for each.
+    static constexpr bool kOneHalf = !kHolds && F::kHalves == 2 && !F::kTwelve;
+    // That are loaded at once; and of these in words, at least one.
+    static constexpr u32 kEighthsHeld = !kHolds ? 1 : F::kWords <= 4 ? 4 : F::kWords == 8 ? 2 : 1;
+    static constexpr u32 kHeldBytes = kHolds ? kPartBytes : F::kWords < 4 ? 4 : F::kWords % 32;
 
     Tile<F, kRows> tile;  // the next eighth first
     float scale[F::kHalves][kRows], minimum[F::kHalves][kRows];
@@ -144,7 +150,7 @@ struct Feed {
     // row: any; those beyond the last quad give that quad's weights
     DEVICE_MEMBER Feed begin(const Planes& planes, u32 row) {
         Feed feed = {};
-        feed.row = (min(row / 4, (planes.rows - 1) / 4) * 4 + row % 4);
+        feed.row = opaque(min(row / 4, (planes.rows - 1) / 4) * 4 + row % 4);
         return feed;
     }
 
@@ -152,40 +158,25 @@ struct Feed {
     // plain numbers what the last one has.
     DEVICE_MEMBER void load(Feed& feed, const Planes& planes, u32 group, u32 eighth) {
         const u32 groups = (planes.cols + kGroup - 1) / kGroup;
-        const u32 lane = kRows == 4 ? 0 : feed.row % 4;
         group = min(group, groups - 1);
         if (eighth % kEighthsHeld == 0) {
-            const u32 part = eighth / kEighthsHeld * kPartsHeld;
-            const u8* start = planes.start +
+            // F::kWords bytes are an eighth; of two bytes, the word that they are in is loaded.
+            const u32 byte = F::kWords < 4 ? eighth / 2 * 4 : eighth * F::kWords;
+            const u32 part = byte / kPartBytes;
+            const u8* start = planes.start + byte % kPartBytes +
                               u64{(feed.row * kParts + part) * groups + group} * kPartBytes;
 #pragma unroll
             for (u32 r = 0; r < kRows; ++r) {
 #pragma unroll
                 for (u32 held = 0; held < kPartsHeld; ++held) {
                     const u32 step = (r * kParts + held) * groups * kPartBytes;
-                    load_packed<kPartBytes>(start + step, &feed.tile.quants[r][4 * held]);
+                    load_packed<kPartsHeld == 2 ? 16 : kHeldBytes>(start + step,
+                                                                   &feed.tile.quants[r][4 * held]);
                 }
             }
         }
-        if (eighth == 0) {
-            const u32 of_row = feed.row * groups + group;
-            const u32 of_quad = feed.row / 4 * groups + group;
-#pragma unroll
-            for (u32 r = 0; r < kRows; ++r) {
-                load_packed<4 * F::kHigh>(planes.start + planes.high +
-                                              u64{of_row + r * groups} * (4 * F::kHigh),
-                                          feed.tile.high[r]);
-            }
-            load_packed<kRows * F::kScaleBytes>(
-                planes.start + planes.scales + u64{of_quad * 4 + lane} * F::kScaleBytes,
-                feed.tile.scales);
-            if constexpr (F::kTwelve) {
-                const u32 tops = load_weights_2(planes.start + planes.tops + u64{of_quad} * 2);
-                feed.tile.tops = tops >> (4 * lane);
-            }
-            load_packed<kRows * F::kSuperBytes>(
-                planes.start + planes.supers + u64{of_quad / 8 * 4 + lane} * F::kSuperBytes,
-                feed.tile.supers);
+        if (!kHolds || eighth == 0) {
+            load_rest(feed, planes, group, eighth);
         }
     }
 
@@ -193,24 +184,23 @@ struct Feed {
     DEVICE_MEMBER void unpack(Feed& feed, const Planes& planes, u32 group, u32 eighth,
                               float (&weights)[kRows][8]) {
         const bool beyond = group * kGroup >= planes.cols;
-        if constexpr (F::kScaled) {
-            if (eighth == 0) {
+        if constexpr (!kHolds) {
+            turn(feed.tile, eighth);
+            if (F::kHalves == 2 && !kOneHalf && eighth >= 2) {
+                scales(feed, 1, beyond, 0);
+            } else {
+                scales(feed, 0, beyond, 0);
+            }
+        } else if (eighth == 0) {
 #pragma unroll
-                for (u32 half = 0; half < F::kHalves; ++half) {
+            for (u32 half = 0; half < F::kHalves; ++half) {
+                scales(feed, half, beyond, half);
+            }
+        } else if (F::kHalves == 2 && eighth == 2) {
 #pragma unroll
-                    for (u32 r = 0; r < kRows; ++r) {
-                        float scale, minimum = 0.0f;
-                        F::scale_min(feed.tile, r, half, scale, minimum);
-                        feed.scale[half][r] = beyond ? 0.0f : scale;
-                        feed.minimum[half][r] = beyond ? 0.0f : minimum;
-                    }
-                }
-            } else if (F::kHalves == 2 && eighth == 2) {
-#pragma unroll
-                for (u32 r = 0; r < kRows; ++r) {
-                    feed.scale[0][r] = feed.scale[F::kHalves - 1][r];
-                    feed.minimum[0][r] = feed.minimum[F::kHalves - 1][r];
-                }
+            for (u32 r = 0; r < kRows; ++r) {
+                feed.scale[0][r] = feed.scale[F::kHalves - 1][r];
+                feed.minimum[0][r] = feed.minimum[F::kHalves - 1][r];
             }
         }
 #pragma unroll
@@ -223,7 +213,49 @@ struct Feed {
                 }
             }
         }
-        drop_eighth(feed.tile, eighth);
+        if constexpr (kHolds) {
+            drop_eighth(feed.tile, eighth);
+        }
+    }
+
+  private:
+    // High bits and scales of a group; high bits of the eighth alone if the feed holds no more.
+    DEVICE_MEMBER void load_rest(Feed& feed, const Planes& planes, u32 group, u32 eighth) {
+        const u32 groups = (planes.cols + kGroup - 1) / kGroup;
+        const u32 lane = kRows == 4 ? 0 : feed.row % 4;
+        const u32 of_row = feed.row * groups + group, of_quad = feed.row / 4 * groups + group;
+        constexpr u32 kHighBytes = !kHolds && F::kHigh == 2 ? 4 : 4 * F::kHigh;
+        const u32 byte = kHighBytes < 4 * F::kHigh ? eighth / 2 * 4 : 0;
+#pragma unroll
+        for (u32 r = 0; r < kRows; ++r) {
+            load_packed<kHighBytes>(planes.start + planes.high + byte +
+                                        u64{of_row + r * groups} * (4 * F::kHigh),
+                                    feed.tile.high[r]);
+        }
+        const u8* scales = planes.start + planes.scales +
+                           u64{of_quad * 4 + lane} * F::kScaleBytes;
+        load_packed<kOneHalf ? 1 : kRows * F::kScaleBytes>(
+            kOneHalf ? scales + eighth / 2 : scales, feed.tile.scales);
+        if constexpr (F::kTwelve) {
+            const u32 tops = load_weights_2(planes.start + planes.tops + u64{of_quad} * 2);
+            feed.tile.tops = tops >> (4 * lane);
+        }
+        load_packed<kRows * F::kSuperBytes>(
+            planes.start + planes.supers + u64{of_quad / 8 * 4 + lane} * F::kSuperBytes,
+            feed.tile.supers);
+    }
+
+    // Scales of a half of the group; zeros beyond the last one.
+    DEVICE_MEMBER void scales(Feed& feed, u32 half, bool beyond, u32 to) {
+        if constexpr (F::kScaled) {
+#pragma unroll
+            for (u32 r = 0; r < kRows; ++r) {
+                float scale, minimum = 0.0f;
+                F::scale_min(feed.tile, r, half, scale, minimum);
+                feed.scale[to][r] = beyond ? 0.0f : scale;
+                feed.minimum[to][r] = beyond ? 0.0f : minimum;
+            }
+        }
     }
 
     // scale * q + min, of power + q. A scale that is one f16 leaves room in 24 bits for its product
@@ -236,6 +268,17 @@ struct Feed {
             return fmaf(scale, f - power, min);
         } else {
             return scale * (f - power);
+        }
+    }
+
+    // Turns the words of an eighth so that its bits lie where those of the first eighth do: bytes by
+    // the place of its own in the word, high bits also by that of its word.
+    DEVICE_MEMBER void turn(Tile<F, kRows>& tile, u32 eighth) {
+        if constexpr (F::kWords == 2) {
+            tile.quants[0][0] = rotate_left(tile.quants[0][0], eighth % 2 * 16);
+            tile.high[0][0] = rotate_left(tile.high[0][0], eighth % 2 * 16 + eighth / 2);
+        } else {
+            tile.high[0][0] = rotate_left(tile.high[0][0], F::kHigh == 2 ? eighth % 2 * 2 : eighth);
         }
     }
 

@@ -24,6 +24,58 @@ pub(crate) fn decode_passes(rows: &[Row]) -> Vec<Range<usize>> {
     passes
 }
 
+/// Whether some sequence has several rows, as prompts have.
+pub(crate) fn is_prompt(rows: &[Row]) -> bool {
+    let mut sequences: Vec<_> = rows.iter().map(|row| row.sequence).collect();
+    sequences.sort_unstable();
+    sequences.windows(2).any(|pair| pair[0] == pair[1])
+}
+
+/// Cuts rows into passes of at most `most` rows, `most_wanted` of which want their logits, in order.
+pub(crate) fn prompt_passes(rows: &[Row], most: usize, most_wanted: usize) -> Vec<Range<usize>> {
+    let mut passes: Vec<Range<usize>> = vec![];
+    let mut wanted = 0;
+    for (index, row) in rows.iter().enumerate() {
+        let wants = usize::from(row.logits);
+        match passes.last_mut() {
+            Some(pass) if pass.len() < most && wanted + wants <= most_wanted => {
+                pass.end = index + 1;
+                wanted += wants;
+            }
+            _ => {
+                passes.push(index..index + 1);
+                wanted = wants;
+            }
+        }
+    }
+    passes
+}
+
+/// A pass in the order in which rows go through it: those of a sequence side by side.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Ordered {
+    /// Indices into the pass's rows.
+    pub(crate) order: Vec<usize>,
+    /// Rows of each sequence.
+    pub(crate) counts: Vec<usize>,
+    /// Places in the order of the rows that want their logits, in the order in which they came.
+    pub(crate) wanted: Vec<u32>,
+}
+
+impl Ordered {
+    pub(crate) fn new(rows: &[Row]) -> Self {
+        let mut order: Vec<_> = (0..rows.len()).collect();
+        order.sort_by_key(|&i| (rows[i].sequence, rows[i].position));
+        let counts = order.chunk_by(|&a, &b| rows[a].sequence == rows[b].sequence);
+        let counts = counts.map(<[usize]>::len).collect();
+        let mut places = vec![0; rows.len()];
+        (0..).zip(&order).for_each(|(place, &i)| places[i] = place);
+        let wanted = rows.iter().zip(places).filter(|(row, _)| row.logits).map(|(_, place)| place);
+        let wanted = wanted.collect();
+        Self { order, counts, wanted }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,5 +93,37 @@ mod tests {
         assert_eq!(decode_passes(&rows(&all)), [0..8, 8..16, 16..19]);
         assert_eq!(decode_passes(&rows(&[0, 0, 0])), [0..1, 1..2, 2..3]);
         assert_eq!(decode_passes(&rows(&[0, 1, 0, 1, 2])), [0..2, 2..5]);
+    }
+
+    #[test]
+    fn a_prompt_has_several_rows_of_a_sequence() {
+        assert!(!is_prompt(&rows(&[])));
+        assert!(!is_prompt(&rows(&[3, 1, 2])));
+        assert!(is_prompt(&rows(&[3, 1, 3])));
+    }
+
+    #[test]
+    fn prompts_are_cut_by_rows_and_by_logits() {
+        let mut all = rows(&[0; 10]);
+        assert_eq!(prompt_passes(&all, 4, 1), [0..4, 4..8, 8..10]);
+        for i in [1, 2, 9] {
+            all[i].logits = true;
+        }
+        assert_eq!(prompt_passes(&all, 100, 2), [0..9, 9..10]);
+        assert_eq!(prompt_passes(&all, 5, 1), [0..2, 2..7, 7..10]);
+    }
+
+    #[test]
+    fn rows_of_a_sequence_go_side_by_side_and_logits_come_in_the_order_asked() {
+        let mut all = rows(&[1, 0, 1, 0, 0]);
+        for (row, position) in all.iter_mut().zip([4, 7, 5, 8, 9]) {
+            row.position = position;
+        }
+        for i in [0, 2, 4] {
+            all[i].logits = true;
+        }
+        let Ordered { order, counts, wanted } = Ordered::new(&all);
+        assert_eq!((order, counts), (vec![1, 3, 4, 0, 2], vec![3, 2]));
+        assert_eq!(wanted, [3, 4, 2]);
     }
 }

@@ -1,5 +1,9 @@
 //! A model on the card, and passes over it.
 
+mod error;
+mod prompt;
+
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
@@ -11,10 +15,12 @@ use m40_cuda::{
 use m40_gguf::Gguf;
 use m40_program::Program;
 
-use crate::batch::decode_passes;
-use crate::kv::{KvPlan, OutOfPages};
-use crate::lower::{AssembleError, LowerError, Lowered, Places, RegionId, Target, lower};
+pub use self::error::{LoadError, PassError};
+use crate::batch::{decode_passes, is_prompt, prompt_passes};
+use crate::kv::KvPlan;
+use crate::lower::{LowerError, Lowered, Places, RegionId, Target, lower};
 use crate::ops::{self, DECODE_THREADS, OP_WORDS, PAGE_TOKENS, PASS_ROWS, Place};
+use crate::prefill::{LOGIT_ROWS, Prefill};
 use crate::sequence::{Pool, Sequence, TooManySequences};
 use crate::weights::{Loader, Progress, Weights, WeightsError};
 
@@ -26,6 +32,10 @@ const BARRIER_WORDS: usize = 2;
 
 /// Words of what is chosen for a row: the token, and its probability.
 const CHOSEN_WORDS: usize = 2;
+
+/// Rows of a pass over a prompt, at most: enough to read weights seldom, few enough that others do
+/// not wait long.
+const PROMPT_ROWS: usize = 512;
 
 /// Bytes of a staging buffer.
 const STAGING_BYTES: usize = 1 << 20;
@@ -81,99 +91,7 @@ pub struct Plan {
     program: Arc<Program>,
     options: ExecutorOptions,
     lowered: Lowered,
-}
-
-/// Why a model cannot be planned or loaded.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum LoadError {
-    /// The card does not run the program.
-    #[error(transparent)]
-    Lower(#[from] LowerError),
-    /// The weights did not get there.
-    #[error(transparent)]
-    Weights(#[from] WeightsError),
-    /// Memory was laid out wrongly.
-    #[error("internal error: {0}")]
-    Assemble(#[from] AssembleError),
-    /// The KV cache does not hold one sequence.
-    #[error(
-        "{bytes} bytes of KV cache hold {tokens} tokens, fewer than a page's {PAGE_TOKENS}: give \
-         the model more memory"
-    )]
-    NoCache {
-        /// Bytes that it was to have.
-        bytes: u64,
-        /// Tokens that they hold.
-        tokens: usize,
-    },
-    /// Something lies farther from the arena's start than kernels count.
-    #[error("the model's memory lies {offset} bytes from the arena's start; kernels reach 64 GiB")]
-    TooFar {
-        /// Bytes from the start.
-        offset: u64,
-    },
-    /// Blocks that have to run at once do not.
-    #[error("{blocks} blocks of the decode kernels are to run at once, the gpu runs {resident}")]
-    NotResident {
-        /// Blocks of a launch.
-        blocks: u32,
-        /// Blocks that run at once.
-        resident: u32,
-    },
-    /// The card.
-    #[error(transparent)]
-    Cuda(#[from] CudaError),
-}
-
-/// Why a pass was not run. What sequences hold is as before, unless the card failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PassError {
-    /// A token outside the vocabulary.
-    #[error("token {token} is not in the vocabulary of {vocab}")]
-    Token {
-        /// Its id.
-        token: u32,
-        /// Size of the vocabulary.
-        vocab: usize,
-    },
-    /// A row that does not go on where its sequence ends.
-    #[error("a row is at position {position} of a sequence of {len} tokens")]
-    Position {
-        /// The row's.
-        position: usize,
-        /// Where the sequence ends.
-        len: usize,
-    },
-    /// A sequence would be longer than it may be.
-    #[error("position {position} is beyond the context of {context} tokens")]
-    Context {
-        /// The row's.
-        position: usize,
-        /// Tokens that a sequence may have.
-        context: usize,
-    },
-    /// A row of no sequence, or a sequence of another model.
-    #[error("sequence {index} of {count} is none of this model's")]
-    Sequence {
-        /// The row's.
-        index: usize,
-        /// Sequences given.
-        count: usize,
-    },
-    /// More rows than a pass has, or two of one sequence, where only one pass is asked for.
-    #[error("{rows} rows do not fit in one pass")]
-    Rows {
-        /// Rows given.
-        rows: usize,
-    },
-    /// The KV cache is full.
-    #[error(transparent)]
-    Pages(#[from] OutOfPages),
-    /// The card.
-    #[error(transparent)]
-    Cuda(#[from] CudaError),
+    prefill: Prefill,
 }
 
 /// One token of a pass.
@@ -210,7 +128,14 @@ impl Plan {
     ) -> Result<Self, LowerError> {
         let target = Target { blocks: multiprocessors, context: options.context };
         let lowered = lower(&program, target)?;
-        Ok(Self { program, options, lowered })
+        let rows = PROMPT_ROWS.min(options.context as usize).max(1);
+        let prefill = Prefill::new(&lowered, rows)?;
+        Ok(Self { program, options, lowered, prefill })
+    }
+
+    /// The program.
+    pub fn program(&self) -> &Arc<Program> {
+        &self.program
     }
 
     /// The program as ops of the card.
@@ -231,7 +156,8 @@ impl Plan {
             4 * BARRIER_WORDS as u64,
         ];
         let whole = |bytes: u64| bytes.next_multiple_of(m40_cuda::ALIGNMENT);
-        let slices: u64 = slices.into_iter().map(whole).sum();
+        let buffers = self.prefill.buffers.iter().map(|buffer| 4 * buffer.words as u64);
+        let slices: u64 = slices.into_iter().chain(buffers).map(whole).sum();
         Ok(slices + Weights::bytes(&self.program, &self.lowered.matrices)?)
     }
 
@@ -264,8 +190,13 @@ pub struct Executor {
     pass: DeviceSlice<u32>,
     barrier: DeviceSlice<u32>,
     tables: DeviceSlice<u32>,
-    /// Only held.
-    _cache: DeviceSlice<u8>,
+    cache: DeviceSlice<u8>,
+    /// Bytes of the cache that belong to each layer.
+    layers: Vec<Range<usize>>,
+    /// Of the prefill; `None` while a launch is prepared that writes it.
+    buffers: Vec<Option<DeviceSlice<u32>>>,
+    /// By name.
+    rows_kernels: HashMap<&'static str, Kernel>,
     weights: Weights,
     arena: Arena,
     /// Words that have come from the card.
@@ -293,7 +224,7 @@ impl Executor {
         loader: &mut Loader,
         progress: &mut (dyn FnMut(Progress) -> ControlFlow<()> + Send),
     ) -> Result<Self, LoadError> {
-        let Plan { program, options, lowered } = &plan;
+        let Plan { program, options, lowered, .. } = &plan;
         let (context, sequences) = (options.context as usize, options.sequences as usize);
         let useful = context.div_ceil(PAGE_TOKENS) * sequences;
         let kv = KvPlan::new(&program.kv, kv_bytes, useful);
@@ -330,6 +261,14 @@ impl Executor {
         };
         let words = lowered.assemble(program, &places)?;
         let ops = arena.allocate::<u32>(words.len())?;
+        let starts: Vec<_> = places.caches.iter().map(|c| c.bytes() - cache.offset()).collect();
+        let ends = starts.iter().skip(1).copied().chain([kv.bytes()]);
+        let layers = starts.iter().zip(ends).map(|(start, end)| *start as usize..end as usize);
+        let layers = layers.collect();
+        let buffers = plan.prefill.buffers.iter();
+        let buffers = buffers
+            .map(|buffer| arena.allocate::<u32>(buffer.words).map(Some))
+            .collect::<Result<Vec<_>, _>>()?;
         let mut executor = Self {
             kernels,
             graphs: vec![],
@@ -340,7 +279,10 @@ impl Executor {
             pass: arena.allocate(PASS_WORDS)?,
             barrier: arena.allocate(BARRIER_WORDS)?,
             tables: arena.allocate(plan.table_words().max(1))?,
-            _cache: cache,
+            cache,
+            layers,
+            buffers,
+            rows_kernels: HashMap::new(),
             weights,
             arena: arena.clone(),
             words: vec![],
@@ -353,6 +295,14 @@ impl Executor {
         let image: Vec<u32> =
             image.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
         executor.ring.write(executor.scratch.all_mut(), &image)?;
+        for (buffer, slice) in executor.plan.prefill.buffers.iter().zip(&mut executor.buffers) {
+            let words: Vec<_> = buffer.contents.iter().map(|x| x.to_bits()).collect();
+            let slice = slice.as_mut().expect("just allocated");
+            if let (false, Some(to)) = (words.is_empty(), slice.view_mut(0..words.len())) {
+                executor.ring.write(to, &words)?;
+            }
+        }
+        executor.find_kernels()?;
         if executor.plan.options.launches == Launches::OpByOp {
             executor.record()?;
         }
@@ -407,10 +357,16 @@ impl Executor {
         self.prepare(rows, sequences, 1)?;
         let mut logits = std::mem::take(&mut self.logits);
         logits.clear();
-        for pass in decode_passes(rows) {
-            let rows = &rows[pass];
-            self.run(rows, sequences, 1)?;
-            self.read_logits(rows, &mut logits)?;
+        if is_prompt(rows) {
+            for pass in prompt_passes(rows, self.plan.prefill.max_rows(), LOGIT_ROWS) {
+                self.run_prompt(&rows[pass], sequences, &mut logits)?;
+            }
+        } else {
+            for pass in decode_passes(rows) {
+                let rows = &rows[pass];
+                self.run(rows, sequences, 1)?;
+                self.read_logits(rows, &mut logits)?;
+            }
         }
         self.logits = logits;
         Ok(&mut self.logits)
@@ -501,21 +457,9 @@ impl Executor {
         sequences: &mut [&mut Sequence],
         passes: u32,
     ) -> Result<(), CudaError> {
-        let entries = self.plan.table_entries();
-        let tables = place_of(&self.tables);
         let mut words = vec![rows.len() as u32, 0, 0, 0];
         for row in rows {
-            let sequence = &mut *sequences[row.sequence];
-            let slot = sequence.slot();
-            let start = entries * slot as usize;
-            let (first, news) = sequence.take_news();
-            if !news.is_empty() {
-                let range = start + first..start + first + news.len();
-                upload(&mut self.ring, &mut self.tables, range, news)?;
-            }
-            let pages = Place(tables.0 + (4 * start as u64 / Place::BYTES) as u32);
-            let (token, position) = (row.token, row.position as u32);
-            words.extend(ops::Row { token, position, pages, slot }.words());
+            words.extend(self.row(row, sequences)?.words());
         }
         upload(&mut self.ring, &mut self.pass, 0..words.len(), &words)?;
         let kernel = kernel_for(rows.len());
@@ -526,6 +470,21 @@ impl Executor {
                 self.launch(kernel, 0..self.plan.lowered.ops.len(), passes)
             }
         }
+    }
+
+    /// A row for kernels, after its sequence's page table was sent.
+    fn row(&mut self, row: &Row, sequences: &mut [&mut Sequence]) -> Result<ops::Row, CudaError> {
+        let sequence = &mut *sequences[row.sequence];
+        let slot = sequence.slot();
+        let start = self.plan.table_entries() * slot as usize;
+        let (first, news) = sequence.take_news();
+        if !news.is_empty() {
+            let range = start + first..start + first + news.len();
+            upload(&mut self.ring, &mut self.tables, range, news)?;
+        }
+        let pages = place_of(&self.tables).0 + (4 * start as u64 / Place::BYTES) as u32;
+        let (token, position) = (row.token, row.position as u32);
+        Ok(ops::Row { token, position, pages: Place(pages), slot })
     }
 
     /// Enqueues some ops.

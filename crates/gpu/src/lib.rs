@@ -6,15 +6,18 @@
 //! | [`ops`] | the ops as kernels read them |
 //! | [`weights`] | weights onto the card |
 //! | [`kv`] | pages of the KV cache |
+//! | [`prefill`], [`call`] | passes of many rows, as launches |
 //! | [`executor`] | a model on the card, and passes over it |
 #![forbid(unsafe_code)]
 
 mod batch;
+pub mod call;
 mod choice;
 pub mod executor;
 pub mod kv;
 pub mod lower;
 pub mod ops;
+pub mod prefill;
 mod sequence;
 pub mod weights;
 

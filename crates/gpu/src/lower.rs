@@ -79,6 +79,8 @@ pub struct Lowered {
     pub regions: Vec<Region>,
     /// The ops, in order.
     pub ops: Vec<LoweredOp>,
+    /// Where rows whose logits are not wanted could be left out. Decode passes have none.
+    pub gathers: Vec<Gather>,
     /// Where the logits are after all of them.
     pub logits: View,
     /// Where the chosen tokens are: `[pass rows] {u32 token, f32 probability}`.
@@ -94,6 +96,15 @@ pub struct LoweredOp {
     pub announces: bool,
     /// What it does.
     pub step: Step,
+}
+
+/// From some op on, only rows whose logits are wanted matter of a view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gather {
+    /// The op.
+    pub op: usize,
+    /// The view.
+    pub view: View,
 }
 
 /// An index into [`Lowered::matrices`].
@@ -278,6 +289,7 @@ pub fn lower(program: &Program, target: Target) -> Result<Lowered, LowerError> {
         matrices: fused.matrices,
         regions: fused.regions,
         ops,
+        gathers: fused.gathers,
         logits: fused.logits,
         chosen: fused.chosen,
     })

@@ -233,6 +233,11 @@ impl Weights {
         &self.vectors
     }
 
+    /// The memory of all vectors, if there are any.
+    pub fn vector_memory(&self) -> Option<&DeviceSlice<u8>> {
+        self.vector_memory.as_ref()
+    }
+
     /// Bytes of the arena in use.
     pub fn device_bytes(&self) -> u64 {
         let matrices = self.matrices.iter().map(|matrix| matrix.memory.len() as u64);

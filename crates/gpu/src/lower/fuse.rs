@@ -13,8 +13,8 @@ use m40_program::{
 use super::store::Store;
 use super::uses::Uses;
 use super::{
-    Attention, Embed, FusedId, Gating, Input, LowerError, Matvec, MatvecShare, Norm, Region,
-    RegionId, Rope, Sample, Step, Target, View, chunks,
+    Attention, Embed, FusedId, Gather, Gating, Input, LowerError, Matvec, MatvecShare, Norm,
+    Region, RegionId, Rope, Sample, Step, Target, View, chunks,
 };
 use crate::ops::{MAX_ROPES, PASS_ROWS, weight_type};
 
@@ -27,6 +27,7 @@ pub(super) struct Fused {
     pub(super) matrices: Vec<Vec<MatrixId>>,
     pub(super) regions: Vec<Region>,
     pub(super) steps: Vec<Step>,
+    pub(super) gathers: Vec<Gather>,
     pub(super) logits: View,
     pub(super) chosen: RegionId,
 }
@@ -68,6 +69,7 @@ struct Fuser<'a> {
     uses: Uses<'a>,
     store: Store<'a>,
     steps: Vec<Step>,
+    gathers: Vec<Gather>,
     matrices: Vec<Vec<MatrixId>>,
     matrix_ids: HashMap<Vec<MatrixId>, FusedId>,
     sums: HashMap<BufferId, Sum>,
@@ -114,6 +116,7 @@ pub(super) fn fuse(program: &Program, target: Target) -> Result<Fused, LowerErro
         arrivals: store.region("arrivals".into(), kv_heads, PASS_ROWS),
         store,
         steps: vec![],
+        gathers: vec![],
         matrices: vec![],
         matrix_ids: HashMap::new(),
         sums: HashMap::new(),
@@ -249,10 +252,11 @@ impl Fuser<'_> {
     }
 
     fn gather(&mut self, index: usize, x: BufferId, out: BufferId) -> Result<(), Why> {
-        self.read(x)?;
+        let view = self.read(x)?;
         if let Some(reader) = self.uses.readers(index, x).first() {
             return Err(format!("op {reader} reads the rows after some of them were gathered"));
         }
+        self.gathers.push(Gather { op: self.steps.len(), view });
         self.store.hand_over(x, out).ok_or_else(|| "its rows lie nowhere".into())
     }
 
@@ -486,14 +490,15 @@ impl Fuser<'_> {
             _ => return Err("its logits are not made by its last product".into()),
         }
         self.steps.push(Step::Sample(Sample { logits, maxima, chosen }));
-        let (matrices, regions, steps) = (self.matrices, self.store.into_regions(), self.steps);
-        Ok(Fused { matrices, regions, steps, logits, chosen })
+        let (matrices, gathers, steps) = (self.matrices, self.gathers, self.steps);
+        let regions = self.store.into_regions();
+        Ok(Fused { matrices, regions, steps, gathers, logits, chosen })
     }
 }
 
 impl Input {
     /// What it reads, and what it writes on the way.
-    fn views(&self) -> Vec<View> {
+    pub(crate) fn views(&self) -> Vec<View> {
         match *self {
             Self::Plain(x) | Self::RmsNorm { x, .. } => vec![x],
             Self::AddRmsNorm { x, block, stream, .. } => {
@@ -503,7 +508,7 @@ impl Input {
     }
 
     /// The same for another op, which does not store the sum.
-    fn without_stream(mut self) -> Self {
+    pub(crate) fn without_stream(mut self) -> Self {
         if let Self::AddRmsNorm { stream, .. } = &mut self {
             *stream = None;
         }

@@ -1,4 +1,4 @@
-//! A card in emulation: an arena, and decode kernels that run on it (kernels/emulate/decode.cpp).
+//! A card in emulation: an arena, and kernels that run on it (kernels/emulate/arena.h).
 
 use std::io::{BufWriter, Read, Write};
 use std::path::Path;
@@ -99,6 +99,14 @@ impl Card {
             "run {rows} {blocks} {ops} {first} {last} {pass} {passes} {barrier} {chosen}"
         )
         .unwrap();
+    }
+
+    /// A launch of any kernel, its arguments as kernels/emulate/prefill.cpp takes them.
+    pub(crate) fn call(&mut self, kernel: &str, geometry: [u32; 3], arguments: &[u64]) {
+        let [grid, threads, shared] = geometry;
+        write!(self.input, "call {kernel} {grid} {threads} {shared}").unwrap();
+        arguments.iter().try_for_each(|argument| write!(self.input, " {argument}")).unwrap();
+        writeln!(self.input).unwrap();
     }
 
     /// Ends it, which it does only if nothing went wrong.

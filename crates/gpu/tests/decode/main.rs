@@ -4,6 +4,7 @@
 mod card;
 mod model;
 mod passes;
+mod prompt;
 mod structures;
 
 use std::io::Write;

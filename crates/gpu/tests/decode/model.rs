@@ -8,7 +8,7 @@ use m40_gguf::{Gguf, dequantize};
 use m40_gpu::kv::{KvPlan, PagePool, PageTable};
 use m40_gpu::lower::{Lowered, Places, Target, lower};
 use m40_gpu::ops::{OP_WORDS, PASS_ROWS, Place, Row};
-use m40_program::{BuildOptions, Matrix, Program, build};
+use m40_program::{BuildOptions, Matrix, MatrixId, Program, build};
 use m40_repack::{Layout, repack};
 use m40_testkit::gguf::TinyModel;
 
@@ -53,6 +53,44 @@ impl Model {
             all.resize(all.len().next_multiple_of(VECTOR_BYTES), 0xff);
         }
         (all, starts)
+    }
+
+    /// The layouts of a lowered program's matrices.
+    pub(crate) fn layouts(&self, lowered: &Lowered) -> Vec<Layout> {
+        let layout = |parts: &Vec<MatrixId>| {
+            let parts = || parts.iter().map(|id| self.program.matrix(*id));
+            let first = parts().next().unwrap();
+            Layout::of(first.ty, parts().map(|m| m.rows).sum(), first.cols).unwrap()
+        };
+        lowered.matrices.iter().map(layout).collect()
+    }
+
+    /// Bytes of an arena that its weights take.
+    pub(crate) fn weight_bytes(&self, lowered: &Lowered) -> usize {
+        let matrices = self.layouts(lowered).into_iter().map(|layout| layout.bytes());
+        matrices.chain([self.vectors().0.len()]).map(Card::taken).sum()
+    }
+
+    /// Brings the weights onto a card: matrices, and where each vector lies.
+    pub(crate) fn place(
+        &self,
+        card: &mut Card,
+        lowered: &Lowered,
+    ) -> (Vec<(Layout, Place)>, Vec<Place>) {
+        let mut matrices = vec![];
+        for (layout, parts) in self.layouts(lowered).into_iter().zip(&lowered.matrices) {
+            let parts = parts.iter().map(|id| self.blocks(self.program.matrix(*id)));
+            let mut planes = vec![0; layout.bytes()];
+            repack(&layout, &parts.collect::<Vec<_>>().concat(), &mut planes).unwrap();
+            let place = card.allocate(planes.len());
+            card.write(place, &planes);
+            matrices.push((layout, place));
+        }
+        let (vectors, starts) = self.vectors();
+        let start = card.allocate(vectors.len());
+        card.write(start, &vectors);
+        let places = starts.iter().map(|at| Place(start.0 + (at / 16) as u32));
+        (matrices, places.collect())
     }
 
     /// The oracle, for one sequence at a time.
@@ -105,6 +143,8 @@ pub(crate) struct Placed {
     scratch: Place,
     pass: Place,
     barrier: Place,
+    /// All pages.
+    cache: Place,
     pool: PagePool,
     table_places: Vec<Place>,
     target: Target,
@@ -114,46 +154,18 @@ impl Placed {
     pub(crate) fn new(emulation: &Path, model: &Model, target: Target, pages: usize) -> Self {
         let program = &*model.program;
         let lowered = lower(program, target).unwrap();
-        let layouts: Vec<_> = lowered
-            .matrices
-            .iter()
-            .map(|parts| {
-                let parts = || parts.iter().map(|id| program.matrix(*id));
-                let first = parts().next().unwrap();
-                Layout::of(first.ty, parts().map(|m| m.rows).sum(), first.cols).unwrap()
-            })
-            .collect();
-        let (vectors, vector_starts) = model.vectors();
         let plan = KvPlan::new(&program.kv, u64::MAX, pages);
         let table_bytes = 4 * target.context.div_ceil(32) as usize;
         let ops_bytes = 4 * OP_WORDS * lowered.ops.len();
         let pass_bytes = 4 * (HEADER_WORDS + 4 * PASS_ROWS);
-        let sizes = [
-            vectors.len(),
-            plan.bytes() as usize,
-            lowered.scratch_bytes() as usize,
-            ops_bytes,
-            pass_bytes,
-            16,
-        ];
-        let sizes = sizes.into_iter().chain(layouts.iter().map(Layout::bytes));
-        let bytes = sizes.chain([table_bytes; PASS_ROWS]).map(Card::taken).sum();
+        let sizes =
+            [plan.bytes() as usize, lowered.scratch_bytes() as usize, ops_bytes, pass_bytes, 16];
+        let sizes = sizes.into_iter().chain([table_bytes; PASS_ROWS]).map(Card::taken);
+        let bytes = model.weight_bytes(&lowered) + sizes.sum::<usize>();
         let mut card = Card::start(emulation, bytes);
-
-        let mut matrices = vec![];
-        for (layout, parts) in layouts.into_iter().zip(&lowered.matrices) {
-            let parts = parts.iter().map(|id| model.blocks(program.matrix(*id)));
-            let mut planes = vec![0; layout.bytes()];
-            repack(&layout, &parts.collect::<Vec<_>>().concat(), &mut planes).unwrap();
-            let place = card.allocate(planes.len());
-            card.write(place, &planes);
-            matrices.push((layout, place));
-        }
-        let start = card.allocate(vectors.len());
-        card.write(start, &vectors);
-        let vectors: Vec<_> =
-            vector_starts.iter().map(|at| Place(start.0 + (at / 16) as u32)).collect();
-        let caches = plan.caches(card.allocate(plan.bytes() as usize));
+        let (matrices, vectors) = model.place(&mut card, &lowered);
+        let cache = card.allocate(plan.bytes() as usize);
+        let caches = plan.caches(cache);
         let scratch = card.allocate(lowered.scratch_bytes() as usize);
         place_scratch(&mut card, &lowered, scratch);
         let places = Places {
@@ -171,12 +183,23 @@ impl Placed {
         card.write_words(barrier, &[0; 4]);
         let table_places = (0..PASS_ROWS).map(|_| card.allocate(table_bytes)).collect();
         let pool = PagePool::new(plan.pages());
-        Self { card, lowered, ops, scratch, pass, barrier, pool, table_places, target }
+        Self { card, lowered, ops, scratch, pass, barrier, cache, pool, table_places, target }
     }
 
     pub(crate) fn sequence(&mut self) -> Sequence {
         let place = self.table_places.pop().expect("no more sequences than rows");
         Sequence { table: PageTable::new(), place, tokens: 0 }
+    }
+
+    /// A sequence whose first tokens are in pages that were filled elsewhere, from page 0 on.
+    pub(crate) fn sequence_of(&mut self, tokens: usize, pages: &[u32]) -> Sequence {
+        self.card.write_words(self.cache, pages);
+        let mut sequence = self.sequence();
+        self.pool.grow(&mut sequence.table, tokens).unwrap();
+        let first: Vec<_> = (0..sequence.table.pages().len() as u32).collect();
+        assert_eq!(sequence.table.pages(), first);
+        sequence.tokens = tokens;
+        sequence
     }
 
     pub(crate) fn release(&mut self, sequence: Sequence) {

@@ -11,35 +11,35 @@ use crate::compile;
 use crate::model::{Model, Placed, Way};
 
 /// Few enough for an emulation, and a number that divides no count of rows.
-const TARGET: Target = Target { blocks: 3, context: 600 };
+pub(crate) const TARGET: Target = Target { blocks: 3, context: 600 };
 
 /// How far logits, which are of size 2 to 10, may be from the oracle's. Keys and values are rounded
 /// to f16 in both: where a rounding falls the other way, an element differs by 5e-4 of itself.
-const TOLERANCE: f32 = 4e-3;
+pub(crate) const TOLERANCE: f32 = 4e-3;
 
 /// The emulation, compiled once for all tests.
-fn emulation() -> Option<PathBuf> {
+pub(crate) fn emulation() -> Option<PathBuf> {
     static PROGRAM: OnceLock<Result<Option<PathBuf>, String>> = OnceLock::new();
     PROGRAM.get_or_init(|| compile("decode")).clone().unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// One layer, as small as rows of 256 weights allow.
-fn tiny(architecture: &str) -> TinyModel {
+pub(crate) fn tiny(architecture: &str) -> TinyModel {
     TinyModel::new(architecture).layers(1).feed_forward(256)
 }
 
-fn tokens(n: usize, seed: u64) -> Vec<u32> {
+pub(crate) fn tokens(n: usize, seed: u64) -> Vec<u32> {
     let mut noise = Noise::new(seed);
     (0..n).map(|_| 6 + noise.below(280) as u32).collect()
 }
 
-fn worst(found: &[f32], expected: &[f32]) -> f32 {
+pub(crate) fn worst(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let differences = found.iter().zip(expected).map(|(f, e)| f - e);
     differences.fold(0.0, |worst, d| if d.is_nan() { f32::INFINITY } else { worst.max(d.abs()) })
 }
 
-fn largest(logits: &[f32]) -> u32 {
+pub(crate) fn largest(logits: &[f32]) -> u32 {
     let all = (0..).zip(logits);
     all.fold((0, f32::NEG_INFINITY), |best, (id, x)| if *x > best.1 { (id, *x) } else { best }).0
 }

@@ -1,0 +1,307 @@
+//! Passes of many rows: prompts. The ops of decode passes, each as some launches of kernels that
+//! read weights once for all rows.
+//!
+//! [`Prefill::calls`] is a pure function of a pass's shape. The executor turns its buffers and calls
+//! into memory and launches.
+
+mod pass;
+
+use std::collections::HashMap;
+
+use m40_program::Program;
+use m40_repack::Layout;
+
+use self::pass::Pass;
+use crate::call::{ATTENTION, BufferId, Call, TILES};
+use crate::lower::{Gating, Input, LowerError, Lowered, RegionId, Step};
+
+/// Rows whose logits come out of one pass, at most.
+pub const LOGIT_ROWS: usize = 16;
+
+/// Bytes of shared memory that a block may have.
+const SHARED_BYTES: usize = 48 << 10;
+
+/// Lanes of a warp.
+const LANES: usize = 32;
+
+/// Rows of a matrix in a GEMM's tile.
+const TILE_COLUMNS: usize = 128;
+
+/// Blocks of each of [`TILES`] that an SM runs at once.
+const TILE_BLOCKS: [usize; 4] = [2, 4, 6, 12];
+
+/// Parts that the columns of a product are cut into, at most.
+const MAX_SPLITS: usize = 8;
+
+/// Groups of columns of a part, at least: fewer are not worth adding up.
+const MIN_SPLIT_GROUPS: usize = 16;
+
+/// Words of a row of a pass, of a tile and of what is chosen.
+const ROW_WORDS: usize = 4;
+const TILE_WORDS: usize = 2;
+const CHOSEN_WORDS: usize = 2;
+
+/// Memory for a pass.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Buffer {
+    /// For people.
+    pub name: String,
+    /// Words.
+    pub words: usize,
+    /// What it holds for ever; empty where passes write.
+    pub contents: Vec<f32>,
+}
+
+/// What a pass is made of, apart from its numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Rows.
+    pub rows: usize,
+    /// Rows whose logits are wanted, at most [`LOGIT_ROWS`].
+    pub wanted: usize,
+    /// Tiles of rows: see [`Prefill::tiles`].
+    pub tiles: usize,
+    /// Rows of the largest tile.
+    pub tallest: usize,
+}
+
+/// How a lowered program runs on many rows.
+#[derive(Clone, Debug)]
+pub struct Prefill {
+    /// All memory it takes, by [`BufferId`].
+    pub buffers: Vec<Buffer>,
+    /// `[rows] {token, position, page table's place, slot}`.
+    pub rows: BufferId,
+    /// `[tiles] {first row, count}`.
+    pub tiles: BufferId,
+    /// `[wanted]`: the rows whose logits are wanted.
+    pub index: BufferId,
+    /// `[wanted] {u32 token, f32 probability}`.
+    pub chosen: BufferId,
+    /// `[wanted][stride] f32`, the stride that of the lowered program's logits.
+    pub logits: BufferId,
+    max_rows: usize,
+    /// Rows of a tile, at most.
+    tile_rows: usize,
+    multiprocessors: usize,
+    regions: HashMap<RegionId, BufferId>,
+    /// Where gathered rows of a region go.
+    gathered: HashMap<RegionId, BufferId>,
+    /// Where rows of a region go that are normed in place.
+    spares: HashMap<RegionId, BufferId>,
+    /// Normed rows on their way into a product.
+    normed: BufferId,
+    /// Partial sums of products.
+    partials: BufferId,
+}
+
+/// The kernel for heads of this size, and the warps of its blocks.
+fn attention_kernel(key_dim: usize, value_dim: usize) -> Option<(usize, usize)> {
+    let kernel = ATTENTION.iter().position(|kernel| value_dim <= kernel.value_dim)?;
+    let bytes = warp_bytes(kernel, key_dim, value_dim);
+    let warps = (ATTENTION[kernel].threads / LANES).min(SHARED_BYTES / bytes);
+    (warps > 0).then_some((kernel, warps))
+}
+
+/// Bytes of shared memory of a warp of an attention kernel.
+fn warp_bytes(kernel: usize, key_dim: usize, value_dim: usize) -> usize {
+    4 * ATTENTION[kernel].queries * (key_dim + 2 * crate::ops::PAGE_TOKENS).max(value_dim + 2)
+}
+
+impl Prefill {
+    /// For passes of at most `rows` rows.
+    ///
+    /// # Errors
+    /// [`LowerError`] when an op has no kernels for many rows.
+    pub fn new(lowered: &Lowered, rows: usize) -> Result<Self, LowerError> {
+        let mut buffers: Vec<Buffer> = vec![];
+        let mut add = |name: &str, words: usize, contents: Vec<f32>| {
+            let (name, words) = (name.to_owned(), words.max(1));
+            buffers.push(Buffer { name, words, contents });
+            BufferId(buffers.len() - 1)
+        };
+        // Without a gather all rows have logits.
+        let rows = if lowered.gathers.is_empty() { rows.min(LOGIT_ROWS) } else { rows };
+        let mut regions = HashMap::new();
+        for (index, region) in lowered.regions.iter().enumerate() {
+            let id = RegionId(index);
+            let count = if !region.contents.is_empty() {
+                1
+            } else if id == lowered.logits.region {
+                LOGIT_ROWS
+            } else if is_of_rows(lowered, id) {
+                rows
+            } else {
+                continue;
+            };
+            let words = count * region.stride;
+            regions.insert(id, add(&region.name, words, region.contents.clone()));
+        }
+        let mut gathered = HashMap::new();
+        for gather in &lowered.gathers {
+            let region = lowered.region(gather.view.region);
+            let name = format!("{} of logits", region.name);
+            let words = LOGIT_ROWS * region.stride;
+            gathered.entry(gather.view.region).or_insert_with(|| add(&name, words, vec![]));
+        }
+        let mut spares = HashMap::new();
+        for (index, op) in lowered.ops.iter().enumerate() {
+            let Step::Norm(norm) = &op.step else { continue };
+            let region = lowered.region(norm.out.region);
+            let in_place = [Some(norm.x), norm.residual]
+                .into_iter()
+                .flatten()
+                .any(|from| from.region == norm.out.region);
+            if in_place && norm.out.width.next_multiple_of(4) < region.stride {
+                let why = "it norms some columns of a buffer in place".into();
+                return Err(LowerError::Op { index, op: "rms-norm", why });
+            }
+            if in_place {
+                let name = format!("{} normed", region.name);
+                let words = rows * region.stride;
+                spares.entry(norm.out.region).or_insert_with(|| add(&name, words, vec![]));
+            }
+        }
+        let logits = regions[&lowered.logits.region];
+        let mut normed = 0;
+        let mut tile_rows = rows;
+        let multiprocessors = lowered.target.blocks as usize;
+        let mut partials = 0;
+        for (index, op) in lowered.ops.iter().enumerate() {
+            match &op.step {
+                Step::Matvec(matvec) => {
+                    normed = normed.max(matvec.cols.next_multiple_of(4));
+                    let columns = matvec.rows.next_multiple_of(4);
+                    for m in (1..=rows.div_ceil(16)).map(|tiles| rows.min(16 * tiles)) {
+                        let (_, splits) = cut(m, matvec.rows, matvec.cols, multiprocessors);
+                        partials = partials.max(if splits > 1 { splits * m * columns } else { 0 });
+                    }
+                }
+                Step::Attention(attention) => {
+                    let shape = attention.shape;
+                    let found = attention_kernel(shape.key_dim, shape.value_dim);
+                    let (kernel, warps) = found.ok_or_else(|| LowerError::Op {
+                        index,
+                        op: "attention",
+                        why: format!("heads of {} floats are too long", shape.value_dim),
+                    })?;
+                    let group = shape.heads / shape.kv_heads;
+                    let of_tile = warps * ATTENTION[kernel].queries / group;
+                    tile_rows = tile_rows.min(of_tile.max(1));
+                }
+                _ => {}
+            }
+        }
+        let normed = add("normed", rows * normed, vec![]);
+        let partials = add("partial products", partials, vec![]);
+        let pass = [
+            add("rows", ROW_WORDS * rows, vec![]),
+            add("tiles", TILE_WORDS * rows, vec![]),
+            add("index", LOGIT_ROWS, vec![]),
+            add("chosen", CHOSEN_WORDS * LOGIT_ROWS, vec![]),
+        ];
+        let [rows_buffer, tiles, index, chosen] = pass;
+        Ok(Self {
+            buffers,
+            rows: rows_buffer,
+            tiles,
+            index,
+            chosen,
+            logits,
+            max_rows: rows,
+            tile_rows,
+            multiprocessors,
+            regions,
+            gathered,
+            spares,
+            normed,
+            partials,
+        })
+    }
+
+    /// Rows of a pass, at most.
+    pub fn max_rows(&self) -> usize {
+        self.max_rows
+    }
+
+    /// Cuts a pass whose sequences have `counts` rows each, one behind the other, into tiles of rows
+    /// that attend together: the first row and the number of each.
+    pub fn tiles(&self, counts: &[usize]) -> Vec<[u32; TILE_WORDS]> {
+        let mut tiles = vec![];
+        let mut first = 0;
+        for count in counts {
+            // Of nearly the same size, so that no block has much less to do than the others.
+            let parts = count.div_ceil(self.tile_rows).max(1);
+            for part in 0..parts {
+                let (start, end) = (count * part / parts, count * (part + 1) / parts);
+                tiles.push([(first + start) as u32, (end - start) as u32]);
+            }
+            first += count;
+        }
+        tiles
+    }
+
+    /// The launches of a pass. `layouts` are those of the lowered program's matrices.
+    pub fn calls(
+        &self,
+        program: &Program,
+        lowered: &Lowered,
+        layouts: &[Layout],
+        shape: Shape,
+    ) -> Vec<Call> {
+        let mut pass = Pass::new(self, program, lowered, layouts, shape);
+        for (index, op) in lowered.ops.iter().enumerate() {
+            let mut gathers = lowered.gathers.iter().filter(|gather| gather.op == index).peekable();
+            if gathers.peek().is_some() {
+                if shape.wanted == 0 {
+                    // Keys and values are in the cache: nobody asks for more.
+                    return pass.into_calls();
+                }
+                gathers.for_each(|gather| pass.gather(gather.view));
+                pass.keep(shape.wanted);
+            }
+            match &op.step {
+                Step::Embed(embed) => pass.embed(embed),
+                Step::Matvec(matvec) => pass.matvec(matvec),
+                Step::Attention(attention) => pass.attention(attention),
+                Step::Norm(norm) => pass.norm_op(norm),
+                Step::Sample(_) => pass.argmax(),
+            }
+        }
+        pass.into_calls()
+    }
+}
+
+/// Whether a region has a row for each row of a pass that some op reads or writes as a view, or as
+/// angles.
+fn is_of_rows(lowered: &Lowered, id: RegionId) -> bool {
+    lowered.ops.iter().any(|op| match &op.step {
+        Step::Embed(embed) => {
+            embed.out.region == id || embed.ropes.iter().any(|rope| rope.angles == id)
+        }
+        Step::Matvec(matvec) => {
+            let gate = match matvec.gating {
+                Some(Gating::By(gate, _)) => Some(gate.region),
+                _ => None,
+            };
+            let stream = match matvec.input {
+                Input::AddRmsNorm { stream, .. } => stream.map(|view| view.region),
+                _ => None,
+            };
+            matvec.y.region == id || gate == Some(id) || stream == Some(id)
+        }
+        Step::Attention(attention) => attention.out.region == id,
+        Step::Norm(norm) => norm.out.region == id,
+        Step::Sample(_) => false,
+    })
+}
+
+/// The tile for `m` rows, and the parts that columns are cut into so that all SMs have work.
+fn cut(m: usize, rows: usize, cols: usize, multiprocessors: usize) -> (usize, usize) {
+    // The largest tile that has no half of its rows without work.
+    let tile = TILES.iter().position(|tile| m > tile / 2).unwrap_or(TILES.len() - 1);
+    let blocks = m.div_ceil(TILES[tile]) * rows.div_ceil(TILE_COLUMNS);
+    let at_once = multiprocessors * TILE_BLOCKS[tile];
+    let useful = cols.div_ceil(32) / MIN_SPLIT_GROUPS;
+    (tile, (at_once / blocks).min(useful).clamp(1, MAX_SPLITS))
+}

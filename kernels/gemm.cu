@@ -48,11 +48,9 @@ DEVICE void multiply(const float* x, const float* w, float (&sums)[8][8]) {
         load_quads(x + k * Cut::kRowStride, Part<Cut>::kRowStep, rows);
         load_quads(w + k * Cut::kColumnStride, Part<Cut>::kColumnStep, columns);
 #pragma unroll
-        for (u32 i = 0; i < 8; ++i) {
-#pragma unroll
-            for (u32 j = 0; j < 8; ++j) {
-                sums[i][j] = fmaf(rows[i], columns[j], sums[i][j]);
-            }
+        for (u32 n = 0; n < 64; ++n) {
+            const u32 i = Cut::kRowByRow ? n / 8 : n % 8, j = Cut::kRowByRow ? n % 8 : n / 8;
+            sums[i][j] = fmaf(rows[i], columns[j], sums[i][j]);
         }
     }
 }
@@ -86,8 +84,8 @@ DEVICE void write(const GemmArgs& args, u32 first_row, u32 first_column,
     }
 }
 
-// splits: blocks that share a tile, each a part of the columns of x and W. If they are several, they
-// write their sums to partials, [splits][m][rows in whole quads], and gemm_sum makes y of these.
+// splits: blocks that share a tile, each a part of the columns of x and W. Several blocks
+// write their sums to partials, [splits][m][rows in whole quads], and gemm_sum makes y of them.
 template <class F, u32 kTile>
 DEVICE void gemm(GemmArgs args, float* partials, u32 splits) {
     using Cut = GemmCut<kTile>;
@@ -140,19 +138,29 @@ DEVICE void gemm(GemmArgs args, float* partials, u32 splits) {
     if (first < end) {
         load(first);
         store(first);
+        if (!Cut::kBarrierFirst) {
+            __syncthreads();
+        }
     }
     const Part<Cut> part = Part<Cut>::of_thread();
     const u32 x_at = part.row, w_at = (kRowFloats + part.column);
     for (u32 step = first; step < end; ++step) {
         // After the last step this loads once more, in bounds, for nothing.
         load(step + 1);
-        __syncthreads();
+        if (Cut::kBarrierFirst) {
+            __syncthreads();
+        }
         const float* x = staged + (stage(step) + x_at);
         const float* w = staged + (stage(step) + w_at);
         multiply<Cut>(x, w, sums);
         store(step + 1);
+        if (!Cut::kBarrierFirst) {
+            __syncthreads();
+        }
     }
-    __syncthreads();
+    if (Cut::kBarrierFirst) {
+        __syncthreads();
+    }
 
     if (splits > 1) {
         args.y_stride = (args.weights.rows + 3) / 4 * 4;

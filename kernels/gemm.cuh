@@ -18,6 +18,9 @@ struct GemmCut {
     static constexpr u32 kBlocks = kTile == 128 ? 2 : kTile == 64 ? 4 : kTile == 32 ? 6 : 12;
     // 4 more, so that what a warp stores along columns hits different banks.
     static constexpr u32 kRowStride = kRows + 4, kColumnStride = kColumns + 4;
+    // The order of multiplications, and whether a step has its barrier behind the loads of the next
+    // one or behind its stores: what left the fewest conflicts of register banks on the M40.
+    static constexpr bool kRowByRow = kPairs == 2, kBarrierFirst = kTile == 128;
     // Threads of a warp along rows and along columns.
     static constexpr u32 kHigh = kRows < 32 ? kRows / 8 : 4, kWide = kLanes / kHigh;
 };
@@ -129,7 +132,7 @@ DEVICE void finish_quad(const GemmArgs& args, u32 row, u32 column, float4 v) {
 }
 
 // Weights of kRows consecutive rows on their way from planes to floats, an eighth of a group at a
-// time. For one row it loads just that, with its scale, which takes the fewest registers; for several
+// time. For one row it loads just that and its scale, which takes the fewest registers; for several
 // rows it loads 16 bytes of each (of F32: 32) at once, and scales once for a group.
 template <class F, u32 kRows>
 struct Feed {
@@ -271,7 +274,7 @@ struct Feed {
         }
     }
 
-    // Turns the words of an eighth so that its bits lie where those of the first eighth do: bytes by
+    // Turns the words of an eighth so that its bits lie where those of the first one do: bytes by
     // the place of its own in the word, high bits also by that of its word.
     DEVICE_MEMBER void turn(Tile<F, kRows>& tile, u32 eighth) {
         if constexpr (F::kWords == 2) {

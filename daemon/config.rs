@@ -23,6 +23,7 @@ pub(crate) struct Config {
     pub http: Http,
     pub control: Control,
     pub device: Device,
+    pub gpu: m40llm::GpuOptions,
     /// Threads to compute with; `None` means as many as the process may use.
     pub threads: Option<usize>,
     /// Most context of a model; `None` means the engine's own limit.
@@ -57,6 +58,23 @@ pub(crate) struct Control {
 pub(crate) enum Device {
     Cpu,
     Cuda,
+}
+
+/// How the GPU is given the work of generating a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Decode {
+    Graph,
+    Persistent,
+}
+
+impl From<Decode> for m40llm::Decode {
+    fn from(decode: Decode) -> Self {
+        match decode {
+            Decode::Graph => Self::Graph,
+            Decode::Persistent => Self::Persistent,
+        }
+    }
 }
 
 /// What is wrong with a configuration file, in one line.
@@ -111,6 +129,10 @@ impl Config {
             },
             control: Control { socket, group: raw.control.group },
             device: raw.engine.device,
+            gpu: m40llm::GpuOptions {
+                vram_bytes: Some(raw.gpu.vram_mib_max.get() << 20).filter(|&bytes| bytes > 0),
+                decode: raw.gpu.decode.into(),
+            },
             threads: Some(raw.engine.threads.to_usize()).filter(|&threads| threads > 0),
             context_tokens_max: Some(raw.models.context_tokens_max.to_u32())
                 .filter(|&tokens| tokens > 0),
@@ -129,6 +151,7 @@ impl Config {
             ("http", self.http != other.http),
             ("control", self.control != other.control),
             ("engine.device", self.device != other.device),
+            ("gpu", self.gpu != other.gpu),
             ("engine.threads", self.threads != other.threads),
             ("models.context_tokens_max", self.context_tokens_max != other.context_tokens_max),
             ("models.loaded_max", self.models_loaded_max != other.models_loaded_max),
@@ -201,9 +224,25 @@ mod tests {
     }
 
     #[test]
+    fn the_gpu_has_a_budget_and_a_way_to_decode() {
+        let gpu = |text| load(text).unwrap().gpu;
+        assert_eq!(gpu(""), m40llm::GpuOptions::default());
+        let options = gpu("[gpu]\nvram_mib_max = 20000\ndecode = \"persistent\"\n");
+        assert_eq!(options.vram_bytes, Some(20_000 << 20));
+        assert_eq!(options.decode, m40llm::Decode::Persistent);
+        let error = load("[gpu]\ndecode = \"fast\"\n").unwrap_err().to_string();
+        assert!(error.contains("m40d.toml:2:10: "), "{error}");
+        assert!(error.contains("`graph`") && error.contains("`persistent`"), "{error}");
+        let error = load("[gpu]\nvram_mib_max = 65537\n").unwrap_err().to_string();
+        assert!(error.contains("from 0 to 65536"), "{error}");
+    }
+
+    #[test]
     fn a_changed_key_is_found() {
         let old = load("").unwrap();
-        let new = load("[engine]\nthreads = 3\n[log]\nlevel = \"debug\"\n").unwrap();
-        assert_eq!(old.keys_changed(&new), ["engine.threads", "log.level"]);
+        let new =
+            load("[engine]\nthreads = 3\n[gpu]\nvram_mib_max = 9\n[log]\nlevel = \"debug\"\n")
+                .unwrap();
+        assert_eq!(old.keys_changed(&new), ["gpu", "engine.threads", "log.level"]);
     }
 }

@@ -5,8 +5,9 @@
 //! |---|---|
 //! | 0 | stopped as asked, or `--version`, `--help`, `--check-config` of a good file, `--check-gpu` of a good GPU |
 //! | 64 | wrong command line |
-//! | 69 | the HTTP address, the control socket or the state folder is in use by another process; no usable GPU for `--check-gpu` |
+//! | 69 | the HTTP address, the control socket or the state folder is in use by another process; no usable GPU for `--check-gpu` or `engine.device = "cuda"` |
 //! | 70 | a bug |
+//! | 71 | the GPU stopped working for the process: a restart may help |
 //! | 73 | a folder, file or socket cannot be created |
 //! | 77 | not permitted to bind the address |
 //! | 78 | the configuration is wrong, or asks for a device that this build does not have |
@@ -27,10 +28,10 @@ pub(crate) enum Failure {
     Config(#[from] ConfigError),
     #[error("{0}")]
     Paths(#[from] PathError),
-    #[error(
-        "engine.device is \"cuda\", but this version does not run models on a GPU: set it to \"cpu\""
-    )]
-    NoGpuExecutor,
+    #[error("engine.device is \"cuda\": {0}; set it to \"cpu\" to do without a GPU")]
+    Device(m40llm::GpuError),
+    #[error("the GPU failed: {0}")]
+    DeviceLost(m40llm::GpuError),
     #[error(transparent)]
     Gpu(#[from] m40llm::GpuError),
     #[error("control.group: there is no group {group:?}: create it or name another")]
@@ -59,13 +60,16 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    const fn code(&self) -> u8 {
+    fn code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Paths(_) | Self::NoGpuExecutor | Self::NoGroup { .. } => 78,
+            Self::Config(_) | Self::Paths(_) | Self::NoGroup { .. } => 78,
+            Self::Device(error) if error.is_of_build() => 78,
             Self::AddressInUse { .. }
             | Self::SocketInUse { .. }
             | Self::StateInUse { .. }
+            | Self::Device(_)
             | Self::Gpu(_) => 69,
+            Self::DeviceLost(_) => 71,
             Self::AddressForbidden { .. } => 77,
             Self::Listen { .. } | Self::NotASocket { .. } | Self::Create { .. } => 73,
             Self::GroupLookup { .. } | Self::System { .. } => 70,

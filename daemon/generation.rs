@@ -195,6 +195,9 @@ impl JobError {
                 | GenerateError::EmptyPrompt
                 | GenerateError::Sampling(_),
             ) => ErrorCode::InvalidRequest,
+            Self::Generate(
+                GenerateError::CacheFull { .. } | GenerateError::TooManySessions { .. },
+            ) => ErrorCode::Busy,
             _ => ErrorCode::Internal,
         }
     }

@@ -3,7 +3,8 @@
 //! Start: own the state folder, open the engine, bind HTTP, bind the control socket, and only
 //! then say READY. Stop, on SIGTERM or SIGINT: accept nothing more, let running answers finish
 //! within `limits.shutdown_grace_s`, cut the rest short with an error that says why, exit 0. A
-//! second signal ends the wait.
+//! second signal ends the wait. A GPU that stops working for the process stops the daemon in the
+//! same way, with an exit code that has systemd start it again.
 
 use std::io;
 use std::net::SocketAddr;
@@ -37,8 +38,8 @@ const CONTROL_CONNECTIONS_MAX: usize = 64;
 /// Runs the daemon until it is told to stop.
 pub(crate) fn run(config: Config, env: &Env) -> Result<(), Failure> {
     let access = Access::new(&config.control)?;
-    let engine = open_engine(&config)?;
     let store = Store::open(&config.state_dir)?;
+    let engine = open_engine(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -53,12 +54,12 @@ pub(crate) fn run(config: Config, env: &Env) -> Result<(), Failure> {
 }
 
 fn open_engine(config: &Config) -> Result<Engine, Failure> {
-    match config.device {
-        Device::Cpu => {
-            Ok(Engine::new(EngineOptions { threads: config.threads, ..EngineOptions::default() }))
-        }
-        Device::Cuda => Err(Failure::NoGpuExecutor),
-    }
+    let device = match config.device {
+        Device::Cpu => m40llm::Device::Cpu,
+        Device::Cuda => m40llm::Device::Gpu(config.gpu),
+    };
+    let options = EngineOptions { threads: config.threads, device, ..EngineOptions::default() };
+    Engine::new(options).map_err(Failure::Device)
 }
 
 /// Everything that listens.
@@ -126,7 +127,10 @@ async fn serve(
     let serving = format!("serving on http://{http_address}, {}", models.device());
     info!(%http_address, device = models.device(), "ready");
     systemd::ready(&serving);
-    wait_for_stop(&mut signals, &config, env, &serving).await;
+    let lost = tokio::select! {
+        () = wait_for_stop(&mut signals, &config, env, &serving) => None,
+        error = models.device_lost() => Some(error),
+    };
 
     systemd::stopping();
     info!("stopping");
@@ -134,7 +138,7 @@ async fn serve(
     drop(control_file);
     drain(&models, &phase, connections, config.shutdown_grace, &mut signals).await;
     info!("stopped");
-    Ok(())
+    lost.map_or(Ok(()), |error| Err(Failure::DeviceLost(error)))
 }
 
 fn http_context(config: &Config, models: &Models) -> http::Context {

@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use m40_control::{ErrorCode, LoadedModel, ModelEntry, ModelRef, ModelState, model_name_of_file};
-use m40llm::{Engine, LoadError, Model, ModelOptions};
+use m40llm::{Engine, GpuError, LoadError, Model, ModelOptions};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
@@ -68,6 +68,8 @@ struct Inner {
     slots: Mutex<BTreeMap<String, Arc<Slot>>>,
     jobs: JobCount,
     phase: watch::Receiver<Phase>,
+    /// Why the GPU no longer works for this process.
+    device_lost: watch::Sender<Option<GpuError>>,
 }
 
 impl Models {
@@ -79,7 +81,22 @@ impl Models {
     ) -> Self {
         let slots = Mutex::default();
         let jobs = JobCount::default();
-        Self { inner: Arc::new(Inner { engine, store, limits, slots, jobs, phase }) }
+        let device_lost = watch::Sender::new(None);
+        Self { inner: Arc::new(Inner { engine, store, limits, slots, jobs, phase, device_lost }) }
+    }
+
+    /// Returns when the GPU no longer works for this process, with the reason.
+    pub(crate) async fn device_lost(&self) -> GpuError {
+        let mut lost = self.inner.device_lost.subscribe();
+        loop {
+            if let Some(error) = lost.borrow_and_update().clone() {
+                return error;
+            }
+            if lost.changed().await.is_err() {
+                // The sender is alive in self.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// What computes, in words.
@@ -150,14 +167,14 @@ impl Models {
         Ok(slot::stored_entry(&manifest))
     }
 
-    // A whole load is a matter of milliseconds, since weights are mapped, and finds every
-    // mistake that would otherwise be met on first use.
+    // A matter of milliseconds, since weights are mapped, and it finds every mistake that would
+    // otherwise be met on first use.
     fn describe(&self, path: &Path) -> Result<Description, String> {
-        let model = self.inner.load(path).map_err(|error| error.to_string())?;
-        let info = model.info();
+        let inspect = |options: &_| self.inner.engine.inspect(path, options);
+        let info = self.inner.with_context(inspect).map_err(|error| error.to_string())?;
         Ok(Description {
-            architecture: info.architecture.clone(),
-            quantization: info.quantization.clone(),
+            architecture: info.architecture,
+            quantization: info.quantization,
             parameters: info.parameters,
         })
     }
@@ -266,6 +283,9 @@ impl Models {
                 Err(error) => {
                     let failure = LoadFailure::from(&error);
                     warn!(model = slot.name(), %error, "cannot load");
+                    if let LoadError::Gpu { source, .. } = error {
+                        models.device_failed(source);
+                    }
                     slot.set(State::Failed(Arc::new(failure)));
                     // Whoever asked has the reason; a path that was never a model has no name to
                     // keep it under.
@@ -303,6 +323,11 @@ impl Models {
                 self.forget(slot.name(), slot);
                 slot.set(State::Gone);
             }
+            Ending::DeviceLost(error) => {
+                let failure = LoadFailure { code: ErrorCode::Internal, message: error.to_string() };
+                slot.set(State::Failed(Arc::new(failure)));
+                self.device_failed(error);
+            }
             Ending::Panicked => {
                 error!(model = slot.name(), "the model's worker panicked; it loads again on use");
                 slot.set(State::Failed(Arc::new(LoadFailure {
@@ -310,6 +335,13 @@ impl Models {
                     message: "the model's worker panicked, see the log of m40d".to_owned(),
                 })));
             }
+        }
+    }
+
+    fn device_failed(&self, error: GpuError) {
+        if error.is_lost() {
+            error!(%error, "the GPU is lost");
+            self.inner.device_lost.send_replace(Some(error));
         }
     }
 
@@ -346,9 +378,16 @@ impl Models {
 }
 
 impl Inner {
-    /// Loads a file with the context that it was trained for, within the configured limit.
     fn load(&self, path: &Path) -> Result<Model, LoadError> {
-        let with = |context| self.engine.load(path, &ModelOptions { context, chat_template: None });
+        self.with_context(|options| self.engine.load(path, options))
+    }
+
+    /// With the context that a file was trained for, within the configured limit.
+    fn with_context<T>(
+        &self,
+        open: impl Fn(&ModelOptions) -> Result<T, LoadError>,
+    ) -> Result<T, LoadError> {
+        let with = |context| open(&ModelOptions { context, chat_template: None });
         match with(self.limits.context_tokens_max) {
             Err(LoadError::Context { trained, .. }) => with(Some(trained)),
             result => result,

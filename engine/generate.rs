@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use m40_sched::sampler::{ParamError, SamplingParams};
 
+use crate::gpu::GpuError;
+
 /// What to generate and when to stop.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GenerateParams {
@@ -134,4 +136,32 @@ pub enum GenerateError {
     /// Every token was banned, or the model's output was not a number.
     #[error("no token can be chosen: all are banned or the logits are not numbers")]
     NoToken,
+    /// The model's KV cache, which its sessions share, has no room for more tokens.
+    #[error(
+        "the KV cache is full: {free} of its {capacity} tokens are free, {needed} more are needed; \
+         try again when others have ended"
+    )]
+    CacheFull {
+        /// Tokens needed beyond those that the session has.
+        needed: u64,
+        /// Tokens that no session has.
+        free: u64,
+        /// Tokens of the cache.
+        capacity: u64,
+    },
+    /// The model keeps no more sessions.
+    #[error("all {most} sessions that the model keeps are in use: try again when one has ended")]
+    TooManySessions {
+        /// Sessions at a time.
+        most: usize,
+    },
+    /// The GPU.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+    /// A pass was asked for that the backend cannot run.
+    #[error("internal error: {reason}")]
+    Pass {
+        /// What it says.
+        reason: String,
+    },
 }

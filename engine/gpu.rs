@@ -1,6 +1,13 @@
-//! Which GPU kernels this build has, and whether this machine's GPU runs them. build.rs compiles
-//! them and writes `kernels.rs`.
+//! The GPU: which kernels this build has, whether this machine's GPU runs them, and how much memory
+//! models take there. build.rs compiles the kernels and writes `kernels.rs`.
 
+#[cfg(feature = "cuda")]
+pub(crate) mod card;
+#[cfg(test)]
+#[cfg(feature = "cuda")]
+mod tests;
+
+use std::fmt;
 use std::sync::LazyLock;
 
 #[cfg(feature = "cuda")]
@@ -47,8 +54,110 @@ fn kernels() -> String {
     "no GPU backend".to_owned()
 }
 
-/// Why this build cannot use a GPU of this machine.
-#[derive(Debug, thiserror::Error)]
+/// Bytes of the GPU's memory that are left to the driver and to others, unless the budget is given.
+const VRAM_RESERVE: u64 = 512 << 20;
+
+/// How to use the GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GpuOptions {
+    /// Bytes of its memory to take for models; all that is free but 512 MiB when absent.
+    pub vram_bytes: Option<u64>,
+    /// How tokens are generated.
+    pub decode: Decode,
+}
+
+/// How the GPU is given the work of generating a token. The tokens are the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Decode {
+    /// A launch for each op, all of them recorded once and enqueued together.
+    #[default]
+    Graph,
+    /// One launch, whose blocks wait for each other between ops.
+    Persistent,
+}
+
+impl fmt::Display for Decode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Graph => "graph",
+            Self::Persistent => "persistent",
+        })
+    }
+}
+
+/// What a model takes of the GPU's memory and what there is, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GpuMemory {
+    /// Its weights.
+    pub weights: u64,
+    /// Everything else but the KV cache.
+    pub scratch: u64,
+    /// KV cache of one whole context.
+    pub kv: u64,
+    /// KV cache of `step_tokens` tokens, the least that it grows by.
+    pub kv_step: u64,
+    /// Tokens of a step.
+    pub step_tokens: u64,
+    /// Tokens of context that were asked for.
+    pub context: u32,
+    /// Tokens of context that the model was trained for.
+    pub context_trained: u32,
+    /// Memory for models that none has.
+    pub free: u64,
+    /// Memory for models.
+    pub capacity: u64,
+}
+
+impl GpuMemory {
+    /// All that the model takes.
+    pub fn needed(&self) -> u64 {
+        self.weights + self.scratch + self.kv
+    }
+
+    /// Whether it fits in what is free.
+    pub fn fits(&self) -> bool {
+        self.needed() <= self.free
+    }
+
+    /// The largest context with which it would fit in `memory` bytes; `None` if even the smallest
+    /// is too large.
+    pub fn context_in(&self, memory: u64) -> Option<u32> {
+        let room = memory.checked_sub(self.weights + self.scratch)?;
+        let steps = room.checked_div(self.kv_step).unwrap_or(u64::MAX);
+        let tokens = steps.saturating_mul(self.step_tokens).min(self.context_trained.into());
+        u32::try_from(tokens).ok().filter(|&tokens| tokens > 0)
+    }
+}
+
+impl fmt::Display for GpuMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Rounded so that what does not fit never looks as if it did.
+        let up = |bytes: u64| bytes.div_ceil(1 << 20);
+        let sum = up(self.weights) + up(self.scratch) + up(self.kv);
+        write!(
+            f,
+            "{} MiB of weights, {} MiB of working memory and {} MiB of KV cache for {} tokens are \
+             {sum} MiB, and {} of {} MiB are free: ",
+            up(self.weights),
+            up(self.scratch),
+            up(self.kv),
+            self.context,
+            self.free >> 20,
+            self.capacity >> 20,
+        )?;
+        match (self.context_in(self.free), self.context_in(self.capacity)) {
+            (Some(tokens), _) => write!(f, "a context of {tokens} tokens would fit"),
+            (None, Some(tokens)) if tokens >= self.context => f.write_str("unload other models"),
+            (None, Some(tokens)) => {
+                write!(f, "without other models a context of {tokens} tokens would fit")
+            }
+            (None, None) => f.write_str("no context would fit; run the model on the cpu"),
+        }
+    }
+}
+
+/// Why this build cannot use a GPU of this machine, or why the GPU failed.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GpuError {
     /// Built with `--no-default-features`.
@@ -59,10 +168,50 @@ pub enum GpuError {
         "this build has no GPU kernels: no CUDA 12 compiler was found (`make nvrtc` fetches one)"
     )]
     NoKernels,
+    /// Less memory is free than the models were to have.
+    #[error(
+        "{} MiB of the GPU's memory were to be taken for models, and {} of {} MiB are free",
+        asked >> 20, free >> 20, total >> 20
+    )]
+    Budget {
+        /// Bytes asked for.
+        asked: u64,
+        /// Bytes that no process uses.
+        free: u64,
+        /// Bytes of the device.
+        total: u64,
+    },
+    /// There is no memory for models at all.
+    #[error(
+        "{} of the GPU's {} MiB are free, and {} are left to the driver and others: nothing is \
+         left for models; end what uses the GPU (`nvidia-smi` shows it)",
+        free >> 20, total >> 20, VRAM_RESERVE >> 20
+    )]
+    NoMemory {
+        /// Bytes that no process uses.
+        free: u64,
+        /// Bytes of the device.
+        total: u64,
+    },
     /// The driver or the device.
     #[cfg(feature = "cuda")]
     #[error(transparent)]
     Cuda(#[from] CudaError),
+}
+
+impl GpuError {
+    /// Whether this build lacks what it takes, whatever the machine has.
+    pub fn is_of_build(&self) -> bool {
+        matches!(self, Self::NoBackend | Self::NoKernels)
+    }
+
+    /// Whether the device stopped working for this process, which then has to be restarted.
+    pub fn is_lost(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        return matches!(self, Self::Cuda(CudaError::DeviceLost { .. }));
+        #[cfg(not(feature = "cuda"))]
+        return false;
+    }
 }
 
 /// Has the first GPU load all kernels and compute a checksum of 4 MiB, and says what it is, in one

@@ -9,7 +9,7 @@
 //! use m40llm::{CancelToken, Engine, EngineOptions, GenerateParams, ModelOptions};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let engine = Engine::new(EngineOptions::default());
+//! let engine = Engine::new(EngineOptions::default())?;
 //! let model = engine.load("model.gguf".as_ref(), &ModelOptions::default())?;
 //! let prompt = model.tokenizer().encode_prompt("The capital of France is");
 //! let params = GenerateParams { max_tokens: Some(16), ..GenerateParams::default() };
@@ -22,6 +22,7 @@
 //! ```
 #![deny(unsafe_code)]
 
+mod backend;
 mod generate;
 mod gpu;
 mod mapping;
@@ -36,9 +37,9 @@ pub use generate::{
 };
 #[cfg(feature = "cuda")]
 pub use gpu::kernel_image;
-pub use gpu::{GpuError, check_gpu, version};
+pub use gpu::{Decode, GpuError, GpuMemory, GpuOptions, check_gpu, version};
 pub use m40_cpu::Numerics;
 pub use m40_sched::sampler::{ParamError, SamplingParams};
 pub use m40_tokenizer::{ChatTemplate, Special, TemplateError, TemplateInput, Tokenizer};
-pub use model::{Engine, EngineOptions, LoadError, Model, ModelInfo, ModelOptions};
+pub use model::{Device, Engine, EngineOptions, LoadError, Model, ModelInfo, ModelOptions};
 pub use session::Session;

@@ -3,14 +3,16 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use m40_cpu::{Executor, ExecutorOptions, Isa, Numerics, PrepareError, available_threads};
+use m40_cpu::{Numerics, PrepareError};
 use m40_gguf::{Gguf, GgufError, TensorType, split};
 use m40_program::{BuildError, BuildOptions, Program, build};
 use m40_tokenizer::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
 use memmap2::Mmap;
 
+use crate::backend::{Backend, Runner};
+use crate::gpu::{GpuError, GpuMemory, GpuOptions};
 use crate::mapping;
 use crate::session::Session;
 
@@ -20,17 +22,28 @@ const DEFAULT_CONTEXT: u32 = 8192;
 /// How to run models.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EngineOptions {
-    /// CPU threads; all the process may use when absent.
+    /// CPU threads; all the process may use when absent. For a GPU they bring weights there.
     pub threads: Option<usize>,
-    /// Which arithmetic.
+    /// Which arithmetic of the CPU.
     pub numerics: Numerics,
+    /// What computes.
+    pub device: Device,
 }
 
-/// Loads models on one backend.
-#[derive(Clone, Copy, Debug)]
+/// What computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// The CPU.
+    #[default]
+    Cpu,
+    /// The first GPU.
+    Gpu(GpuOptions),
+}
+
+/// Loads models on one backend. Clones share it.
+#[derive(Clone, Debug)]
 pub struct Engine {
-    threads: usize,
-    numerics: Numerics,
+    backend: Backend,
 }
 
 /// How to load one model.
@@ -150,23 +163,59 @@ pub enum LoadError {
         /// Trained context.
         trained: u32,
     },
+    /// The GPU's memory does not hold it beside the models that are there.
+    #[error("model {} does not fit the GPU's memory: {memory}", path.display())]
+    NoRoom {
+        /// The file.
+        path: PathBuf,
+        /// What it takes and what there is.
+        memory: Box<GpuMemory>,
+    },
+    /// The GPU does not run the model.
+    #[cfg(feature = "cuda")]
+    #[error("cannot run model {} on the GPU: {source}", path.display())]
+    Place {
+        /// The file.
+        path: PathBuf,
+        /// What is in the way.
+        source: Box<m40_gpu::executor::LoadError>,
+    },
+    /// The GPU failed.
+    #[error("cannot load model {}: {source}", path.display())]
+    Gpu {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        source: GpuError,
+    },
 }
 
 impl Engine {
-    /// An engine on the CPU backend.
-    pub fn new(options: EngineOptions) -> Self {
-        let threads = options.threads.unwrap_or_else(available_threads).max(1);
-        Self { threads, numerics: options.numerics }
+    /// An engine on a backend: a GPU is opened, and its memory taken, here and once.
+    ///
+    /// # Errors
+    /// [`GpuError`], if a GPU was asked for and it cannot be had. The CPU never stands in.
+    pub fn new(options: EngineOptions) -> Result<Self, GpuError> {
+        Ok(Self { backend: Backend::open(&options)? })
+    }
+
+    /// An engine on a GPU that is open already, with the kernels of [`kernel_image`](crate::kernel_image)
+    /// among those that it has; `threads` bring weights there, all the process may use when absent.
+    ///
+    /// # Errors
+    /// [`GpuError`], if the memory for models is not there.
+    #[cfg(feature = "cuda")]
+    pub fn on_device(
+        device: m40_cuda::Device,
+        options: GpuOptions,
+        threads: Option<usize>,
+    ) -> Result<Self, GpuError> {
+        Ok(Self { backend: Backend::on_device(device, options, threads)? })
     }
 
     /// What models run on, for people: `cpu, 2 threads, avx512-vnni`.
     pub fn device(&self) -> String {
-        let arithmetic = match self.numerics {
-            Numerics::Fast => Isa::detect().to_string(),
-            Numerics::Oracle => "oracle".into(),
-        };
-        let plural = if self.threads == 1 { "" } else { "s" };
-        format!("cpu, {} thread{plural}, {arithmetic}", self.threads)
+        self.backend.describe()
     }
 
     /// Opens a model. Of a split model, any of its files may be named. A `tokenizer.json` beside
@@ -175,6 +224,22 @@ impl Engine {
     /// # Errors
     /// See [`LoadError`]; each names the file and what to do about it.
     pub fn load(&self, path: &Path, options: &ModelOptions) -> Result<Model, LoadError> {
+        let Opened { gguf, program, info, tokenizer, template } = self.open(path, options)?;
+        let runner = self.backend.load(path, program, gguf, info.context)?;
+        Ok(Model(Arc::new(Inner { info, tokenizer, template, runner })))
+    }
+
+    /// Says what a model is, if [`Self::load`] could load it into enough memory.
+    ///
+    /// # Errors
+    /// As [`Self::load`], but for a lack of memory.
+    pub fn inspect(&self, path: &Path, options: &ModelOptions) -> Result<ModelInfo, LoadError> {
+        let Opened { gguf, program, info, .. } = self.open(path, options)?;
+        self.backend.check(path, program, gguf, info.context)?;
+        Ok(info)
+    }
+
+    fn open(&self, path: &Path, options: &ModelOptions) -> Result<Opened, LoadError> {
         let gguf = open(path)?;
         let program = self.program(path, &gguf, options)?;
         let tokenizer = tokenizer(path, &gguf)?;
@@ -186,14 +251,8 @@ impl Engine {
             });
         }
         let template = chat_template(path, &gguf, &tokenizer, options)?;
-        let context = served_context(&program, options);
-        let info = describe(&gguf, &program, context);
-        let executor_options =
-            ExecutorOptions { threads: Some(self.threads), numerics: self.numerics, isa: None };
-        let executor = Executor::new(Arc::new(program), Arc::new(gguf), executor_options)
-            .map_err(|source| LoadError::Prepare { path: path.into(), source })?;
-        let executor = Mutex::new(executor);
-        Ok(Model(Arc::new(Inner { info, tokenizer, template, executor })))
+        let info = describe(&gguf, &program, served_context(&program, options));
+        Ok(Opened { gguf, program, info, tokenizer, template })
     }
 
     fn program(
@@ -217,6 +276,15 @@ impl Engine {
             None => Ok(program),
         }
     }
+}
+
+/// A file and what was made of it, for any backend.
+struct Opened {
+    gguf: Gguf<Mmap>,
+    program: Program,
+    info: ModelInfo,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
 }
 
 fn served_context(program: &Program, options: &ModelOptions) -> u32 {
@@ -307,7 +375,7 @@ struct Inner {
     info: ModelInfo,
     tokenizer: Tokenizer,
     template: ChatTemplate,
-    executor: Mutex<Executor<Mmap>>,
+    runner: Runner,
 }
 
 impl fmt::Debug for Model {
@@ -337,15 +405,8 @@ impl Model {
         Session::new(self.clone())
     }
 
-    /// The executor, one pass at a time. A pass that panicked leaves only scratch behind, which the
-    /// next one overwrites.
-    pub(crate) fn executor(&self) -> MutexGuard<'_, Executor<Mmap>> {
-        self.0.executor.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether a pass is running.
-    #[cfg(test)]
-    pub(crate) fn is_busy(&self) -> bool {
-        matches!(self.0.executor.try_lock(), Err(std::sync::TryLockError::WouldBlock))
+    /// What computes passes of it.
+    pub(crate) fn runner(&self) -> &Runner {
+        &self.0.runner
     }
 }

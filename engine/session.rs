@@ -2,19 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use m40_cpu::{KvCache, Row};
 use m40_sched::sampler::{Sampler, top_logprobs};
 use m40_tokenizer::Detokenizer;
 
+use crate::backend::{Cache, Output, PROMPT_ROWS, Want};
 use crate::generate::{
     CancelToken, Chunk, Completion, FinishReason, GenerateError, GenerateParams, TokenLogprob,
 };
 use crate::model::Model;
 use crate::stop::{Matched, StopMatcher};
-
-/// Tokens of a prompt computed in one pass: enough to amortise unpacking weights, few enough that
-/// cancelling is prompt.
-const PREFILL_ROWS: usize = 512;
 
 /// Most alternatives reported per token, as in OpenAI's API.
 const MAX_TOP_LOGPROBS: u32 = 20;
@@ -23,14 +19,14 @@ const MAX_TOP_LOGPROBS: u32 = 20;
 #[derive(Debug)]
 pub struct Session {
     model: Model,
-    cache: KvCache,
+    cache: Cache,
     /// Tokens whose keys and values the cache holds.
     tokens: Vec<u32>,
 }
 
 impl Session {
     pub(crate) fn new(model: Model) -> Self {
-        let cache = model.executor().cache(model.info().context as usize);
+        let cache = model.runner().cache();
         Self { model, cache, tokens: vec![] }
     }
 
@@ -49,8 +45,8 @@ impl Session {
     /// computed again.
     ///
     /// # Errors
-    /// See [`GenerateError`]. All but [`GenerateError::NoToken`] are found before anything is
-    /// computed.
+    /// See [`GenerateError`]. [`GenerateError::NoToken`] and what a GPU or its memory says come when
+    /// they come, the others before anything is computed.
     pub fn generate(
         &mut self,
         prompt: &[u32],
@@ -67,7 +63,7 @@ impl Session {
         let mut pending = &prompt[cached..];
         let mut next;
         while !cancel.is_cancelled() {
-            let (now, later) = pending.split_at(pending.len().min(PREFILL_ROWS));
+            let (now, later) = pending.split_at(pending.len().min(PROMPT_ROWS));
             let token = self.pass(now, later.is_empty(), &mut run)?;
             pending = later;
             let Some(token) = token else { continue };
@@ -128,7 +124,7 @@ impl Session {
 
     /// Tokens that still fit the context.
     fn room(&self) -> usize {
-        self.cache.context() - self.tokens.len()
+        self.model.info().context as usize - self.tokens.len()
     }
 
     /// Computes `tokens`; samples the next one if they end what is known so far.
@@ -138,19 +134,12 @@ impl Session {
         sample: bool,
         run: &mut Run<'_>,
     ) -> Result<Option<u32>, GenerateError> {
+        let want = if sample { run.want } else { Want::Nothing };
         let base = self.tokens.len();
-        let last = base + tokens.len() - 1;
-        run.rows.clear();
-        run.rows.extend((base..).zip(tokens).map(|(position, &token)| Row {
-            token,
-            position,
-            cache: 0,
-            logits: sample && position == last,
-        }));
-        let mut executor = self.model.executor();
-        let logits = executor.forward(&run.rows, &mut [&mut self.cache]);
+        let take = |output: Output<'_>| run.sample(output);
+        let sampled = self.model.runner().pass(&mut self.cache, base, tokens, want, take)?;
         self.tokens.extend_from_slice(tokens);
-        if sample { run.sample(logits).map(Some) } else { Ok(None) }
+        sampled
     }
 }
 
@@ -162,7 +151,8 @@ struct Run<'a> {
     sampler: Sampler,
     detokenizer: Detokenizer,
     stop: Option<StopMatcher<'a>>,
-    rows: Vec<Row>,
+    /// What to ask the backend for where a token is to be chosen.
+    want: Want,
     logprobs: Vec<TokenLogprob>,
     generated: u32,
 }
@@ -176,6 +166,7 @@ impl<'a> Run<'a> {
     ) -> Self {
         let seed = params.sampling.seed.unwrap_or_else(fresh_seed);
         let vocab = model.info().vocab as usize;
+        let want = model.runner().want(params);
         let mut sampler = Sampler::new(params.sampling.clone(), seed, vocab);
         prompt.iter().for_each(|id| sampler.accept(*id));
         Self {
@@ -185,13 +176,23 @@ impl<'a> Run<'a> {
             sampler,
             detokenizer: Detokenizer::new(true),
             stop: Some(StopMatcher::new(&params.stop)),
-            rows: vec![],
+            want,
             logprobs: vec![],
             generated: 0,
         }
     }
 
-    fn sample(&mut self, logits: &mut [f32]) -> Result<u32, GenerateError> {
+    /// The next token, if one is to be chosen.
+    fn sample(&mut self, output: Output<'_>) -> Result<Option<u32>, GenerateError> {
+        let logits = match output {
+            Output::Nothing => return Ok(None),
+            Output::Chosen { probability: 0.0, .. } => return Err(GenerateError::NoToken),
+            Output::Chosen { token, .. } => {
+                self.sampler.accept(token);
+                return Ok(Some(token));
+            }
+            Output::Logits(logits) => logits,
+        };
         let sampled = self.sampler.sample(logits);
         if sampled.probability == 0.0 {
             return Err(GenerateError::NoToken);
@@ -205,7 +206,7 @@ impl<'a> Run<'a> {
             let bytes = bytes(sampled.id);
             self.logprobs.push(TokenLogprob { id: sampled.id, bytes, logprob, top });
         }
-        Ok(sampled.id)
+        Ok(Some(sampled.id))
     }
 
     /// Takes a sampled token; says whether the generation ends with it.

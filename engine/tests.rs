@@ -40,7 +40,7 @@ impl Tiny {
 }
 
 fn engine() -> Engine {
-    Engine::new(EngineOptions { threads: Some(2), ..EngineOptions::default() })
+    Engine::new(EngineOptions { threads: Some(2), ..EngineOptions::default() }).unwrap()
 }
 
 /// A loaded tiny llama. The file may go: the map keeps it.

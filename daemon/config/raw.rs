@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 use tracing_subscriber::EnvFilter;
 
-use super::Device;
+use super::{Decode, Device};
 
 /// A mistake: where, counted from 1, and what.
 #[derive(Debug, PartialEq, Eq)]
@@ -73,6 +73,7 @@ pub(super) struct RawConfig {
     pub http: RawHttp,
     pub control: RawControl,
     pub engine: RawEngine,
+    pub gpu: RawGpu,
     pub models: RawModels,
     pub paths: RawPaths,
     pub limits: RawLimits,
@@ -118,6 +119,19 @@ pub(super) struct RawEngine {
 impl Default for RawEngine {
     fn default() -> Self {
         Self { device: Device::Cpu, threads: Bounded(0) }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawGpu {
+    pub vram_mib_max: Bounded<0, 65_536>,
+    pub decode: Decode,
+}
+
+impl Default for RawGpu {
+    fn default() -> Self {
+        Self { vram_mib_max: Bounded(0), decode: Decode::Graph }
     }
 }
 

@@ -175,6 +175,7 @@ impl From<JobError> for HttpError {
         let message = error.to_string();
         match error.code() {
             ErrorCode::InvalidRequest => Self::bad_request(message),
+            ErrorCode::Busy => Self::unavailable(message, "busy"),
             ErrorCode::Stopping => Self::unavailable(message, "stopping"),
             ErrorCode::Aborted => Self::unavailable(message, "unloaded"),
             _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message),

@@ -56,7 +56,11 @@ impl From<&LoadError> for LoadFailure {
     fn from(error: &LoadError) -> Self {
         let code = match error {
             LoadError::NotFound { .. } => ErrorCode::NotFound,
-            LoadError::Io { .. } => ErrorCode::Internal,
+            LoadError::Io { .. } | LoadError::Gpu { .. } => ErrorCode::Internal,
+            // It would fit if other models made room.
+            LoadError::NoRoom { memory, .. } if memory.needed() <= memory.capacity => {
+                ErrorCode::Busy
+            }
             _ => ErrorCode::BadModel,
         };
         Self { code, message: error.to_string() }

@@ -10,7 +10,9 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 
-use m40llm::{CancelToken, Chunk, Completion, GenerateError, GenerateParams, Model, Session};
+use m40llm::{
+    CancelToken, Chunk, Completion, GenerateError, GenerateParams, GpuError, Model, Session,
+};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 
@@ -63,9 +65,10 @@ impl std::fmt::Display for Reason {
 }
 
 /// How a worker's thread ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Ending {
     Asked,
+    DeviceLost(GpuError),
     Panicked,
 }
 
@@ -170,10 +173,14 @@ fn work(model: &Model, queue: &Receiver<Job>, shared: &Shared) -> Ending {
         lock(&shared.current).running = None;
         shared.jobs.fetch_sub(1, Ordering::Relaxed);
         shared.jobs_done.fetch_add(1, Ordering::Relaxed);
-        if outcome.is_err() {
-            // The session may be half changed, so nothing more is asked of it.
-            let _ = job.events.send(Event::Failed(JobError::Worker));
-            return Ending::Panicked;
+        match outcome {
+            Ok(None) => {}
+            Ok(Some(lost)) => return Ending::DeviceLost(lost),
+            Err(_) => {
+                // The session may be half changed, so nothing more is asked of it.
+                let _ = job.events.send(Event::Failed(JobError::Worker));
+                return Ending::Panicked;
+            }
         }
         // Last, so that no job is counted means that every event was sent.
         drop(job.counted);
@@ -181,17 +188,18 @@ fn work(model: &Model, queue: &Receiver<Job>, shared: &Shared) -> Ending {
     Ending::Asked
 }
 
-fn run(session: &mut Session, job: &Job, shared: &Shared) {
+/// Answers a job; returns why no other can be answered, if so.
+fn run(session: &mut Session, job: &Job, shared: &Shared) -> Option<GpuError> {
     {
         let mut current = lock(&shared.current);
         if let Some(reason) = current.cut_short {
             let _ = job.events.send(Event::Failed(JobError::CutShort(reason)));
-            return;
+            return None;
         }
         current.running = Some(job.cancel.clone());
     }
     if job.cancel.is_cancelled() || job.events.is_closed() {
-        return;
+        return None;
     }
     let mut on_chunk = |chunk| {
         if job.events.send(Event::Chunk(chunk)).is_err() {
@@ -200,6 +208,10 @@ fn run(session: &mut Session, job: &Job, shared: &Shared) {
     };
     let result = session.generate(&job.prompt, &job.params, &job.cancel, &mut on_chunk);
     let cut_short = lock(&shared.current).cut_short.filter(|_| job.cancel.is_cancelled());
+    let lost = match &result {
+        Err(GenerateError::Gpu(error)) if error.is_lost() => Some(error.clone()),
+        _ => None,
+    };
     let last = match (result, cut_short) {
         (Ok(_), Some(reason)) => Event::Failed(JobError::CutShort(reason)),
         (Ok(completion), None) => Event::Done(completion),
@@ -207,6 +219,7 @@ fn run(session: &mut Session, job: &Job, shared: &Shared) {
     };
     // Nobody may be listening any more.
     let _ = job.events.send(last);
+    lost
 }
 
 // What the locks guard is replaced in single assignments, so a panic leaves it whole.

@@ -49,7 +49,7 @@ fn arguments() -> Result<Arguments, Box<dyn Error>> {
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = arguments()?;
     let engine =
-        Engine::new(EngineOptions { threads: arguments.threads, ..EngineOptions::default() });
+        Engine::new(EngineOptions { threads: arguments.threads, ..EngineOptions::default() })?;
     println!("{}; tokens/s, best of {} rounds", engine.device(), arguments.rounds);
     println!();
     println!(

@@ -60,7 +60,9 @@ fn the_real_models_are_known_for_what_they_are() {
 #[test]
 fn a_device_says_what_it_runs_on() {
     let device = |threads, numerics| {
-        Engine::new(EngineOptions { threads: Some(threads), numerics }).device()
+        let options =
+            EngineOptions { threads: Some(threads), numerics, ..EngineOptions::default() };
+        Engine::new(options).unwrap().device()
     };
     assert_eq!(device(1, Numerics::Oracle), "cpu, 1 thread, oracle");
     assert_eq!(device(0, Numerics::Oracle), "cpu, 1 thread, oracle");
@@ -71,7 +73,8 @@ fn a_device_says_what_it_runs_on() {
 #[test]
 fn the_oracle_gives_what_the_fast_path_gives_on_plain_weights() {
     let file = Tiny::new(&llama());
-    let oracle = Engine::new(EngineOptions { threads: Some(2), numerics: Numerics::Oracle });
+    let options = EngineOptions { numerics: Numerics::Oracle, ..EngineOptions::default() };
+    let oracle = Engine::new(options).unwrap();
     let oracle = oracle.load(&file.path, &ModelOptions::default()).unwrap();
     let [fast, oracle] = [file.load(), oracle]
         .map(|model| generate(&mut model.session(), &prompt(9, 0), &greedy(5)).logprobs);

@@ -86,7 +86,7 @@ fn a_cancelled_prompt_goes_on_where_it_was_left() {
         let generating =
             scope.spawn(|| session.generate(&long, &greedy(3), &cancel, &mut |_| {}).unwrap());
         // A pass holds the lock: once it is taken, the first of sixteen passes has begun.
-        while !model.is_busy() {
+        while !model.runner().is_busy() {
             thread::yield_now();
         }
         cancel.cancel();

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::{Done, builder, check_one_line};
+use crate::{Done, builder, check_one_line, ctl};
 
 const M40D: &str = env!("CARGO_BIN_EXE_m40d");
 
@@ -30,9 +30,29 @@ fn a_wrong_value_is_named_with_its_range() {
     check("[log]\nlevel = \"chatty\"", 78, &["chatty", "debug"]);
 }
 
+/// The CPU must not stand in for a GPU that was asked for.
 #[test]
-fn a_device_that_runs_no_models_is_refused() {
-    check("[engine]\ndevice = \"cuda\"", 78, &["engine.device", "does not run models on a GPU"]);
+fn a_gpu_serves_or_the_start_fails_and_says_why() {
+    let cuda = "[engine]\ndevice = \"cuda\"\n[gpu]\nvram_mib_max = 256";
+    if run(&["--check-gpu"]).code == 0 {
+        let daemon = builder().config(cuda).start();
+        let said = ctl(&daemon, &["status"]).ok().out;
+        assert!(said.contains("cuda, ") && said.contains("256 MiB for models"), "{said}");
+        return;
+    }
+    let output = builder().config(cuda).fail();
+    let err = String::from_utf8_lossy(&output.stderr);
+    check_one_line(&err, &["engine.device is \"cuda\": ", "set it to \"cpu\""]);
+    let of_build = err.contains("no GPU kernels") || err.contains("no GPU backend");
+    assert_eq!(output.status.code(), Some(if of_build { 78 } else { 69 }), "{err}");
+    let missing = ["no NVIDIA driver here", "no CUDA device"];
+    assert!(of_build || missing.iter().any(|missing| err.contains(missing)), "{err}");
+}
+
+#[test]
+fn a_wrong_budget_or_way_to_decode_is_named_with_its_place() {
+    check("[gpu]\nvram_mib_max = -1", 78, &["m40d.toml:7:16: ", "from 0 to 65536"]);
+    check("[gpu]\ndecode = \"fast\"", 78, &["m40d.toml:7:10: ", "`graph`", "`persistent`"]);
 }
 
 #[test]

@@ -1,0 +1,250 @@
+//! What computes: the CPU, or a GPU whose memory all models share.
+//!
+//! A [`Backend`] loads models, a [`Runner`] is a loaded one, a [`Cache`] what it keeps of one
+//! conversation. Sessions see nothing else of either.
+
+use std::path::Path;
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use m40_cpu::{Executor, ExecutorOptions, Isa, KvCache, Numerics, Row, available_threads};
+use m40_gguf::Gguf;
+use m40_program::Program;
+use memmap2::Mmap;
+
+use crate::generate::{GenerateError, GenerateParams};
+use crate::gpu::GpuError;
+#[cfg(feature = "cuda")]
+use crate::gpu::GpuOptions;
+#[cfg(feature = "cuda")]
+use crate::gpu::card::{Card, CardCache, CardModel};
+use crate::model::{Device, EngineOptions, LoadError};
+
+/// Tokens of a prompt computed in one pass: enough to amortise unpacking weights, few enough that
+/// cancelling is prompt.
+pub(crate) const PROMPT_ROWS: usize = 512;
+
+/// Loads models.
+#[derive(Clone, Debug)]
+pub(crate) enum Backend {
+    /// The CPU.
+    Cpu { threads: usize, numerics: Numerics },
+    /// The first GPU.
+    #[cfg(feature = "cuda")]
+    Gpu(Arc<Card>),
+}
+
+impl Backend {
+    pub(crate) fn open(options: &EngineOptions) -> Result<Self, GpuError> {
+        let threads = options.threads.unwrap_or_else(available_threads).max(1);
+        match options.device {
+            Device::Cpu => Ok(Self::Cpu { threads, numerics: options.numerics }),
+            #[cfg(feature = "cuda")]
+            Device::Gpu(options) => Ok(Self::Gpu(Arc::new(Card::open(options, threads)?))),
+            #[cfg(not(feature = "cuda"))]
+            Device::Gpu(_) => Err(GpuError::NoBackend),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_device(
+        device: m40_cuda::Device,
+        options: GpuOptions,
+        threads: Option<usize>,
+    ) -> Result<Self, GpuError> {
+        let threads = threads.unwrap_or_else(available_threads).max(1);
+        Ok(Self::Gpu(Arc::new(Card::on(device, options, threads)?)))
+    }
+
+    /// What models run on, for people.
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Self::Cpu { threads, numerics } => {
+                let arithmetic = match numerics {
+                    Numerics::Fast => Isa::detect().to_string(),
+                    Numerics::Oracle => "oracle".into(),
+                };
+                let plural = if *threads == 1 { "" } else { "s" };
+                format!("cpu, {threads} thread{plural}, {arithmetic}")
+            }
+            #[cfg(feature = "cuda")]
+            Self::Gpu(card) => card.describe(),
+        }
+    }
+
+    /// Makes a model ready to run, for conversations of `context` tokens.
+    pub(crate) fn load(
+        &self,
+        path: &Path,
+        program: Program,
+        gguf: Gguf<Mmap>,
+        context: u32,
+    ) -> Result<Runner, LoadError> {
+        match self {
+            Self::Cpu { threads, numerics } => {
+                let options =
+                    ExecutorOptions { threads: Some(*threads), numerics: *numerics, isa: None };
+                let executor = Executor::new(program.into(), gguf.into(), options)
+                    .map_err(|source| LoadError::Prepare { path: path.into(), source })?;
+                Ok(Runner::Cpu { executor: Box::new(Mutex::new(executor)), context })
+            }
+            #[cfg(feature = "cuda")]
+            Self::Gpu(card) => {
+                let model = card.load(path, program, &gguf, context)?;
+                Ok(Runner::Gpu(Box::new(model)))
+            }
+        }
+    }
+
+    /// Whether [`Self::load`] would refuse the model for what it is. Takes no memory of a GPU.
+    pub(crate) fn check(
+        &self,
+        path: &Path,
+        program: Program,
+        gguf: Gguf<Mmap>,
+        context: u32,
+    ) -> Result<(), LoadError> {
+        match self {
+            Self::Cpu { .. } => self.load(path, program, gguf, context).map(|_| ()),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(card) => card.plan(path, program, context).map(|_| ()),
+        }
+    }
+}
+
+/// What a pass is to yield.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Want {
+    /// Nothing: more of the prompt follows.
+    Nothing,
+    /// The likeliest token, chosen by the backend. Only if it says that it can.
+    Likeliest,
+    /// The logits of the last token.
+    Logits,
+}
+
+/// What a pass yielded.
+#[derive(Debug)]
+pub(crate) enum Output<'a> {
+    /// As nothing was asked for.
+    Nothing,
+    /// A token and its probability, 0 if there was none to choose.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only GPUs choose"))]
+    Chosen { token: u32, probability: f32 },
+    /// `[vocab] f32`, to be changed at will.
+    Logits(&'a mut [f32]),
+}
+
+/// A loaded model, one pass at a time.
+#[derive(Debug)]
+pub(crate) enum Runner {
+    /// On the CPU.
+    Cpu { executor: Box<Mutex<Executor<Mmap>>>, context: u32 },
+    /// On a GPU.
+    #[cfg(feature = "cuda")]
+    Gpu(Box<CardModel>),
+}
+
+/// Keys and values of one conversation.
+#[derive(Debug)]
+pub(crate) enum Cache {
+    /// In the memory of the host.
+    Cpu(KvCache),
+    /// On a GPU.
+    #[cfg(feature = "cuda")]
+    Gpu(CardCache),
+}
+
+impl Cache {
+    /// Forgets all tokens from position `len` on.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        match self {
+            Self::Cpu(cache) => cache.truncate(len),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(cache) => cache.truncate(len),
+        }
+    }
+
+    /// Bytes in use.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Cpu(cache) => cache.bytes(),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(cache) => cache.bytes(),
+        }
+    }
+}
+
+impl Runner {
+    /// An empty cache.
+    pub(crate) fn cache(&self) -> Cache {
+        match self {
+            Self::Cpu { executor, context } => Cache::Cpu(lock(executor).cache(*context as usize)),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(model) => Cache::Gpu(model.cache()),
+        }
+    }
+
+    /// What to ask for where a token is to be chosen.
+    pub(crate) fn want(&self, params: &GenerateParams) -> Want {
+        match self {
+            Self::Cpu { .. } => Want::Logits,
+            #[cfg(feature = "cuda")]
+            Self::Gpu(model) if model.chooses(params) => Want::Likeliest,
+            #[cfg(feature = "cuda")]
+            Self::Gpu(_) => Want::Logits,
+        }
+    }
+
+    /// Computes `tokens`, which follow the `base` that the cache holds, and hands what is wanted
+    /// after the last of them to `take`.
+    ///
+    /// # Errors
+    /// When the backend fails; what the cache holds from `base` on is then undefined, and
+    /// truncating it there makes it good.
+    pub(crate) fn pass<T>(
+        &self,
+        cache: &mut Cache,
+        base: usize,
+        tokens: &[u32],
+        want: Want,
+        take: impl FnOnce(Output<'_>) -> T,
+    ) -> Result<T, GenerateError> {
+        match (self, cache) {
+            (Self::Cpu { executor, .. }, Cache::Cpu(cache)) => {
+                let last = base + tokens.len() - 1;
+                let row = |(position, &token)| {
+                    let logits = want != Want::Nothing && position == last;
+                    Row { token, position, cache: 0, logits }
+                };
+                let rows: Vec<_> = (base..).zip(tokens).map(row).collect();
+                let mut executor = lock(executor);
+                let logits = executor.forward(&rows, &mut [cache]);
+                let nothing = want == Want::Nothing;
+                Ok(take(if nothing { Output::Nothing } else { Output::Logits(logits) }))
+            }
+            #[cfg(feature = "cuda")]
+            (Self::Gpu(model), Cache::Gpu(cache)) => model.pass(cache, base, tokens, want, take),
+            #[cfg(feature = "cuda")]
+            _ => unreachable!("a session's cache is of its own model"),
+        }
+    }
+
+    /// Whether a pass is running.
+    #[cfg(test)]
+    pub(crate) fn is_busy(&self) -> bool {
+        match self {
+            Self::Cpu { executor, .. } => {
+                matches!(executor.try_lock(), Err(std::sync::TryLockError::WouldBlock))
+            }
+            #[cfg(feature = "cuda")]
+            Self::Gpu(model) => model.is_busy(),
+        }
+    }
+}
+
+/// A pass that panicked leaves only scratch behind, which the next one overwrites.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

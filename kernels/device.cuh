@@ -58,6 +58,34 @@ DEVICE u32 load_weights_1(const void* p) {
     return v;
 }
 
+// The same, if `wanted`: one predicated instruction, no branch. Volatile, since the words are changed
+// or left as they are.
+DEVICE void load_weights_16_if(bool wanted, const void* p, u32& a, u32& b, u32& c, u32& d) {
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %5, 0; @p ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+                 : "+r"(a), "+r"(b), "+r"(c), "+r"(d)
+                 : "l"(p), "r"(static_cast<u32>(wanted)));
+}
+DEVICE void load_weights_8_if(bool wanted, const void* p, u32& a, u32& b) {
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %3, 0; @p ld.global.nc.v2.u32 {%0, %1}, [%2]; }"
+                 : "+r"(a), "+r"(b)
+                 : "l"(p), "r"(static_cast<u32>(wanted)));
+}
+DEVICE void load_weights_4_if(bool wanted, const void* p, u32& a) {
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; @p ld.global.nc.u32 %0, [%1]; }"
+                 : "+r"(a)
+                 : "l"(p), "r"(static_cast<u32>(wanted)));
+}
+DEVICE void load_weights_2_if(bool wanted, const void* p, u32& a) {
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; @p ld.global.nc.u16 %0, [%1]; }"
+                 : "+r"(a)
+                 : "l"(p), "r"(static_cast<u32>(wanted)));
+}
+DEVICE void load_weights_1_if(bool wanted, const void* p, u32& a) {
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; @p ld.global.nc.u8 %0, [%1]; }"
+                 : "+r"(a)
+                 : "l"(p), "r"(static_cast<u32>(wanted)));
+}
+
 // What another block may have written: read from L2, which all blocks share, never from L1.
 DEVICE float load_shared_by_blocks(const float* p) {
     float v;

@@ -63,6 +63,22 @@ DEVICE void load_packed(const u8* p, u32* words) {
     }
 }
 
+// The same, if `wanted`; else the words stay as they are. No branch: it would wait for loads before it.
+template <u32 kBytes>
+DEVICE void load_if(bool wanted, const u8* p, u32* words) {
+    if constexpr (kBytes == 1) {
+        load_weights_1_if(wanted, p, words[0]);
+    } else if constexpr (kBytes == 2) {
+        load_weights_2_if(wanted, p, words[0]);
+    } else if constexpr (kBytes == 4) {
+        load_weights_4_if(wanted, p, words[0]);
+    } else if constexpr (kBytes == 8) {
+        load_weights_8_if(wanted, p, words[0], words[1]);
+    } else if constexpr (kBytes == 16) {
+        load_weights_16_if(wanted, p, words[0], words[1], words[2], words[3]);
+    }
+}
+
 // Where a lane reads: a group of kRows rows. kRows is 1, 2 or 4 and divides the first row.
 //
 // Addresses are stepped, not computed from row and group, as a 64-bit product is many instructions.
@@ -414,3 +430,34 @@ struct MXFP4 : Shape<4, 0, 1, false, 0> {
         s = as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
     }
 };
+
+// Does `what`(Format) for the format of a type.
+#define FOR_TYPE(type, what)        \
+    switch (type) {                 \
+        FOR_TYPES(FOR_TYPE_CASE, what) \
+        default:                    \
+            break;                  \
+    }
+#define FOR_TYPE_CASE(number, Format, what) \
+    case number: {                          \
+        what(Format)                        \
+    } break;
+#ifndef FOR_TYPES
+#define FOR_TYPES(CASE, what)    \
+    CASE(kF32, F32, what)        \
+    CASE(kF16, F16, what)        \
+    CASE(kBF16, BF16, what)      \
+    CASE(kQ4_0, Q4_0, what)      \
+    CASE(kQ4_1, Q4_1, what)      \
+    CASE(kQ5_0, Q5_0, what)      \
+    CASE(kQ5_1, Q5_1, what)      \
+    CASE(kQ8_0, Q8_0, what)      \
+    CASE(kQ2_K, Q2_K, what)      \
+    CASE(kQ3_K, Q3_K, what)      \
+    CASE(kQ4_K, Q4_K, what)      \
+    CASE(kQ5_K, Q5_K, what)      \
+    CASE(kQ6_K, Q6_K, what)      \
+    CASE(kIQ4_NL, IQ4_NL, what)  \
+    CASE(kIQ4_XS, IQ4_XS, what)  \
+    CASE(kMXFP4, MXFP4, what)
+#endif

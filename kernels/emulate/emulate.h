@@ -390,6 +390,27 @@ DEVICE uint2 load_weights_8(const void* p) { return emulate::aligned<uint2>(p); 
 DEVICE u32 load_weights_4(const void* p) { return emulate::aligned<u32>(p); }
 DEVICE u32 load_weights_2(const void* p) { return emulate::aligned<u16>(p); }
 DEVICE u32 load_weights_1(const void* p) { return emulate::aligned<u8>(p); }
+DEVICE void load_weights_16_if(bool wanted, const void* p, u32& a, u32& b, u32& c, u32& d) {
+    if (wanted) {
+        const uint4 v = load_weights_16(p);
+        a = v.x, b = v.y, c = v.z, d = v.w;
+    }
+}
+DEVICE void load_weights_8_if(bool wanted, const void* p, u32& a, u32& b) {
+    if (wanted) {
+        const uint2 v = load_weights_8(p);
+        a = v.x, b = v.y;
+    }
+}
+DEVICE void load_weights_4_if(bool wanted, const void* p, u32& a) {
+    a = wanted ? load_weights_4(p) : a;
+}
+DEVICE void load_weights_2_if(bool wanted, const void* p, u32& a) {
+    a = wanted ? load_weights_2(p) : a;
+}
+DEVICE void load_weights_1_if(bool wanted, const void* p, u32& a) {
+    a = wanted ? load_weights_1(p) : a;
+}
 DEVICE float load_shared_by_blocks(const float* p) { return emulate::aligned<float>(p); }
 DEVICE float4 load_shared_by_blocks_16(const float* p) { return emulate::aligned<float4>(p); }
 DEVICE uint4 load_words_shared_by_blocks_16(const void* p) { return emulate::aligned<uint4>(p); }

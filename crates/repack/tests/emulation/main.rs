@@ -1,7 +1,6 @@
 //! Kernels compiled for the host (kernels/emulate), with sanitizers.
 
 mod emulator;
-mod matvec;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

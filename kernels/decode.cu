@@ -1,0 +1,140 @@
+// Decode passes of 1 to 8 rows: an interpreter of ops (ops.cuh), one block an SM.
+//
+// decode_bN runs ops first..last of a list, `passes` times over. Resident, all blocks go through the
+// list together, with a barrier where an op reads what others wrote; otherwise a launch is one op
+// and its end is the barrier. Both ways run the same code, so their results are the same.
+
+#include "attention.cuh"
+#include "embed.cuh"
+#include "matvec.cuh"
+
+// A pass as the host, or the pass before, describes it.
+struct Pass {
+    u32 rows;
+    u32 unused[3];
+    Row row[kPassRows];
+};
+
+template <u32 kBatch>
+DEVICE void run_matvec(Block& block, const MatvecOp& op, bool resident) {
+#define MATVEC(F) matvec<F, kBatch>(block, op, resident);
+    FOR_TYPE(op.type, MATVEC)
+#undef MATVEC
+}
+
+DEVICE void run_embed(const Block& block, const EmbedOp& op) {
+    #define EMBED(F) embed_rows<F>(block, op);
+    FOR_TYPE(op.type, EMBED)
+#undef EMBED
+    turn_angles(block, op);
+}
+
+// The largest logit of each row, from what the blocks of the last matvec found. One warp a row.
+DEVICE void choose(const Block& block, const SampleOp& op) {
+    const Shared& shared = *block.shared;
+    const u32 lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
+    if (warp != 0) {
+        return;
+    }
+    for (u32 row = blockIdx.x; row < shared.row_count; row += gridDim.x) {
+        const float* maxima = Block::at<float>(block, op.maxima) + u64{row} * gridDim.x * 2;
+        Largest largest = {as_float(0xff800000), 0xffffffff};
+        for (u32 i = lane; i < gridDim.x; i += kLanes) {
+            const Largest other = {load_shared_by_blocks(maxima + 2 * i),
+                                   as_bits(load_shared_by_blocks(maxima + 2 * i + 1))};
+            largest = above(other, largest) ? other : largest;
+        }
+#pragma unroll
+        for (u32 mask = 16; mask > 0; mask /= 2) {
+            const Largest other = {__shfl_xor_sync(kAllLanes, largest.value, mask),
+                                   __shfl_xor_sync(kAllLanes, largest.row, mask)};
+            largest = above(other, largest) ? other : largest;
+        }
+        if (lane == 0) {
+            u32* chosen = Block::at<u32>(block, op.chosen) + 2 * row;
+            const bool any = largest.value > as_float(0xff800000);
+            chosen[0] = any ? largest.row : 0;
+            chosen[1] = as_bits(any ? 1.0f : 0.0f);
+        }
+    }
+}
+
+template <u32 kBatch>
+DEVICE void run_op(Block& block, const u32* op, bool resident) {
+    if (op[0] == kMatvec) {
+        run_matvec<kBatch>(block, *reinterpret_cast<const MatvecOp*>(op), resident);
+        return;
+    }
+    if (op[0] == kAttention) {
+        attention(block, *reinterpret_cast<const AttentionOp*>(op), resident);
+        return;
+    }
+    await(block, op[1], resident);
+    if (op[0] == kEmbed) {
+        run_embed(block, *reinterpret_cast<const EmbedOp*>(op));
+    } else if (op[0] == kNorm) {
+        norm_rows(block, *reinterpret_cast<const NormOp*>(op));
+    } else if (op[0] == kSample) {
+        choose(block, *reinterpret_cast<const SampleOp*>(op));
+    }
+}
+
+template <u32 kBatch>
+DEVICE void decode(u8* arena, Place ops, u32 first, u32 last, Place pass_place, u32 passes,
+                   Place barrier, Place chosen) {
+    STATIC_SHARED(Shared, memory, 1);
+    Shared& shared = *memory;
+    const bool resident = last - first > 1;
+    Block block = {arena, memory, {nullptr, 0, 1u << 22}, nullptr, 0};
+    if (resident) {
+        block.grid.counter = Block::at<u32>(block, barrier);
+        block.grid.target = load_word_shared_by_blocks(Block::at<u32>(block, barrier) + 1);
+    }
+    const u32* list = Block::at<u32>(block, ops);
+    const Pass* pass = Block::at<Pass>(block, pass_place);
+    block.next = list + u64{first} * kOpWords;
+    load_next(block);
+    if (threadIdx.x < kPassRows) {
+        const uint4 row = load_words_shared_by_blocks_16(pass->row + threadIdx.x);
+        shared.rows[threadIdx.x] = {row.x, row.y, row.z, row.w};
+    }
+    if (threadIdx.x == 0) {
+        shared.row_count = load_word_shared_by_blocks(&pass->rows);
+        shared.failed = 0;
+    }
+    __syncthreads();
+    for (u32 n = 0; n < passes; ++n) {
+        for (u32 i = first; i < last; ++i) {
+            const u32* op = shared.ops[block.turn];
+            block.turn ^= 1;
+            block.next = list + u64{i + 1 < last ? i + 1 : first} * kOpWords;
+            run_op<kBatch>(block, op, resident);
+            if (resident && op[1] & kAnnounce) {
+                Grid::announce(block.grid);
+            } else {
+                __syncthreads();
+            }
+        }
+        if (n + 1 < passes) {
+            Grid::await(block.grid, &shared.failed);
+            if (threadIdx.x < shared.row_count) {
+                Row& row = shared.rows[threadIdx.x];
+                row.token = load_word_shared_by_blocks(Block::at<u32>(block, chosen) + 2 * threadIdx.x);
+                ++row.position;
+            }
+            __syncthreads();
+        }
+    }
+}
+
+#define DECODE(kBatch)                                                                       \
+    KERNEL LAUNCH_BOUNDS(kDecodeThreads, 1)                                                  \
+    decode_b##kBatch(u8* arena, Place ops, u32 first, u32 last, Place pass, u32 passes,      \
+                     Place barrier, Place chosen) {                                          \
+        decode<kBatch>(arena, ops, first, last, pass, passes, barrier, chosen);              \
+    }
+
+DECODE(1)
+DECODE(2)
+DECODE(4)
+DECODE(8)

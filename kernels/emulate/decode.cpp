@@ -6,7 +6,10 @@
 #define M40_EMULATE
 #include "../device.cuh"
 
-#include "../decode.cu"
+#include "../decode_b1.cu"
+#include "../decode_b2.cu"
+#include "../decode_b4.cu"
+#include "../decode_b8.cu"
 
 #include "arena.h"
 

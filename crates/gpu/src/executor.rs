@@ -55,7 +55,7 @@ const DECODE_PARAMS: &[Param] = &[
     Param::Scalar(ElementType::U32),
 ];
 
-/// kernels/decode.cu, in the order of [`KERNEL_ROWS`].
+/// kernels/decode.cuh, in the order of [`KERNEL_ROWS`].
 static DECODE: [Signature; 4] = [
     Signature { name: "decode_b1", params: DECODE_PARAMS },
     Signature { name: "decode_b2", params: DECODE_PARAMS },

@@ -3,6 +3,9 @@
 // decode_bN runs ops first..last of a list, `passes` times over. Resident, all blocks go through the
 // list together, with a barrier where an op reads what others wrote; otherwise a launch is one op
 // and its end is the barrier. Both ways run the same code, so their results are the same.
+//
+// Each decode_bN is a file of its own, so that they are compiled side by side.
+#pragma once
 
 #include "attention.cuh"
 #include "embed.cuh"
@@ -127,14 +130,10 @@ DEVICE void decode(u8* arena, Place ops, u32 first, u32 last, Place pass_place, 
     }
 }
 
+// The kernel for at most kBatch rows.
 #define DECODE(kBatch)                                                                       \
     KERNEL LAUNCH_BOUNDS(kDecodeThreads, 1)                                                  \
     decode_b##kBatch(u8* arena, Place ops, u32 first, u32 last, Place pass, u32 passes,      \
                      Place barrier, Place chosen) {                                          \
         decode<kBatch>(arena, ops, first, last, pass, passes, barrier, chosen);              \
     }
-
-DECODE(1)
-DECODE(2)
-DECODE(4)
-DECODE(8)

@@ -1,0 +1,3 @@
+#include "decode.cuh"
+
+DECODE(2)

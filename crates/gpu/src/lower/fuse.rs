@@ -139,6 +139,10 @@ fn check(program: &Program) -> Result<(), LowerError> {
         if weight_type(matrix.ty).is_none() {
             return Err(LowerError::Type { tensor: matrix.tensor.clone(), ty: matrix.ty });
         }
+        if !matrix.cols.is_multiple_of(8) {
+            let why = format!("{} has {} columns, no multiple of 8", matrix.tensor, matrix.cols);
+            return Err(LowerError::Program(why));
+        }
     }
     let tables = program.ropes.len();
     if tables > MAX_ROPES {

@@ -1,7 +1,9 @@
 //! Decode passes without a GPU: kernels compiled for the host (kernels/emulate), with sanitizers.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
+mod alone;
 mod card;
+mod half;
 mod model;
 mod passes;
 mod prompt;

@@ -56,7 +56,11 @@ pub(crate) fn run(config: Config, env: &Env) -> Result<(), Failure> {
 fn open_engine(config: &Config) -> Result<Engine, Failure> {
     let device = match config.device {
         Device::Cpu => m40llm::Device::Cpu,
-        Device::Cuda => m40llm::Device::Gpu(config.gpu),
+        Device::Cuda => {
+            // The driver of a card other than the M40 first compiles the kernels.
+            info!("opening the GPU");
+            m40llm::Device::Gpu(config.gpu)
+        }
     };
     let options = EngineOptions { threads: config.threads, device, ..EngineOptions::default() };
     Engine::new(options).map_err(Failure::Device)

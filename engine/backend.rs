@@ -119,6 +119,7 @@ pub(crate) enum Want {
     /// Nothing: more of the prompt follows.
     Nothing,
     /// The likeliest token, chosen by the backend. Only if it says that it can.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only GPUs choose"))]
     Likeliest,
     /// The logits of the last token.
     Logits,
@@ -187,6 +188,7 @@ impl Runner {
     }
 
     /// What to ask for where a token is to be chosen.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "only GPUs choose"))]
     pub(crate) fn want(&self, params: &GenerateParams) -> Want {
         match self {
             Self::Cpu { .. } => Want::Logits,

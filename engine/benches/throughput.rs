@@ -1,5 +1,6 @@
-//! Prints how fast the CPU backend loads, prefills and decodes: `make bench`, or
-//! `cargo bench --bench throughput -- [--threads N] [--rounds N] [MODEL.gguf ...]`.
+//! Prints how fast models load, prefill and decode: `make bench`, or
+//! `cargo bench --bench throughput -- [--gpu graph|persistent] [--threads N] [--rounds N]
+//! [MODEL.gguf ...]`. Without `--gpu` on the CPU.
 //!
 //! Without models, the two that `make models` fetches. Each figure is the best of several rounds:
 //! other work on the machine only ever makes a round slower.
@@ -13,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use m40_testkit::models;
 use m40llm::{
-    CancelToken, Completion, Engine, EngineOptions, GenerateParams, Model, ModelOptions,
-    SamplingParams, Session,
+    CancelToken, Completion, Decode, Device, Engine, EngineOptions, GenerateParams, GpuOptions,
+    Model, ModelOptions, SamplingParams, Session,
 };
 
 const DECODE_TOKENS: u32 = 64;
@@ -22,14 +23,24 @@ const DEEP: usize = 1024;
 
 struct Arguments {
     threads: Option<usize>,
+    device: Device,
     rounds: usize,
     models: Vec<PathBuf>,
 }
 
 fn arguments() -> Result<Arguments, Box<dyn Error>> {
-    let mut parsed = Arguments { threads: None, rounds: 3, models: vec![] };
+    let mut parsed = Arguments { threads: None, device: Device::Cpu, rounds: 3, models: vec![] };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
+        if argument == "--gpu" {
+            let decode = match arguments.next().as_deref() {
+                Some("graph") => Decode::Graph,
+                Some("persistent") => Decode::Persistent,
+                _ => return Err("--gpu takes graph or persistent".into()),
+            };
+            parsed.device = Device::Gpu(GpuOptions { decode, ..GpuOptions::default() });
+            continue;
+        }
         let mut number =
             || arguments.next().ok_or("a number is missing")?.parse().map_err(Box::from);
         match argument.as_str() {
@@ -48,8 +59,8 @@ fn arguments() -> Result<Arguments, Box<dyn Error>> {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = arguments()?;
-    let engine =
-        Engine::new(EngineOptions { threads: arguments.threads, ..EngineOptions::default() })?;
+    let (threads, device) = (arguments.threads, arguments.device);
+    let engine = Engine::new(EngineOptions { threads, device, ..EngineOptions::default() })?;
     println!("{}; tokens/s, best of {} rounds", engine.device(), arguments.rounds);
     println!();
     println!(

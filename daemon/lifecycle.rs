@@ -32,6 +32,10 @@ const FLUSH_TIME: Duration = Duration::from_secs(1);
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 1024;
 
+/// How long opening a GPU may take: for a card other than the M40 its driver compiles the kernels
+/// first.
+const GPU_START_TIME: Duration = Duration::from_secs(600);
+
 /// Control connections at a time; there is no reason for many.
 const CONTROL_CONNECTIONS_MAX: usize = 64;
 
@@ -57,8 +61,7 @@ fn open_engine(config: &Config) -> Result<Engine, Failure> {
     let device = match config.device {
         Device::Cpu => m40llm::Device::Cpu,
         Device::Cuda => {
-            // The driver of a card other than the M40 first compiles the kernels.
-            info!("opening the GPU");
+            systemd::starting("opening the GPU", GPU_START_TIME);
             m40llm::Device::Gpu(config.gpu)
         }
     };

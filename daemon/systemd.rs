@@ -1,7 +1,15 @@
 //! What the daemon tells the service manager. Without one (no `NOTIFY_SOCKET`) nothing happens.
 
+use std::time::Duration;
+
 use sd_notify::NotifyState;
 use tracing::warn;
+
+/// Start-up takes longer than usual: for what, and how long at most.
+pub(crate) fn starting(status: &str, most: Duration) {
+    let most = u32::try_from(most.as_micros()).unwrap_or(u32::MAX);
+    tell(&[NotifyState::Status(status), NotifyState::ExtendTimeoutUsec(most)]);
+}
 
 /// Start-up is complete.
 pub(crate) fn ready(status: &str) {

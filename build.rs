@@ -1,16 +1,23 @@
 //! Compiles kernels/*.cu for the Tesla M40 and leaves them to engine/gpu.rs to embed: `sm_52`
-//! machine code, and `compute_52` PTX that the driver of a newer card compiles.
+//! machine code, and PTX that the driver of a newer card compiles.
 //!
 //! The compiler is the first of: nvcc (`M40_NVCC`, `CUDA_HOME`, `PATH`), then the NVRTC library
 //! (`M40_NVRTC`, `CUDA_HOME`, the cache that `make nvrtc` fills, the loader's path). CUDA 12 is the
 //! last that knows Maxwell. Without a compiler the build warns once and goes on without kernels.
+//!
+//! All of them take minutes of compilation. So files are compiled side by side, by processes, since
+//! NVRTC compiles one at a time in each; and what was compiled for one output folder is taken for all
+//! others of the user (`Cache`).
 
 use std::env;
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, exit};
+use std::process::{Command, exit, id};
 use std::ptr;
+use std::sync::Mutex;
+use std::thread;
+use std::time::SystemTime;
 
 use libloading::Library;
 
@@ -22,11 +29,20 @@ const PTX_VERSION: &str = ".version 7.0";
 
 /// A pragma of PTX 8.3, which the compiler writes whatever the version.
 const NEWER_PRAGMA: &str = ".pragma \"used_bytes_mask";
+
 /// For nvcc and NVRTC alike. No line information: it would put this folder's path into the PTX.
 /// `-w` because CUDA 12.9 calls every card of the M40's age deprecated.
-const OPTIONS: [&str; 3] = ["-std=c++17", "-w", "-Ikernels"];
+const OPTIONS: [&str; 4] = ["-std=c++17", "-w", "-Ikernels", "-arch=sm_52"];
 
 fn main() {
+    let arguments: Vec<_> = env::args_os().skip(1).map(PathBuf::from).collect();
+    if let [source, out] = &arguments[..] {
+        if let Err(message) = compile(source, out) {
+            eprintln!("{message}");
+            exit(1);
+        }
+        return;
+    }
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=kernels");
     for name in ["M40_NVCC", "M40_NVRTC", "CUDA_HOME", "XDG_CACHE_HOME", "HOME"] {
@@ -51,14 +67,17 @@ fn embed(out: &Path) -> Result<()> {
         );
         return write(&out.join("kernels.rs"), "None");
     };
-    let sources = files("cu")?;
-    let headers: String = files("cuh")?.iter().map(|path| read(path)).collect::<Result<_>>()?;
-    let common = format!("{} {OPTIONS:?} {headers}", compiler.describe());
+    let sources = sources()?;
+    let cache = Cache::of_user();
+    let mut changed = vec![];
     for source in &sources {
-        for target in Target::ALL {
-            compile_if_changed(&compiler, source, target, out, &common)?;
+        let images = Images::new(source, &compiler)?;
+        let there = images.are_in(out) || cache.as_ref().is_some_and(|c| c.fetch(&images, out));
+        if !there {
+            changed.push(images);
         }
     }
+    compile_all(&changed, &compiler, cache.as_ref(), out)?;
     let modules: String = sources.iter().map(|source| module(source)).collect();
     let compiler = compiler.describe();
     write(
@@ -69,7 +88,7 @@ fn embed(out: &Path) -> Result<()> {
 
 /// The Rust expression for a kernel file's module.
 fn module(source: &Path) -> String {
-    let [ptx, machine_code] = Target::ALL.map(|target| target.file_name(source));
+    let [ptx, machine_code] = ["ptx", "cubin"].map(|extension| file_name(source, extension));
     format!(
         "m40_cuda::ModuleImage {{ name: {:?}, ptx: include_str!({ptx:?}), machine_code: \
          include_bytes!({machine_code:?}) }}, ",
@@ -77,36 +96,184 @@ fn module(source: &Path) -> String {
     )
 }
 
-/// Compiles, unless what was compiled last was the same. `common`: what all kernels depend on.
-fn compile_if_changed(
-    compiler: &Compiler,
-    source: &Path,
-    target: Target,
-    out: &Path,
-    common: &str,
-) -> Result<()> {
-    let image = out.join(target.file_name(source));
-    let stamp = image.with_added_extension("inputs");
-    let inputs = format!("{common} {}", read(source)?);
-    if image.exists() && read(&stamp).is_ok_and(|old| old == inputs) {
-        return Ok(());
-    }
-    // What is interrupted must not pass for what was compiled last.
-    let _ = fs::remove_file(&stamp);
-    compiler.compile(source, target, &image)?;
-    if let Target::Ptx = target {
-        write(&image, lower_version(&read(&image)?)?)?;
-    }
-    write(&stamp, inputs)
+/// What a kernel file is compiled to, in `folder`.
+fn file_name(source: &Path, extension: &str) -> PathBuf {
+    Path::new(source.file_name().unwrap_or_default()).with_extension(extension)
 }
 
-/// kernels/*.`extension`, in the order of their names.
-fn files(extension: &str) -> Result<Vec<PathBuf>> {
+/// What comes of a kernel file: its PTX, its machine code and, beside them, what they depend on.
+struct Images {
+    source: PathBuf,
+    inputs: String,
+}
+
+impl Images {
+    fn new(source: &Path, compiler: &Compiler) -> Result<Self> {
+        let mut inputs =
+            format!("{} {OPTIONS:?} {PTX_VERSION} {NEWER_PRAGMA}\n", compiler.describe());
+        let mut files = vec![source.to_owned()];
+        let mut next = 0;
+        while let Some(file) = files.get(next) {
+            let text = read(file)?;
+            let included = text.lines().filter_map(|line| line.strip_prefix("#include \""));
+            let included = included.filter_map(|line| line.split('"').next());
+            // The emulation's are for the host's compiler.
+            let included = included.filter(|name| !name.starts_with("emulate/"));
+            for header in included.map(|name| Path::new("kernels").join(name)) {
+                if !files.contains(&header) {
+                    files.push(header);
+                }
+            }
+            inputs += &format!("== {}\n{text}", files[next].display());
+            next += 1;
+        }
+        Ok(Self { source: source.to_owned(), inputs })
+    }
+
+    /// The files that a folder has of them; the last one says that the others are whole.
+    fn files(&self, folder: &Path) -> [PathBuf; 3] {
+        ["ptx", "cubin", "inputs"].map(|extension| folder.join(file_name(&self.source, extension)))
+    }
+
+    fn are_in(&self, folder: &Path) -> bool {
+        let [ptx, machine_code, inputs] = self.files(folder);
+        ptx.exists() && machine_code.exists() && read(&inputs).is_ok_and(|old| old == self.inputs)
+    }
+
+    /// What is interrupted must not pass for what was compiled last.
+    fn invalidate(&self, folder: &Path) {
+        let [.., inputs] = self.files(folder);
+        let _ = fs::remove_file(inputs);
+    }
+}
+
+/// Images that builds of other output folders left: a folder of each, by a hash of their inputs.
+struct Cache {
+    folder: PathBuf,
+}
+
+impl Cache {
+    /// Folders that are kept. A version of all kernels takes some ten, of 10 MB together.
+    const FOLDERS: usize = 100;
+
+    fn of_user() -> Option<Self> {
+        Some(Self { folder: cache_folder()?.join("kernels") })
+    }
+
+    fn folder_of(&self, images: &Images) -> PathBuf {
+        // Two that have the same hash displace each other: inputs are compared in full.
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        for byte in images.inputs.bytes() {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        }
+        self.folder.join(format!("{hash:016x}"))
+    }
+
+    /// Copies them to `out`, if they are there.
+    fn fetch(&self, images: &Images, out: &Path) -> bool {
+        let folder = self.folder_of(images);
+        images.invalidate(out);
+        let mut pairs = images.files(&folder).into_iter().zip(images.files(out));
+        let fetched = images.are_in(&folder) && pairs.all(|(from, to)| fs::copy(from, to).is_ok());
+        if fetched {
+            // So that it counts as the newest, where it may be written.
+            let _ = fs::File::open(&folder).and_then(|f| f.set_modified(SystemTime::now()));
+        }
+        fetched
+    }
+
+    /// Copies them from `out`: first aside, so that nobody finds a part of them.
+    fn store(&self, images: &Images, out: &Path) -> std::io::Result<()> {
+        let folder = self.folder_of(images);
+        let aside = folder.with_extension(format!("new-{}", id()));
+        fs::create_dir_all(&aside)?;
+        let mut pairs = images.files(out).into_iter().zip(images.files(&aside));
+        let copied = pairs.try_for_each(|(from, to)| {
+            fs::copy(from, &to)?;
+            fs::File::open(to)?.sync_all()
+        });
+        let stored = copied.and_then(|()| {
+            let _ = fs::remove_dir_all(&folder);
+            fs::rename(&aside, &folder)
+        });
+        stored.or_else(|_| fs::remove_dir_all(&aside))
+    }
+
+    fn forget_old(&self) -> std::io::Result<()> {
+        let mut folders = vec![];
+        for entry in fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            folders.push((entry.metadata()?.modified()?, entry.path()));
+        }
+        folders.sort();
+        let old = folders.len().saturating_sub(Self::FOLDERS);
+        folders[..old].iter().try_for_each(|(_, folder)| fs::remove_dir_all(folder))
+    }
+}
+
+/// Compiles to `out`, each file by a process of this program, as many at once as Cargo runs jobs.
+fn compile_all(
+    changed: &[Images],
+    compiler: &Compiler,
+    cache: Option<&Cache>,
+    out: &Path,
+) -> Result<()> {
+    let program = env::current_exe().map_err(|error| format!("no build script: {error}"))?;
+    let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
+    let queue = Mutex::new(changed.iter());
+    let next = || queue.lock().unwrap_or_else(|broken| broken.into_inner()).next();
+    let compile_some = || -> Result<()> {
+        while let Some(images) = next() {
+            images.invalidate(out);
+            let mut command = Command::new(&program);
+            run(command.arg(&images.source).arg(out))?;
+            if Images::new(&images.source, compiler)?.inputs != images.inputs {
+                // Somebody is writing to it; Cargo will see that.
+                continue;
+            }
+            let [.., inputs] = images.files(out);
+            write(&inputs, &images.inputs)?;
+            if let Some(cache) = cache {
+                // What cannot be written costs the next build time, and this one nothing.
+                let _ = cache.store(images, out).and_then(|()| cache.forget_old());
+            }
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> =
+            (0..changed.len().min(jobs)).map(|_| scope.spawn(compile_some)).collect();
+        let ends = workers.into_iter().map(|worker| worker.join());
+        ends.map(|end| end.unwrap_or_else(|_| Err("a compilation panicked".to_owned()))).collect()
+    })
+}
+
+/// What such a process does: compiles one file to `out`.
+fn compile(source: &Path, out: &Path) -> Result<()> {
+    let compiler = Compiler::find().ok_or("the CUDA 12 compiler is gone")?;
+    let [ptx, machine_code] =
+        ["ptx", "cubin"].map(|extension| out.join(file_name(source, extension)));
+    compiler.compile(source, &ptx, &machine_code)?;
+    write(&ptx, lower_version(&read(&ptx)?)?)
+}
+
+/// Runs a command whose output is of interest only if it fails.
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{command:?}: {}\n{said}", output.status))
+}
+
+/// kernels/*.cu, in the order of their names.
+fn sources() -> Result<Vec<PathBuf>> {
     let folder =
         fs::read_dir("kernels").map_err(|error| format!("cannot list kernels/: {error}"))?;
     let mut files: Vec<_> = folder
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension() == Some(OsStr::new(extension)))
+        .filter(|path| path.extension() == Some(OsStr::new("cu")))
         .collect();
     files.sort();
     Ok(files)
@@ -131,24 +298,6 @@ fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
     fs::write(path, bytes).map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 
-#[derive(Clone, Copy)]
-enum Target {
-    Ptx,
-    MachineCode,
-}
-
-impl Target {
-    const ALL: [Self; 2] = [Self::Ptx, Self::MachineCode];
-
-    fn file_name(self, source: &Path) -> PathBuf {
-        let extension = match self {
-            Self::Ptx => "ptx",
-            Self::MachineCode => "cubin",
-        };
-        Path::new(source.file_name().unwrap_or_default()).with_extension(extension)
-    }
-}
-
 enum Compiler {
     Nvcc { path: PathBuf, version: String },
     Nvrtc(Nvrtc),
@@ -162,11 +311,10 @@ impl Compiler {
             cuda_home.as_ref().map(|home| home.join("bin/nvcc")),
             Some("nvcc".into()),
         ];
-        let cache = path_in("XDG_CACHE_HOME").or_else(|| Some(path_in("HOME")?.join(".cache")));
         let nvrtc = [
             asked_for("M40_NVRTC"),
             cuda_home.map(|home| home.join("lib64/libnvrtc.so.12")),
-            cache.map(|cache| cache.join("m40d/nvrtc-12.9/libnvrtc.so.12")),
+            cache_folder().map(|cache| cache.join("nvrtc-12.9/libnvrtc.so.12")),
             Some("libnvrtc.so.12".into()),
         ];
         let nvcc = nvcc.into_iter().flatten().find_map(Self::nvcc);
@@ -188,26 +336,29 @@ impl Compiler {
         }
     }
 
-    fn compile(&self, source: &Path, target: Target, out: &Path) -> Result<()> {
+    /// Leaves PTX and machine code at `ptx` and `machine_code`.
+    fn compile(&self, source: &Path, ptx: &Path, machine_code: &Path) -> Result<()> {
         match self {
             Self::Nvcc { path, .. } => {
-                let target = match target {
-                    Target::Ptx => ["-ptx", "-arch=compute_52"],
-                    Target::MachineCode => ["-cubin", "-arch=sm_52"],
-                };
-                let mut command = Command::new(path);
-                command.args(OPTIONS).args(target).arg(source).arg("-o").arg(out);
-                let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
-                let said = String::from_utf8_lossy(&output.stderr);
-                if output.status.success() {
-                    Ok(())
-                } else {
-                    Err(format!("{command:?} failed\n{said}"))
+                for (output, to) in [("-ptx", ptx), ("-cubin", machine_code)] {
+                    let mut command = Command::new(path);
+                    run(command.args(OPTIONS).arg(output).arg(source).arg("-o").arg(to))?;
                 }
+                Ok(())
             }
-            Self::Nvrtc(nvrtc) => write(out, nvrtc.compile(source, target)?),
+            Self::Nvrtc(nvrtc) => {
+                let [text, code] = nvrtc.compile(source)?;
+                write(ptx, text)?;
+                write(machine_code, code)
+            }
         }
     }
+}
+
+/// This program's among the user's caches.
+fn cache_folder() -> Option<PathBuf> {
+    let cache = path_in("XDG_CACHE_HOME").or_else(|| Some(path_in("HOME")?.join(".cache")));
+    Some(cache?.join("m40d"))
 }
 
 fn path_in(variable: &str) -> Option<PathBuf> {
@@ -263,7 +414,8 @@ impl Nvrtc {
         function.map(|symbol| *symbol).map_err(|error| format!("NVRTC has no {name}: {error}"))
     }
 
-    fn compile(&self, source: &Path, target: Target) -> Result<Vec<u8>> {
+    /// PTX and machine code of a file.
+    fn compile(&self, source: &Path) -> Result<[Vec<u8>; 2]> {
         type Create = unsafe extern "C" fn(
             *mut Program,
             *const c_char,
@@ -274,14 +426,10 @@ impl Nvrtc {
         ) -> c_int;
         type Compile = unsafe extern "C" fn(Program, c_int, *const *const c_char) -> c_int;
         type Destroy = unsafe extern "C" fn(*mut Program) -> c_int;
-        let (architecture, size, get) = match target {
-            Target::Ptx => ("-arch=compute_52", "nvrtcGetPTXSize", "nvrtcGetPTX"),
-            Target::MachineCode => ("-arch=sm_52", "nvrtcGetCUBINSize", "nvrtcGetCUBIN"),
-        };
         let text = |text: &str| CString::new(text).map_err(|_| "a NUL in a kernel".to_owned());
         let name = text(&source.display().to_string())?;
         let code = text(&read(source)?)?;
-        let options = OPTIONS.iter().chain([&architecture]).map(|option| text(option));
+        let options = OPTIONS.iter().map(|option| text(option));
         let options = options.collect::<Result<Vec<_>>>()?;
         let options: Vec<_> = options.iter().map(|option| option.as_ptr()).collect();
 
@@ -302,7 +450,9 @@ impl Nvrtc {
         // SAFETY: as nvrtc.h declares it; the program was made above, the options outlive the call.
         let code = unsafe { compile(program, options.len() as c_int, options.as_ptr()) };
         let result = if code == 0 {
-            self.buffer(program, size, get)
+            let ptx = self.buffer(program, "nvrtcGetPTXSize", "nvrtcGetPTX");
+            let machine_code = self.buffer(program, "nvrtcGetCUBINSize", "nvrtcGetCUBIN");
+            ptx.and_then(|ptx| Ok([ptx, machine_code?]))
         } else {
             let log = self.buffer(program, "nvrtcGetProgramLogSize", "nvrtcGetProgramLog")?;
             let log = String::from_utf8_lossy(&log);

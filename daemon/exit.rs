@@ -85,3 +85,23 @@ impl From<&Failure> for ExitCode {
 
 /// The exit code of a wrong command line.
 pub(crate) const USAGE: u8 = 64;
+
+#[cfg(test)]
+mod tests {
+    use m40llm::GpuError;
+
+    use super::*;
+
+    #[test]
+    fn a_gpu_that_is_not_there_does_not_come_by_trying_again_and_a_lost_one_may() {
+        let absent = GpuError::NoMemory { free: 0, total: 1 << 30 };
+        assert_eq!(Failure::Device(GpuError::NoKernels).code(), 78);
+        assert_eq!(Failure::Device(GpuError::NoBackend).code(), 78);
+        assert_eq!(Failure::Device(absent.clone()).code(), 69);
+        assert_eq!(Failure::Gpu(GpuError::NoKernels).code(), 69);
+        // The unit has systemd give up on 69 and 78 only.
+        assert_eq!(Failure::DeviceLost(absent).code(), 71);
+        let unit = include_str!("../packaging/systemd/m40d.service");
+        assert!(unit.contains("\nRestartPreventExitStatus=69 78\n"));
+    }
+}

@@ -415,3 +415,35 @@ fn name_of_file(path: &Path) -> Result<String, ModelError> {
         _ => Err(ModelError::BadPath { path: PathBuf::from(path) }),
     }
 }
+
+#[cfg(test)]
+#[cfg(feature = "cuda")]
+mod tests {
+    use std::future::{Future, poll_fn};
+    use std::pin::pin;
+    use std::task::Poll;
+
+    use m40_cuda::{Call, CudaError};
+    use m40llm::EngineOptions;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lost_gpu_is_told_of_and_other_failures_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_serving, phase) = watch::channel(Phase::Serving);
+        let limits = Limits { loaded_max: 1, queued_jobs_max: 1, context_tokens_max: None };
+        let engine = Engine::new(EngineOptions::default()).unwrap();
+        let models = Models::new(engine, Store::open(dir.path()).unwrap(), limits, phase);
+        let mut lost = pin!(models.device_lost());
+
+        models.device_failed(CudaError::NoDriver.into());
+        let still = poll_fn(|context| Poll::Ready(lost.as_mut().poll(context).is_pending()));
+        assert!(still.await);
+
+        let call = Call::cuStreamSynchronize;
+        let error = CudaError::DeviceLost { call, code: 719, name: "LAUNCH_FAILED".into() };
+        models.device_failed(error.clone().into());
+        assert_eq!(lost.await, error.into());
+    }
+}

@@ -35,7 +35,12 @@ pub(crate) struct Card {
     decode: Decode,
     /// Held while a model is loaded, so that no other takes the memory that was counted for it.
     loader: Mutex<Loader>,
+    turn: Turn,
 }
+
+/// Held during a pass if its launch waits for its own blocks: of two at a time each could hold what
+/// the other waits for.
+type Turn = Option<Arc<Mutex<()>>>;
 
 impl Card {
     pub(crate) fn open(options: GpuOptions, threads: usize) -> Result<Self, GpuError> {
@@ -52,7 +57,11 @@ impl Card {
         let memory = device.memory()?;
         let bytes = budget(options.vram_bytes, memory.free, memory.total)?;
         let arena = Arena::new(&device, bytes)?;
-        Ok(Self { device, arena, decode: options.decode, loader })
+        let turn = match options.decode {
+            Decode::Graph => None,
+            Decode::Persistent => Some(Arc::default()),
+        };
+        Ok(Self { device, arena, decode: options.decode, loader, turn })
     }
 
     pub(crate) fn describe(&self) -> String {
@@ -90,7 +99,7 @@ impl Card {
         let on = &mut |_| ControlFlow::Continue(());
         let executor = Executor::load(plan, gguf, &self.arena, memory.kv, &mut loader, on)
             .map_err(|source| refused(path, source))?;
-        Ok(CardModel { executor: Mutex::new(executor), page_bytes })
+        Ok(CardModel { executor: Mutex::new(executor), page_bytes, turn: self.turn.clone() })
     }
 }
 
@@ -156,6 +165,7 @@ pub(crate) struct CardModel {
     executor: Mutex<Executor>,
     /// Bytes of KV cache that a page takes.
     page_bytes: usize,
+    turn: Turn,
 }
 
 /// Keys and values of a conversation, from its first pass on.
@@ -199,6 +209,7 @@ impl CardModel {
         take: impl FnOnce(Output<'_>) -> T,
     ) -> Result<T, GenerateError> {
         let mut executor = lock(&self.executor);
+        let _turn = self.turn.as_ref().map(|turn| lock(turn));
         let sequence = match &mut cache.sequence {
             Some(sequence) => sequence,
             none => none.insert(

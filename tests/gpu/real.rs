@@ -415,6 +415,25 @@ fn sessions_share_a_model_and_its_cache_and_a_full_one_says_so() {
 }
 
 #[test]
+fn two_models_generate_at_once_however_they_are_launched() {
+    let Some(gpu) = gpu() else { return };
+    for decode in [Decode::Graph, Decode::Persistent] {
+        let engine = engine(&gpu.device, 1024, decode);
+        let options = ModelOptions { context: Some(256), ..ModelOptions::default() };
+        let two = [(); 2].map(|()| engine.load(&models::smollm2(), &options).unwrap());
+        let prompt = two[0].tokenizer().encode_prompt(TEXT);
+        let alone = generate(&two[0], &prompt, &params(100));
+        thread::scope(|scope| {
+            let both =
+                two.each_ref().map(|model| scope.spawn(|| generate(model, &prompt, &params(100))));
+            for thread in both {
+                assert_eq!(thread.join().unwrap(), alone, "{decode}");
+            }
+        });
+    }
+}
+
+#[test]
 fn a_model_that_does_not_fit_beside_others_says_what_would() {
     let Some(gpu) = gpu() else { return };
     let engine = engine(&gpu.device, 250, Decode::Graph);

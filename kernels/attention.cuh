@@ -298,6 +298,7 @@ DEVICE void soften_head(const AttentionOp& op, const AttentionItem& item,
     }
     const float p = exp2_approx(own - largest);
     sum = warp_sum(sum) + p;
+    __syncwarp();  // all lanes have read what one of them writes
     if (lane == 0) {
         memory.own[head] = p;
         memory.maxima[head] = largest;

@@ -90,7 +90,6 @@ struct MatvecOp {
                                        // of the rows each block made (value -inf: none); or nowhere
     Place gate;                        // [pass rows][gate_stride] f32 or nowhere: y = act(gate) * (n(x) * W^T),
     u32 gate_stride;                   // what `up` does, where gate and up differ in type
-    u32 quads;                         // quads of rows that a warp takes at once: 2 or 4
 };
 
 // out = softmax(scores) * values over the row's sequence, for every query head; before that, per-head

@@ -96,6 +96,7 @@ DEVICE void fold_squares(const Block& block, u32 count, bool first, bool last, u
                 total += __shfl_sync(kAllLanes, sum, eight);
             }
         }
+        __syncwarp();  // all lanes have read what one of them writes
         if (lane == 0) {
             shared.totals[row] = total;
             if (last) {

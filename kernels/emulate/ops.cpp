@@ -28,7 +28,7 @@ void print_matvec() {
     FIELD(high) FIELD(scales) FIELD(tops) FIELD(supers) FIELD(split) FIELD(start) FIELD(prologue)
     FIELD(x) FIELD(x_stride) FIELD(gain) FIELD(block) FIELD(block_gain) FIELD(stream) FIELD(eps)
     FIELD(block_eps) FIELD(activation) FIELD(bias) FIELD(residual) FIELD(residual_stride) FIELD(y)
-    FIELD(y_stride) FIELD(softcap) FIELD(maxima) FIELD(gate) FIELD(gate_stride) FIELD(quads)
+    FIELD(y_stride) FIELD(softcap) FIELD(maxima) FIELD(gate) FIELD(gate_stride)
 }
 
 void print_attention() {

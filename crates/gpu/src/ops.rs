@@ -201,8 +201,6 @@ structure! {
         gate: Place,
         /// Floats.
         gate_stride: u32,
-        /// Quads of rows that a warp takes at once.
-        quads: u32,
     }
 }
 

@@ -284,7 +284,6 @@ impl Assembler<'_> {
             maxima: matvec.maxima.map_or(nowhere, |region| self.region(region)),
             gate,
             gate_stride,
-            quads: matvec.share.quads,
         })
     }
 

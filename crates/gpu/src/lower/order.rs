@@ -1,7 +1,5 @@
 //! Barriers between steps, and how a matvec's rows are dealt to warps and blocks.
 
-use m40_gguf::TensorType;
-
 use super::{Gating, Input, LoweredOp, Matvec, Memory, RegionId, Step};
 
 /// Warps of a block.
@@ -10,8 +8,8 @@ const WARPS: u32 = crate::ops::DECODE_THREADS / 32;
 /// Rows of a quad.
 const QUAD_ROWS: usize = 4;
 
-/// Quads that a warp may take at a time, W's and U's together.
-const QUADS: [u32; 2] = [4, 2];
+/// Quads that a warp takes at a time, W's and U's together.
+const UNIT_QUADS: usize = 2;
 
 /// Columns that a warp takes in a step: 8 groups of 32.
 const STEP_COLUMNS: u32 = 256;
@@ -23,10 +21,7 @@ const SPLITS: [u32; 4] = [1, 2, 4, 8];
 /// that sums are formed in the same order whatever is in a pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MatvecShare {
-    /// Quads of a unit, W's and U's together. Kernels for more rows of activations may take fewer at
-    /// a time.
-    pub quads: u32,
-    /// Units, dealt to blocks one by one.
+    /// Units of two quads, dealt to blocks one by one.
     pub units: u32,
     /// Warps that share a unit, each a part of its columns.
     pub split: u32,
@@ -36,26 +31,20 @@ pub struct MatvecShare {
 
 impl MatvecShare {
     /// The share of a matrix of so many rows and columns, one of two when `gated`.
-    pub fn of(ty: TensorType, rows: usize, cols: usize, gated: bool, blocks: u32) -> Self {
-        let quads_in_all = (rows.div_ceil(QUAD_ROWS) * if gated { 2 } else { 1 }) as u32;
+    pub fn of(rows: usize, cols: usize, gated: bool, blocks: u32) -> Self {
+        let quads = rows.div_ceil(QUAD_ROWS) * if gated { 2 } else { 1 };
+        let units = quads.div_ceil(UNIT_QUADS) as u32;
         let steps = (cols as u32).div_ceil(STEP_COLUMNS);
         let warps = WARPS * blocks.max(1);
-        // Four quads of unquantised weights do not fit in a thread's registers.
-        let wide = !matches!(ty, TensorType::F32 | TensorType::F16 | TensorType::BF16);
-        let shares = QUADS.into_iter().filter(|quads| wide || *quads == 2).flat_map(|quads| {
-            let units = quads_in_all.div_ceil(quads);
-            let splits = SPLITS.into_iter().filter(|split| *split <= steps.max(1));
-            splits.map(move |split| Self { quads, units, split, start: 0 })
-        });
-        // Steps of a quad that the busiest warp takes, and about one more for each halving of what
-        // is added up at a unit's end. Four quads at a time share what they read of the activations,
-        // which saves about a tenth.
-        let cost = |share: &Self| {
-            let rounds = share.units.div_ceil((warps / share.split).max(1));
-            let of_quads = if share.quads == 4 { 36 } else { 20 };
-            rounds * of_quads * (steps.div_ceil(share.split) + share.split.ilog2())
+        // What the busiest warp takes, in tenths of a step: its steps, and what it costs to finish a
+        // unit, of one warp or of several that meet for it. From measurements on an H200.
+        let cost = |split: &u32| {
+            let rounds = units.div_ceil((warps / split).max(1));
+            rounds * (10 * steps.div_ceil(*split) + if *split > 1 { 25 } else { 7 })
         };
-        shares.min_by_key(cost).expect("there is a share with 2 quads and no split")
+        let splits = SPLITS.into_iter().filter(|split| *split < 2 * steps.max(1));
+        let split = splits.min_by_key(cost).expect("1 is below twice any number of steps");
+        Self { units, split, start: 0 }
     }
 }
 
@@ -141,7 +130,7 @@ pub(super) fn order(steps: Vec<Step>, blocks: u32) -> Vec<LoweredOp> {
         written.extend(writes);
         if let Step::Matvec(matvec) = &mut step {
             let gated = matches!(matvec.gating, Some(Gating::Up(..)));
-            let share = MatvecShare::of(matvec.ty, matvec.rows, matvec.cols, gated, blocks);
+            let share = MatvecShare::of(matvec.rows, matvec.cols, gated, blocks);
             matvec.share = MatvecShare { start: next, ..share };
             next = (next + share.units) % blocks.max(1);
         }
@@ -157,24 +146,19 @@ mod tests {
 
     #[test]
     fn rows_are_split_only_where_warps_would_be_idle() {
-        let share = |rows, cols| MatvecShare::of(TensorType::Q4K, rows, cols, false, 24);
-        let found = |rows, cols| (share(rows, cols).quads, share(rows, cols).split);
         // 24 blocks have 384 warps.
-        assert_eq!(found(384 * 16, 4096), (4, 1), "one unit for each warp");
-        assert_eq!(found(384 * 8, 4096), (2, 1), "half a unit for each warp");
-        assert_eq!(found(152_064, 4096), (4, 1), "the head of a large vocabulary");
-        assert_eq!(found(1024, 4096).1, 2, "128 units for 384 warps: 3 fit, 2 and 4 do not");
-        assert_eq!(found(256, 4096), (2, 8));
-        assert_eq!(found(256, 1024).1, 2, "of few steps, adding up costs as much as it saves");
-        assert_eq!(found(256, 32).1, 1);
+        let split = |rows, cols| MatvecShare::of(rows, cols, false, 24).split;
+        assert_eq!(split(384 * 8, 4096), 1, "one unit for each warp");
+        assert_eq!(split(152_064, 4096), 1, "the head of a large vocabulary");
+        assert_eq!(split(1024, 4096), 2, "128 units for 384 warps: 3 fit, 2 and 4 do not");
+        assert_eq!(split(256, 4096), 8);
+        assert_eq!(split(256, 512), 1, "of few steps, meeting costs more than it saves");
+        assert_eq!(split(256, 32), 1);
     }
 
     #[test]
-    fn gated_rows_take_twice_the_units_and_plain_numbers_two_quads() {
-        let of = |ty, rows, gated| MatvecShare::of(ty, rows, 256, gated, 24);
-        assert_eq!(of(TensorType::F32, 512, true).units, 128);
-        assert_eq!(of(TensorType::F32, 513, false).units, 65);
-        assert_eq!(of(TensorType::F16, 1 << 17, false).quads, 2);
-        assert_eq!(of(TensorType::Q8_0, 1 << 17, false).quads, 4);
+    fn gated_rows_take_twice_the_units() {
+        assert_eq!(MatvecShare::of(512, 256, true, 24).units, 128);
+        assert_eq!(MatvecShare::of(513, 256, false, 24).units, 65);
     }
 }

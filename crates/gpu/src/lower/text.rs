@@ -156,10 +156,6 @@ impl Text<'_> {
         matvec.softcap.iter().try_for_each(|cap| write!(f, " softcap={cap}"))?;
         matvec.maxima.iter().try_for_each(|m| write!(f, " {}", self.lowered.region(*m).name))?;
         let share = matvec.share;
-        write!(
-            f,
-            " units={}x{} split={} start={}",
-            share.units, share.quads, share.split, share.start
-        )
+        write!(f, " units={} split={} start={}", share.units, share.split, share.start)
     }
 }

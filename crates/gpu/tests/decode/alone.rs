@@ -101,7 +101,6 @@ struct Product {
     cols: usize,
     batch: usize,
     split: u32,
-    quads: u32,
     start: u32,
     extra: Extra,
 }
@@ -109,10 +108,10 @@ struct Product {
 fn product(
     ty: TensorType,
     [rows, cols, batch]: [usize; 3],
-    [split, quads, start]: [u32; 3],
+    [split, start]: [u32; 2],
     extra: Extra,
 ) -> Product {
-    Product { ty, rows, cols, batch, split, quads, start, extra }
+    Product { ty, rows, cols, batch, split, start, extra }
 }
 
 fn silu(x: f64) -> f64 {
@@ -134,7 +133,7 @@ fn check_product(seed: u64, case: Product) {
     const CAP: f32 = 3.0;
     const SOFT: f64 = 3.0;
     let Some(mut bench) = Bench::new(seed, 3) else { return };
-    let Product { ty, rows, cols, batch, split, quads, start, extra } = case;
+    let Product { ty, rows, cols, batch, split, start, extra } = case;
     let layout = Layout::of(ty, rows, cols).unwrap();
     let mut matrix = || {
         let deviation = 1.0 / (cols as f32).sqrt();
@@ -199,7 +198,6 @@ fn check_product(seed: u64, case: Product) {
         maxima,
         gate: some(is(Extra::GatedBy), gate_place),
         gate_stride: rows as u32 + 4,
-        quads,
     };
     let row = Row { token: 0, position: 0, pages: Place(0), slot: 0 };
     bench.run(&Op::Matvec(op), &vec![row; batch]);
@@ -256,29 +254,29 @@ fn check_product(seed: u64, case: Product) {
     bench.card.end();
 }
 
-/// Every split and number of quads, rows that fill no quad and no unit, columns that fill no group,
+/// Every split, rows that fill no quad and no unit, columns that fill no group,
 /// no step and more than shared memory, every batch.
 #[test]
 fn products_of_any_size_agree_with_plain_arithmetic() {
     use Extra::*;
     use TensorType::*;
     let cases = [
-        product(Q4_0, [1, 32, 1], [1, 2, 0], Nothing),
-        product(Q4K, [37, 2048, 1], [8, 4, 1], Norm),
-        product(Q6K, [21, 2304, 8], [4, 2, 2], AddNorm),
-        product(Q8_0, [130, 1120, 3], [2, 4, 0], Gated),
-        product(Q5_1, [50, 9728, 1], [8, 4, 2], BiasResidualSoftcap),
-        product(Q3K, [66, 768, 2], [2, 4, 1], GatedBy),
-        product(F32, [9, 1000, 2], [4, 2, 0], Norm),
-        product(F16, [12, 296, 5], [1, 2, 2], AddNorm),
-        product(BF16, [70, 520, 4], [2, 2, 1], BiasResidualSoftcap),
-        product(Q2K, [290, 512, 1], [2, 4, 0], Gated),
-        product(IQ4XS, [5, 10240, 2], [8, 4, 1], AddNorm),
-        product(MXFP4, [33, 1056, 7], [4, 2, 0], GatedBy),
-        product(Q5K, [19, 4096, 8], [8, 2, 1], Norm),
-        product(IQ4NL, [200, 96, 2], [1, 4, 2], Nothing),
-        product(Q4_1, [40, 2080, 6], [2, 2, 0], Gated),
-        product(Q5_0, [48, 64, 8], [1, 4, 1], AddNorm),
+        product(Q4_0, [1, 32, 1], [1, 0], Nothing),
+        product(Q4K, [37, 2048, 1], [8, 1], Norm),
+        product(Q6K, [21, 2304, 8], [4, 2], AddNorm),
+        product(Q8_0, [130, 1120, 3], [2, 0], Gated),
+        product(Q5_1, [50, 9728, 1], [8, 2], BiasResidualSoftcap),
+        product(Q3K, [66, 768, 2], [2, 1], GatedBy),
+        product(F32, [9, 1000, 2], [4, 0], Norm),
+        product(F16, [12, 296, 5], [1, 2], AddNorm),
+        product(BF16, [70, 520, 4], [2, 1], BiasResidualSoftcap),
+        product(Q2K, [290, 512, 1], [2, 0], Gated),
+        product(IQ4XS, [5, 10240, 2], [8, 1], AddNorm),
+        product(MXFP4, [33, 1056, 7], [4, 0], GatedBy),
+        product(Q5K, [19, 4096, 8], [8, 1], Norm),
+        product(IQ4NL, [200, 96, 2], [1, 2], Nothing),
+        product(Q4_1, [40, 2080, 6], [2, 0], Gated),
+        product(Q5_0, [48, 64, 8], [1, 1], AddNorm),
     ];
     for (seed, case) in (100..).zip(cases) {
         check_product(seed, case);

@@ -12,6 +12,7 @@
 use std::env;
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit, id};
 use std::ptr;
@@ -38,7 +39,7 @@ fn main() {
     let arguments: Vec<_> = env::args_os().skip(1).map(PathBuf::from).collect();
     if let [source, out] = &arguments[..] {
         if let Err(message) = compile(source, out) {
-            eprintln!("{message}");
+            let _ = writeln!(std::io::stderr(), "{message}");
             exit(1);
         }
         return;
@@ -224,18 +225,11 @@ fn compile_all(
     let next = || queue.lock().unwrap_or_else(|broken| broken.into_inner()).next();
     let compile_some = || -> Result<()> {
         while let Some(images) = next() {
-            images.invalidate(out);
-            let mut command = Command::new(&program);
-            run(command.arg(&images.source).arg(out))?;
-            if Images::new(&images.source, compiler)?.inputs != images.inputs {
-                // Somebody is writing to it; Cargo will see that.
-                continue;
-            }
-            let [.., inputs] = images.files(out);
-            write(&inputs, &images.inputs)?;
-            if let Some(cache) = cache {
-                // What cannot be written costs the next build time, and this one nothing.
-                let _ = cache.store(images, out).and_then(|()| cache.forget_old());
+            let compiled = compile_one(&program, images, compiler, cache, out);
+            if compiled.is_err() {
+                // The others are not begun: they would take minutes.
+                while next().is_some() {}
+                return compiled;
             }
         }
         Ok(())
@@ -243,9 +237,32 @@ fn compile_all(
     thread::scope(|scope| {
         let workers: Vec<_> =
             (0..changed.len().min(jobs)).map(|_| scope.spawn(compile_some)).collect();
-        let ends = workers.into_iter().map(|worker| worker.join());
-        ends.map(|end| end.unwrap_or_else(|_| Err("a compilation panicked".to_owned()))).collect()
+        let mut ends = workers.into_iter().map(|worker| worker.join());
+        ends.try_for_each(|end| end.unwrap_or_else(|_| Err("a compilation panicked".to_owned())))
     })
+}
+
+/// Has a process of `program` compile a file to `out`, and remembers what that was.
+fn compile_one(
+    program: &Path,
+    images: &Images,
+    compiler: &Compiler,
+    cache: Option<&Cache>,
+    out: &Path,
+) -> Result<()> {
+    images.invalidate(out);
+    run(Command::new(program).arg(&images.source).arg(out))?;
+    if Images::new(&images.source, compiler)?.inputs != images.inputs {
+        // Somebody has written to it meanwhile, which Cargo will see.
+        return Ok(());
+    }
+    let [.., inputs] = images.files(out);
+    write(&inputs, &images.inputs)?;
+    if let Some(cache) = cache {
+        // What cannot be written costs the next build time, and this one nothing.
+        let _ = cache.store(images, out).and_then(|()| cache.forget_old());
+    }
+    Ok(())
 }
 
 /// What such a process does: compiles one file to `out`.

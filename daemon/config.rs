@@ -227,9 +227,9 @@ mod tests {
     fn the_gpu_has_a_budget_and_a_way_to_decode() {
         let gpu = |text| load(text).unwrap().gpu;
         assert_eq!(gpu(""), m40llm::GpuOptions::default());
-        let options = gpu("[gpu]\nvram_mib_max = 20000\ndecode = \"persistent\"\n");
+        let options = gpu("[gpu]\nvram_mib_max = 20000\ndecode = \"graph\"\n");
         assert_eq!(options.vram_bytes, Some(20_000 << 20));
-        assert_eq!(options.decode, m40llm::Decode::Persistent);
+        assert_eq!(options.decode, m40llm::Decode::Graph);
         let error = load("[gpu]\ndecode = \"fast\"\n").unwrap_err().to_string();
         assert!(error.contains("m40d.toml:2:10: "), "{error}");
         assert!(error.contains("`graph`") && error.contains("`persistent`"), "{error}");

@@ -70,9 +70,9 @@ pub struct GpuOptions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Decode {
     /// A launch for each op, all of them recorded once and enqueued together.
-    #[default]
     Graph,
-    /// One launch, whose blocks wait for each other between ops.
+    /// One launch for several tokens, whose blocks wait for each other between ops.
+    #[default]
     Persistent,
 }
 

@@ -45,12 +45,11 @@ struct Grid {
     // All blocks have announced. One thread polls: many that poll one address hold each other up.
     DEVICE_MEMBER void await(const Grid& grid, u32* failed) {
         if (threadIdx.x == kDecodeThreads - kLanes) {
+            // Once it has failed there is nothing to wait for: what follows is thrown away.
             u32 polls = 0;
-            while (static_cast<int>(load_volatile(grid.counter) - grid.target) < 0) {
-                if (++polls > grid.limit) {
-                    *failed = 1;
-                    break;
-                }
+            while (*failed == 0 &&
+                   static_cast<int>(load_volatile(grid.counter) - grid.target) < 0) {
+                *failed = ++polls > grid.limit;
             }
         }
         __syncthreads();
@@ -63,6 +62,7 @@ struct Block {
     Grid grid;
     const u32* next;  // the op after the running one
     u32 turn;         // which of shared.ops it goes to
+    u32 pass;         // of the launch
 
     template <class T>
     DEVICE_MEMBER T* at(const Block& block, Place place) {

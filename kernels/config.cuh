@@ -11,6 +11,10 @@ enum : u32 { kGroup = 32, kGroupFloats = kGroup + 4 };
 // blocks are faster than across 48, and activations are staged once an SM.
 enum : u32 { kDecodeThreads = 512, kDecodeWarps = kDecodeThreads / kLanes };
 
+// Polls of the barrier, some seconds, after which a block no longer waits: a launch that is not all
+// resident ends with an error, not never.
+enum : u32 { kMostPolls = 1u << 22 };
+
 // Floats that a decode block has for activations and for whatever an op needs, and groups that a warp
 // of a matvec takes in a step.
 enum : u32 { kPoolFloats = 11680, kStepGroups = 8 };

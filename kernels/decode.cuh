@@ -26,7 +26,7 @@ DEVICE void run_matvec(Block& block, const MatvecOp& op, bool resident) {
 }
 
 DEVICE void run_embed(const Block& block, const EmbedOp& op) {
-    #define EMBED(F) embed_rows<F>(block, op);
+#define EMBED(F) embed_rows<F>(block, op);
     FOR_TYPE(op.type, EMBED)
 #undef EMBED
     turn_angles(block, op);
@@ -54,7 +54,7 @@ DEVICE void choose(const Block& block, const SampleOp& op) {
             largest = above(other, largest) ? other : largest;
         }
         if (lane == 0) {
-            u32* chosen = Block::at<u32>(block, op.chosen) + 2 * row;
+            u32* chosen = Block::at<u32>(block, op.chosen) + 2 * (block.pass * kPassRows + row);
             const bool any = largest.value > as_float(0xff800000);
             chosen[0] = any ? largest.row : 0;
             chosen[1] = as_bits(any ? 1.0f : 0.0f);
@@ -82,13 +82,15 @@ DEVICE void run_op(Block& block, const u32* op, bool resident) {
     }
 }
 
+// barrier: [counter, the counter's value at the launch, whether waiting for it has failed]
+// chosen: as SampleOp's
 template <u32 kBatch>
 DEVICE void decode(u8* arena, Place ops, u32 first, u32 last, Place pass_place, u32 passes,
                    Place barrier, Place chosen) {
     STATIC_SHARED(Shared, memory, 1);
     Shared& shared = *memory;
     const bool resident = last - first > 1;
-    Block block = {arena, memory, {nullptr, 0, 1u << 22}, nullptr, 0};
+    Block block = {arena, memory, {nullptr, 0, kMostPolls}, nullptr, 0, 0};
     if (resident) {
         block.grid.counter = Block::at<u32>(block, barrier);
         block.grid.target = load_word_shared_by_blocks(Block::at<u32>(block, barrier) + 1);
@@ -106,7 +108,7 @@ DEVICE void decode(u8* arena, Place ops, u32 first, u32 last, Place pass_place, 
         shared.failed = 0;
     }
     __syncthreads();
-    for (u32 n = 0; n < passes; ++n) {
+    for (; block.pass < passes; ++block.pass) {
         for (u32 i = first; i < last; ++i) {
             const u32* op = shared.ops[block.turn];
             block.turn ^= 1;
@@ -118,15 +120,19 @@ DEVICE void decode(u8* arena, Place ops, u32 first, u32 last, Place pass_place, 
                 __syncthreads();
             }
         }
-        if (n + 1 < passes) {
+        if (block.pass + 1 < passes) {
             Grid::await(block.grid, &shared.failed);
             if (threadIdx.x < shared.row_count) {
                 Row& row = shared.rows[threadIdx.x];
-                row.token = load_word_shared_by_blocks(Block::at<u32>(block, chosen) + 2 * threadIdx.x);
+                row.token = load_word_shared_by_blocks(
+                    Block::at<u32>(block, chosen) + 2 * (block.pass * kPassRows + threadIdx.x));
                 ++row.position;
             }
             __syncthreads();
         }
+    }
+    if (threadIdx.x == 0 && shared.failed != 0) {
+        Block::at<u32>(block, barrier)[2] = 1;
     }
 }
 

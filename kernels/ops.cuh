@@ -27,8 +27,8 @@ enum : u32 { kPageTokens = 32 };
 // leave partial results, and the last one to finish adds them up, in order.
 enum : u32 { kChunkTokens = 256 };
 
-// Rows of a decode pass, at most.
-enum : u32 { kPassRows = 8 };
+// Rows of a decode pass, and passes of a launch, at most.
+enum : u32 { kPassRows = 8, kPassesAtOnce = 64 };
 
 enum OpKind : u32 {
     kEmbed = 0,
@@ -157,7 +157,7 @@ struct SampleOp {
     u32 stride;
     Place maxima;                    // as MatvecOp's
     Place choices;                   // [slots] of what sampling keeps (sample.cuh)
-    Place chosen;                    // [pass rows] {u32 token, f32 probability}
+    Place chosen;                    // [passes of the launch][pass rows] {u32 token, f32 probability}
 };
 
 // Types of weights, in the order of crates/gpu's table.

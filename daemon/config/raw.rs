@@ -131,7 +131,7 @@ pub(super) struct RawGpu {
 
 impl Default for RawGpu {
     fn default() -> Self {
-        Self { vram_mib_max: Bounded(0), decode: Decode::Graph }
+        Self { vram_mib_max: Bounded(0), decode: Decode::Persistent }
     }
 }
 

@@ -1,12 +1,13 @@
 //! The first GPU: its memory, taken once, and the models in it.
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use m40_cuda::{ALIGNMENT, Arena, Device};
 use m40_gguf::Gguf;
-use m40_gpu::executor::{Executor, ExecutorOptions, Launches, PassError, Plan, Row};
+use m40_gpu::executor::{Chosen, Executor, ExecutorOptions, Launches, PassError, Plan, Row};
 use m40_gpu::weights::{Loader, Weights, WeightsError};
 use m40_gpu::{Choice, Sequence};
 use m40_program::Program;
@@ -22,6 +23,10 @@ const SEQUENCES: u32 = 64;
 
 /// Tokens of a page, the smallest step of the KV cache.
 const PAGE_TOKENS: u64 = m40_gpu::ops::PAGE_TOKENS as u64;
+
+/// Tokens that a launch that feeds itself chooses at a time: enough for the host to cost little, few
+/// enough that ending early wastes little and streams run smoothly.
+const PASSES_AHEAD: usize = 8;
 
 /// Bytes from the arena's start that kernels can name.
 const REACH: u64 = 64 << 30;
@@ -173,10 +178,34 @@ pub(crate) struct CardModel {
 pub(crate) struct CardCache {
     sequence: Option<Sequence>,
     page_bytes: usize,
+    ahead: Ahead,
+}
+
+/// What the card has chosen beyond what it was asked for: a launch that feeds itself waits for nobody
+/// between two tokens. Its keys and values are in the sequence already.
+#[derive(Debug, Default)]
+struct Ahead {
+    /// Position of the first one's token.
+    position: usize,
+    /// Tokens that passes were over, and what was chosen after each.
+    passes: VecDeque<(u32, Chosen)>,
+}
+
+impl Ahead {
+    /// What was chosen after this token, if it is the next.
+    fn take(&mut self, position: usize, token: u32) -> Option<Chosen> {
+        let next = self.passes.front().is_some_and(|(over, _)| *over == token);
+        if !next || self.position != position {
+            return None;
+        }
+        self.position += 1;
+        self.passes.pop_front().map(|(_, chosen)| chosen)
+    }
 }
 
 impl CardCache {
     pub(crate) fn truncate(&mut self, len: usize) {
+        self.ahead = Ahead::default();
         if let Some(sequence) = &mut self.sequence {
             sequence.truncate(len);
         }
@@ -189,7 +218,7 @@ impl CardCache {
 
 impl CardModel {
     pub(crate) fn cache(&self) -> CardCache {
-        CardCache { sequence: None, page_bytes: self.page_bytes }
+        CardCache { sequence: None, page_bytes: self.page_bytes, ahead: Ahead::default() }
     }
 
     /// Whether the card chooses tokens as these parameters say: the likeliest, whatever came
@@ -208,6 +237,12 @@ impl CardModel {
         want: Want,
         take: impl FnOnce(Output<'_>) -> T,
     ) -> Result<T, GenerateError> {
+        if let (Want::Likeliest, [token]) = (want, tokens)
+            && let Some(Chosen { token, probability }) = cache.ahead.take(base, *token)
+        {
+            return Ok(take(Output::Chosen { token, probability }));
+        }
+        cache.truncate(base);
         let mut executor = lock(&self.executor);
         let _turn = self.turn.as_ref().map(|turn| lock(turn));
         let sequence = match &mut cache.sequence {
@@ -234,8 +269,19 @@ impl CardModel {
             Want::Nothing => Ok(take(Output::Nothing)),
             Want::Logits => Ok(take(Output::Logits(logits))),
             Want::Likeliest => {
-                let chosen = executor.choose(chosen_after, &mut [sequence], 1).map_err(failed)?;
-                let (token, probability) = (chosen[0].token, chosen[0].probability);
+                // The first token after a prompt is wanted as soon as it can be had.
+                let several = self.turn.is_some() && tokens.len() == 1;
+                let passes = if several { PASSES_AHEAD.min(sequence.context() - base) } else { 1 };
+                let mut choose = |passes| executor.choose(chosen_after, &mut [sequence], passes);
+                let chosen = match choose(passes as u32) {
+                    Err(PassError::Pages(_)) if passes > 1 => choose(1),
+                    result => result,
+                };
+                let chosen = chosen.map_err(failed)?;
+                let fed = chosen.iter().map(|chosen| chosen.token);
+                let passes = fed.zip(chosen[1..].iter().copied()).collect();
+                cache.ahead = Ahead { position: base + tokens.len(), passes };
+                let Chosen { token, probability } = chosen[0];
                 Ok(take(Output::Chosen { token, probability }))
             }
         }

@@ -79,7 +79,8 @@ int main() {
     print_embed();
     print_norm();
     print_sample();
-    CONSTANT(kPageTokens) CONSTANT(kChunkTokens) CONSTANT(kPassRows) CONSTANT(kOpWords)
+    CONSTANT(kPageTokens) CONSTANT(kChunkTokens) CONSTANT(kPassRows)
+    CONSTANT(kPassesAtOnce) CONSTANT(kOpWords)
     CONSTANT(kAwait) CONSTANT(kAnnounce) CONSTANT(kNowhere)
     CONSTANT(kEmbed) CONSTANT(kMatvec) CONSTANT(kAttention) CONSTANT(kNorm) CONSTANT(kSample)
     CONSTANT(kF32) CONSTANT(kF16) CONSTANT(kBF16) CONSTANT(kQ4_0) CONSTANT(kQ4_1) CONSTANT(kQ5_0)

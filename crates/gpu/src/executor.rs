@@ -19,7 +19,7 @@ pub use self::error::{LoadError, PassError};
 use crate::batch::{decode_passes, is_prompt, prompt_passes};
 use crate::kv::KvPlan;
 use crate::lower::{LowerError, Lowered, Places, RegionId, Target, lower};
-use crate::ops::{self, DECODE_THREADS, OP_WORDS, PAGE_TOKENS, PASS_ROWS, Place};
+use crate::ops::{self, DECODE_THREADS, OP_WORDS, PAGE_TOKENS, PASS_ROWS, PASSES_AT_ONCE, Place};
 use crate::prefill::{LOGIT_ROWS, Prefill};
 use crate::sequence::{Pool, Sequence, TooManySequences};
 use crate::weights::{Loader, Progress, Weights, WeightsError};
@@ -27,8 +27,9 @@ use crate::weights::{Loader, Progress, Weights, WeightsError};
 /// Words of a pass: its number of rows, three that are not used, and the rows.
 const PASS_WORDS: usize = 4 + 4 * PASS_ROWS;
 
-/// Words of the barrier: its counter, and the count that the next launch begins from.
-const BARRIER_WORDS: usize = 2;
+/// Words of the barrier: its counter, the count that the next launch begins from, and whether blocks
+/// have given up waiting.
+const BARRIER_WORDS: usize = 3;
 
 /// Words of what is chosen for a row: the token, and its probability.
 const CHOSEN_WORDS: usize = 2;
@@ -291,10 +292,7 @@ impl Executor {
         };
         place(&executor.tables)?;
         executor.ring.write(executor.ops.all_mut(), &words)?;
-        let image = executor.plan.lowered.scratch_image();
-        let image: Vec<u32> =
-            image.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
-        executor.ring.write(executor.scratch.all_mut(), &image)?;
+        executor.write_scratch()?;
         for (buffer, slice) in executor.plan.prefill.buffers.iter().zip(&mut executor.buffers) {
             let words: Vec<_> = buffer.contents.iter().map(|x| x.to_bits()).collect();
             let slice = slice.as_mut().expect("just allocated");
@@ -374,7 +372,7 @@ impl Executor {
 
     /// Runs the program over `rows`, of different sequences and at most [`PASS_ROWS`], `passes`
     /// times, and each time after the first over what was chosen after each row. Returns what was
-    /// chosen last. Whether rows want their logits is not looked at.
+    /// chosen, `[passes][rows]`. Whether rows want their logits is not looked at.
     ///
     /// # Errors
     /// [`PassError`], before anything is computed unless the card fails.
@@ -390,16 +388,19 @@ impl Executor {
         self.prepare(rows, sequences, passes)?;
         let mut rows = rows.to_vec();
         // A launch of all ops goes on with what it has chosen; the host does it otherwise.
-        let (rounds, at_once) = match self.plan.options.launches {
-            Launches::OpByOp => (passes, 1),
-            Launches::Whole => (1, passes),
+        let at_once = match self.plan.options.launches {
+            Launches::OpByOp => 1,
+            Launches::Whole => PASSES_AT_ONCE,
         };
         let mut chosen = vec![];
-        for _ in 0..rounds {
-            self.run(&rows, sequences, at_once)?;
-            chosen = self.read_chosen(rows.len())?;
-            for (row, chosen) in rows.iter_mut().zip(&chosen) {
-                (row.token, row.position) = (chosen.token, row.position + 1);
+        while chosen.len() < rows.len() * passes as usize {
+            let left = passes as usize - chosen.len() / rows.len();
+            let now = left.min(at_once);
+            self.run(&rows, sequences, now as u32)?;
+            self.read_chosen(rows.len(), now, &mut chosen)?;
+            let last = &chosen[chosen.len() - rows.len()..];
+            for (row, chosen) in rows.iter_mut().zip(last) {
+                (row.token, row.position) = (chosen.token, row.position + now);
             }
         }
         Ok(chosen)
@@ -456,7 +457,7 @@ impl Executor {
         rows: &[Row],
         sequences: &mut [&mut Sequence],
         passes: u32,
-    ) -> Result<(), CudaError> {
+    ) -> Result<(), PassError> {
         let mut words = vec![rows.len() as u32, 0, 0, 0];
         for row in rows {
             words.extend(self.row(row, sequences)?.words());
@@ -464,12 +465,28 @@ impl Executor {
         upload(&mut self.ring, &mut self.pass, 0..words.len(), &words)?;
         let kernel = kernel_for(rows.len());
         match self.plan.options.launches {
-            Launches::OpByOp => self.graphs[kernel].launch(self.ring.stream()),
+            Launches::OpByOp => Ok(self.graphs[kernel].launch(self.ring.stream())?),
             Launches::Whole => {
                 self.ring.stream().zero(self.barrier.all_mut())?;
-                self.launch(kernel, 0..self.plan.lowered.ops.len(), passes)
+                self.launch(kernel, 0..self.plan.lowered.ops.len(), passes)?;
+                let mut words = [0; BARRIER_WORDS];
+                self.ring.read(self.barrier.all(), &mut words)?;
+                if words[2] == 0 {
+                    return Ok(());
+                }
+                // Blocks that gave up may have left anything there.
+                self.write_scratch()?;
+                Err(PassError::Stuck)
             }
         }
+    }
+
+    /// Scratch memory as passes expect it.
+    fn write_scratch(&mut self) -> Result<(), CudaError> {
+        let image = self.plan.lowered.scratch_image();
+        let image: Vec<u32> =
+            image.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+        self.ring.write(self.scratch.all_mut(), &image)
     }
 
     /// A row for kernels, after its sequence's page table was sent.
@@ -549,12 +566,23 @@ impl Executor {
         Ok(())
     }
 
-    fn read_chosen(&mut self, rows: usize) -> Result<Vec<Chosen>, CudaError> {
-        let words = self.read(self.plan.lowered.chosen, 0..CHOSEN_WORDS * rows)?;
-        let chosen = words.as_chunks::<CHOSEN_WORDS>().0.iter();
-        Ok(chosen
-            .map(|[token, bits]| Chosen { token: *token, probability: f32::from_bits(*bits) })
-            .collect())
+    fn read_chosen(
+        &mut self,
+        rows: usize,
+        passes: usize,
+        to: &mut Vec<Chosen>,
+    ) -> Result<(), CudaError> {
+        let words = self.read(self.plan.lowered.chosen, 0..CHOSEN_WORDS * PASS_ROWS * passes)?;
+        for pass in words.as_chunks::<CHOSEN_WORDS>().0.chunks_exact(PASS_ROWS) {
+            let chosen = pass[..rows].iter();
+            to.extend(
+                chosen.map(|[token, bits]| Chosen {
+                    token: *token,
+                    probability: f32::from_bits(*bits),
+                }),
+            );
+        }
+        Ok(())
     }
 }
 

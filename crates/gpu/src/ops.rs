@@ -17,6 +17,9 @@ pub const CHUNK_TOKENS: usize = 256;
 /// Rows of a decode pass, at most.
 pub const PASS_ROWS: usize = 8;
 
+/// Passes of a launch, at most.
+pub const PASSES_AT_ONCE: usize = 64;
+
 /// Words of every op.
 pub const OP_WORDS: usize = 48;
 

@@ -92,6 +92,13 @@ pub enum PassError {
         /// Rows given.
         rows: usize,
     },
+    /// The blocks of a launch waited too long for each other, as when something else holds a part of
+    /// the card. What the pass has appended is undefined; truncating the sequences makes them good.
+    #[error(
+        "the blocks of a launch waited in vain for each other: does another program use the GPU? \
+         decoding one op a launch goes on beside it"
+    )]
+    Stuck,
     /// The KV cache is full.
     #[error(transparent)]
     Pages(#[from] OutOfPages),

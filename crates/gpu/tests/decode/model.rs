@@ -240,7 +240,7 @@ impl Placed {
         }
         self.card.write_words(self.pass, &words);
         self.launch(way, rows.len(), passes);
-        self.results(rows.len())
+        self.results(rows.len(), passes)
     }
 
     fn launch(&mut self, way: Way, rows: usize, passes: u32) {
@@ -269,13 +269,20 @@ impl Placed {
         }
     }
 
-    fn results(&mut self, rows: usize) -> Vec<(Vec<f32>, u32)> {
+    fn results(&mut self, rows: usize, passes: u32) -> Vec<(Vec<f32>, u32)> {
         let logits = self.lowered.logits;
         let stride = self.lowered.region(logits.region).stride;
         let floats = self.card.read_floats(self.region(logits.region), rows * stride);
-        let chosen = self.card.read_words(self.region(self.lowered.chosen), 2 * rows);
+        let chosen: Vec<_> = (0..rows).map(|row| self.chosen(passes - 1, row)).collect();
         let logits = floats.chunks_exact(stride).map(|row| row[logits.columns()].to_vec());
-        logits.zip(chosen.chunks_exact(2).map(|chosen| chosen[0])).collect()
+        logits.zip(chosen).collect()
+    }
+
+    /// The token that a pass of the last launch has chosen for a row.
+    pub(crate) fn chosen(&mut self, pass: u32, row: usize) -> u32 {
+        let words = 2 * PASS_ROWS * (pass as usize + 1);
+        let words = self.card.read_words(self.region(self.lowered.chosen), words);
+        words[2 * (PASS_ROWS * pass as usize + row)]
     }
 
     pub(crate) fn end(self) {

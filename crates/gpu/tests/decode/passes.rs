@@ -140,10 +140,11 @@ fn passes_that_feed_themselves_choose_what_the_oracle_does() {
         let last = texts.each_ref().map(|text| text[text.len() - 1]);
         let mut rows: Vec<_> = sequences.iter_mut().zip(last).collect();
         let results = placed.passes(Way::Resident, &mut rows, passes);
-        for (text, (logits, chosen)) in texts.iter_mut().zip(results) {
-            for _ in 0..passes {
+        for (row, (text, (logits, chosen))) in texts.iter_mut().zip(results).enumerate() {
+            for pass in 0..passes {
                 let expected = oracle.logits(text);
                 text.push(largest(&expected[text.len() - 1]));
+                assert_eq!(placed.chosen(pass, row), text[text.len() - 1], "pass {pass}");
             }
             let expected = oracle.logits(&text[..text.len() - 1]);
             let worst = worst(&logits, &expected[text.len() - 2]);

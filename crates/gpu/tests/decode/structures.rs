@@ -6,7 +6,7 @@ use std::process::Command;
 use m40_gguf::TensorType;
 use m40_gpu::ops::{
     ANNOUNCE, AWAIT, AttentionOp, CHUNK_TOKENS, EmbedOp, MatvecOp, NormOp, OP_WORDS, Op,
-    PAGE_TOKENS, PASS_ROWS, Place, RopeAngles, Row, SampleOp, weight_type,
+    PAGE_TOKENS, PASS_ROWS, PASSES_AT_ONCE, Place, RopeAngles, Row, SampleOp, weight_type,
 };
 
 use crate::compile;
@@ -39,6 +39,7 @@ fn the_host_writes_ops_as_kernels_read_them() {
         ("PageTokens", PAGE_TOKENS as u32),
         ("ChunkTokens", CHUNK_TOKENS as u32),
         ("PassRows", PASS_ROWS as u32),
+        ("PassesAtOnce", PASSES_AT_ONCE as u32),
         ("OpWords", OP_WORDS as u32),
         ("Await", AWAIT),
         ("Announce", ANNOUNCE),

@@ -1,11 +1,13 @@
 //! Decode passes without a GPU: kernels compiled for the host (kernels/emulate), with sanitizers.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
-mod alone;
+mod attention;
+mod bench;
 mod card;
 mod half;
 mod model;
 mod passes;
+mod products;
 mod prompt;
 mod structures;
 

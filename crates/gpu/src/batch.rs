@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn a_pass_has_eight_rows_of_different_sequences() {
         assert_eq!(decode_passes(&[]), []);
-        assert_eq!(decode_passes(&rows(&[4])), [0..1]);
+        assert_eq!(decode_passes(&rows(&[4])), std::iter::once(0..1).collect::<Vec<_>>());
         let all: Vec<_> = (0..19).collect();
         assert_eq!(decode_passes(&rows(&all)), [0..8, 8..16, 16..19]);
         assert_eq!(decode_passes(&rows(&[0, 0, 0])), [0..1, 1..2, 2..3]);

@@ -198,7 +198,7 @@ mod tests {
             step = step * 1103515245 % 2147483647;
             let table = &mut tables[step % 4];
             let tokens = step / 4 % 600;
-            if pool.grow(table, tokens).is_err() || step % 7 == 0 {
+            if pool.grow(table, tokens).is_err() || step.is_multiple_of(7) {
                 pool.truncate(table, tokens / 2);
             }
             let mut all: Vec<_> = tables.iter().flat_map(PageTable::pages).copied().collect();

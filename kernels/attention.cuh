@@ -256,9 +256,7 @@ DEVICE float score(const AttentionOp& op, float dot) {
     constexpr float kLog2E = 1.44269504f;
     float s = dot * op.scale;
     if (op.softcap != 0.0f) {
-        s = op.softcap *
-            (1.0f - 2.0f * reciprocal_approx(exp2_approx(2.0f * kLog2E * s * reciprocal_approx(op.softcap)) +
-                                           1.0f));
+        s = soften(s, op.softcap);
     }
     return s * kLog2E;
 }
@@ -598,7 +596,8 @@ DEVICE void attention(Block& block, const AttentionOp& op, bool resident) {
                             sum = fmaf(memory.own[h0 + h], memory.value[d], sum);
                         }
                         if (whole) {
-                            out[(h0 + h) * op.value_dim + d] = sum * reciprocal_approx(memory.sums[h0 + h]);
+                            const float share = reciprocal_approx(memory.sums[h0 + h]);
+                            out[(h0 + h) * op.value_dim + d] = sum * share;
                         } else {
                             mine[(h0 + h) * partial + d] = sum;
                         }

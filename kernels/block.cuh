@@ -86,3 +86,11 @@ DEVICE void await(Block& block, u32 flags, bool resident) {
         Grid::await(block.grid, &block.shared->failed);
     }
 }
+
+// cap * tanh(x / cap)
+DEVICE float soften(float x, float cap) {
+    constexpr float kLog2E = 1.44269504f;
+    // tanh u = 1 - 2 / (e^(2u) + 1)
+    const float power = exp2_approx(2.0f * kLog2E * x * reciprocal_approx(cap));
+    return cap * (1.0f - 2.0f * reciprocal_approx(power + 1.0f));
+}

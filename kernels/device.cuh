@@ -61,7 +61,8 @@ DEVICE u32 load_weights_1(const void* p) {
 // The same, if `wanted`: one predicated instruction, no branch. Volatile, since the words are changed
 // or left as they are.
 DEVICE void load_weights_16_if(bool wanted, const void* p, u32& a, u32& b, u32& c, u32& d) {
-    asm volatile("{ .reg .pred p; setp.ne.u32 p, %5, 0; @p ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %5, 0; "
+                 "@p ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4]; }"
                  : "+r"(a), "+r"(b), "+r"(c), "+r"(d)
                  : "l"(p), "r"(static_cast<u32>(wanted)));
 }

@@ -24,7 +24,8 @@ DEVICE float2 cos_sin_quarters(double turns) {
     c = 0.5 - c * xx;
     c = 1.0 - c * xx;
     const u32 quarter = static_cast<u32>(static_cast<int>(whole)) & 3;
-    const float a = static_cast<float>(quarter & 1 ? s : c), b = static_cast<float>(quarter & 1 ? c : s);
+    const float a = static_cast<float>(quarter & 1 ? s : c);
+    const float b = static_cast<float>(quarter & 1 ? c : s);
     return {quarter == 1 || quarter == 2 ? -a : a, quarter >= 2 ? -b : b};
 }
 

@@ -152,12 +152,6 @@ DEVICE float activate(u32 activation, float x) {
     return x;
 }
 
-DEVICE float soften(float x, float cap) {
-    constexpr float kLog2E = 1.44269504f;
-    // tanh u = 1 - 2 / (e^(2u) + 1)
-    return cap * (1.0f - 2.0f * reciprocal_approx(exp2_approx(2.0f * kLog2E * x * reciprocal_approx(cap)) + 1.0f));
-}
-
 // The largest result that a thread has made of one row of the pass.
 struct Largest {
     float value;

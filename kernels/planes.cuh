@@ -177,7 +177,9 @@ struct Fields {
     static constexpr u32 kSlots = 8 / kLow;    // fields of a byte
     static constexpr u32 kPerWord = 32 / kLow; // columns of a word
     DEVICE_MEMBER constexpr u32 low_bit(u32 slot) { return 23 - kHigh - kLow * (slot + 1); }
-    DEVICE_MEMBER constexpr float power(u32 column) { return float(1u << (23 - low_bit(column % kSlots))); }
+    DEVICE_MEMBER constexpr float power(u32 column) {
+        return float(1u << (23 - low_bit(column % kSlots)));
+    }
 
     // The places of the low bits of slots 0, 2.., in all bytes: where those of the others' high
     // bits come from the high word too.

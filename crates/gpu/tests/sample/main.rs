@@ -111,14 +111,7 @@ fn params(noise: &mut Noise, vocab: usize) -> SamplingParams {
 
 fn row(noise: &mut Noise, params: SamplingParams, vocab: usize, steps: usize) -> Row {
     let history = (0..noise.below(80)).map(|_| noise.below(vocab) as u32).collect();
-    let mut logits: Vec<_> = (0..steps).map(|_| logits(noise, vocab)).collect();
-    let cuts = params.top_p < 1.0
-        || params.min_p > 0.0
-        || (params.top_k > 0 && (params.top_k as usize) < vocab);
-    if !cuts {
-        // Where nothing cuts, the host's draw gives a NaN the weight of the largest logit.
-        logits.iter_mut().flatten().filter(|x| x.is_nan()).for_each(|x| *x = f32::NEG_INFINITY);
-    }
+    let logits = (0..steps).map(|_| logits(noise, vocab)).collect();
     Row { params, seed: noise.bits(), history, logits }
 }
 

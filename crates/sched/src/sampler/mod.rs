@@ -264,8 +264,8 @@ impl Sampler {
         }
         let start = block_idx * BLOCK;
         let end = logits.len().min(start + BLOCK);
-        let weights = (start..end)
-            .map(|id| (id as u32, exp_nonpositive((logits[id].min(f32::MAX) - max) * scale)));
+        let weights =
+            (start..end).map(|id| (id as u32, exp_nonpositive((logits[id] - max) * scale)));
         pick(weights, target, total)
     }
 }

@@ -286,6 +286,16 @@ fn a_bias_of_100_wins_and_biases_of_one_token_add_up() {
 }
 
 #[test]
+fn a_logit_that_is_no_number_is_never_drawn() {
+    for seed in 0..64 {
+        let mut logits = [f32::NAN, 1.0, f32::NAN, 2.0];
+        let sampled = Sampler::new(neutral(), seed, 4).sample(&mut logits);
+        assert!(sampled.id % 2 == 1, "{sampled:?}");
+        assert!(sampled.probability > 0.2 && sampled.probability < 0.8, "{sampled:?}");
+    }
+}
+
+#[test]
 fn greedy_takes_the_lowest_of_equal_logits_and_skips_nan() {
     let mut sampler = Sampler::new(SamplingParams::greedy(), 0, 5);
     let sampled = sampler.sample(&mut [f32::NAN, 1.0, 2.0, f32::NAN, 2.0]);

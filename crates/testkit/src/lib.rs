@@ -1,10 +1,11 @@
 //! Test support: the real models, seeded tiny ones and ones of real size, and a guard around a
-//! running daemon.
+//! running daemon, kernels compiled for the host.
 //!
 //! Never shipped: only dev-dependencies name this crate.
 #![forbid(unsafe_code)]
 
 pub mod daemon;
+pub mod emulation;
 pub mod gguf;
 pub mod http;
 pub mod models;

@@ -5,9 +5,9 @@ use std::sync::OnceLock;
 
 use m40_gguf::TensorType;
 use m40_gpu::lower::Target;
+use m40_testkit::emulation::compile;
 use m40_testkit::gguf::{Noise, TinyModel};
 
-use crate::compile;
 use crate::model::{Model, Placed, Way};
 
 /// Few enough for an emulation, and a number that divides no count of rows.
@@ -20,7 +20,10 @@ pub(crate) const TOLERANCE: f32 = 4e-3;
 /// The emulation, compiled once for all tests.
 pub(crate) fn emulation() -> Option<PathBuf> {
     static PROGRAM: OnceLock<Result<Option<PathBuf>, String>> = OnceLock::new();
-    PROGRAM.get_or_init(|| compile("decode")).clone().unwrap_or_else(|error| panic!("{error}"))
+    PROGRAM
+        .get_or_init(|| compile("decode", env!("CARGO_TARGET_TMPDIR")))
+        .clone()
+        .unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// One layer, as small as rows of 256 weights allow.

@@ -10,10 +10,10 @@ use m40_gpu::lower::{Lowered, lower};
 use m40_gpu::ops::{PAGE_TOKENS, Place, Row};
 use m40_gpu::prefill::{Prefill, Shape};
 use m40_repack::Layout;
+use m40_testkit::emulation::compile;
 use m40_testkit::gguf::TinyModel;
 
 use crate::card::Card;
-use crate::compile;
 use crate::model::{Model, Placed, Way};
 use crate::passes::{self, TARGET, TOLERANCE, largest, tiny, tokens, worst};
 
@@ -23,7 +23,10 @@ const ROWS: usize = 40;
 /// The emulation, compiled once for all tests.
 fn emulation() -> Option<PathBuf> {
     static PROGRAM: OnceLock<Result<Option<PathBuf>, String>> = OnceLock::new();
-    PROGRAM.get_or_init(|| compile("prefill")).clone().unwrap_or_else(|error| panic!("{error}"))
+    PROGRAM
+        .get_or_init(|| compile("prefill", env!("CARGO_TARGET_TMPDIR")))
+        .clone()
+        .unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A model on a card that runs prompts. Sequences have pages one behind the other.

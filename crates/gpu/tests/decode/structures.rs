@@ -8,8 +8,7 @@ use m40_gpu::ops::{
     ANNOUNCE, AWAIT, AttentionOp, CHUNK_TOKENS, EmbedOp, MatvecOp, NormOp, OP_WORDS, Op,
     PAGE_TOKENS, PASS_ROWS, PASSES_AT_ONCE, Place, RopeAngles, Row, SampleOp, weight_type,
 };
-
-use crate::compile;
+use m40_testkit::emulation::compile;
 
 fn structure(text: &mut String, name: &str, fields: &[(&str, usize)]) {
     let words: usize = fields.iter().map(|(_, words)| words).sum();
@@ -23,7 +22,7 @@ fn structure(text: &mut String, name: &str, fields: &[(&str, usize)]) {
 
 #[test]
 fn the_host_writes_ops_as_kernels_read_them() {
-    let Some(program) = compile("ops").unwrap() else { return };
+    let Some(program) = compile("ops", env!("CARGO_TARGET_TMPDIR")).unwrap() else { return };
     let output = Command::new(program).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let mut expected = String::new();

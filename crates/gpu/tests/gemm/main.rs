@@ -3,12 +3,12 @@
 mod case;
 
 use std::fs::{self, File};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use case::{Case, Epilogue, Size};
 use m40_gguf::TensorType;
+use m40_testkit::emulation::compile;
 
 /// Types and their names in kernels.
 const TYPES: [(TensorType, &str); 16] = [
@@ -67,7 +67,7 @@ const EPILOGUES: [Epilogue; 9] = [
 
 #[test]
 fn gemm_kernels_agree_with_plain_arithmetic() {
-    let Some(program) = compile("gemm") else { return };
+    let Some(program) = compile("gemm", env!("CARGO_TARGET_TMPDIR")).unwrap() else { return };
     let mut cases = Vec::new();
     for (ty, name) in TYPES {
         for size in SIZES {
@@ -103,28 +103,4 @@ fn gemm_kernels_agree_with_plain_arithmetic() {
         }
         println!("{}: {worst:.1e}", case.name);
     }
-}
-
-/// Compiles kernels/emulate/NAME.cpp; `None`, saying so, on a machine without g++. Under CI it must
-/// be there.
-fn compile(name: &str) -> Option<PathBuf> {
-    let missing = Command::new("g++").arg("--version").output().err();
-    if let Some(error) = missing {
-        assert!(std::env::var_os("CI").is_none(), "g++ cannot be run: {error}");
-        let line = format!("emulated {name}: skipped: no g++ (apt install g++ runs it)");
-        // Past the test harness, which holds back what a passing test prints.
-        writeln!(std::io::stderr(), "{line}").expect("standard error is open");
-        return None;
-    }
-    let emulate = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels/emulate");
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let output = Command::new("g++")
-        .args(["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"])
-        .args(["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-o"])
-        .arg(&program)
-        .arg(emulate.join(format!("{name}.cpp")))
-        .output()
-        .expect("g++ has just been run");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Some(program)
 }

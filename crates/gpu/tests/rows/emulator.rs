@@ -2,10 +2,11 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+
+use m40_testkit::emulation::compile;
 
 /// A launch in preparation: arguments in the kernel's order.
 pub(crate) struct Launch {
@@ -106,7 +107,9 @@ pub(crate) fn words(bytes: &[u8]) -> Vec<u32> {
 /// machine without g++.
 pub(crate) fn run(test: &str, launches: &[Launch]) -> Option<Vec<Vec<Vec<u8>>>> {
     static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let program = PROGRAM.get_or_init(compile).as_ref()?;
+    let program = PROGRAM
+        .get_or_init(|| compile("rows", env!("CARGO_TARGET_TMPDIR")).expect("it compiles"))
+        .as_ref()?;
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let input = folder.join(format!("rows-{test}.input"));
     let launched: Vec<u8> = launches.iter().flat_map(Launch::input).collect();
@@ -126,25 +129,4 @@ pub(crate) fn run(test: &str, launches: &[Launch]) -> Option<Vec<Vec<Vec<u8>>>> 
         launches.iter().map(|launch| launch.written.iter().map(|n| take(*n)).collect()).collect();
     assert!(rest.is_empty(), "{test}: more was written than expected");
     Some(outputs)
-}
-
-/// As the emulation of crates/repack: without g++ there is nothing to run, under CI it must be there.
-fn compile() -> Option<PathBuf> {
-    if let Err(error) = Command::new("g++").arg("--version").output() {
-        assert!(std::env::var_os("CI").is_none(), "g++ cannot be run: {error}");
-        let message = "emulated rows: skipped: no g++ (apt install g++ runs kernels without a GPU)";
-        // Past the test harness, which holds back what a passing test prints.
-        writeln!(std::io::stderr(), "{message}").expect("standard error is open");
-        return None;
-    }
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels/emulate/rows.cpp");
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("rows");
-    let output = Command::new("g++")
-        .args(["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"])
-        .args(["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-o"])
-        .args([&program, &source])
-        .output()
-        .expect("g++ has just been run");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Some(program)
 }

@@ -4,43 +4,22 @@
 mod case;
 mod reference;
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
 
 use case::{Case, Drawn, Row, maxima, run};
 use m40_gpu::{Choice, MAX_VOCAB};
 use m40_sched::{Sampler, SamplingParams};
+use m40_testkit::emulation::compile;
 use m40_testkit::gguf::Noise;
 
 /// The compiled kernels/emulate/sample.cpp; `None`, saying so, on a machine without g++. Under CI it
 /// must be there.
 fn emulation() -> Option<&'static Path> {
     static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
-    PROGRAM.get_or_init(compile).as_deref()
-}
-
-fn compile() -> Option<PathBuf> {
-    let missing = Command::new("g++").arg("--version").output().err();
-    if let Some(error) = missing {
-        assert!(std::env::var_os("CI").is_none(), "g++ cannot be run: {error}");
-        // Past the test harness, which holds back what a passing test prints.
-        writeln!(std::io::stderr(), "emulated sampling: skipped: no g++ (apt install g++)")
-            .expect("standard error is open");
-        return None;
-    }
-    let emulate = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels/emulate");
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sample");
-    let output = Command::new("g++")
-        .args(["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"])
-        .args(["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-o"])
-        .arg(&program)
-        .arg(emulate.join("sample.cpp"))
-        .output()
-        .expect("g++ has just been run");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Some(program)
+    PROGRAM
+        .get_or_init(|| compile("sample", env!("CARGO_TARGET_TMPDIR")).expect("it compiles"))
+        .as_deref()
 }
 
 /// No filter, no penalty, temperature 1.

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::compile;
+use m40_testkit::emulation::compile;
 
 /// What the output of each test says that must fail.
 const FAILURES: [(&str, &str); 6] = [
@@ -16,7 +16,7 @@ const FAILURES: [(&str, &str); 6] = [
 
 #[test]
 fn does_what_kernels_rely_on_and_notices_what_they_must_not_do() {
-    let Some(program) = compile("selftest") else { return };
+    let Some(program) = compile("selftest", env!("CARGO_TARGET_TMPDIR")).unwrap() else { return };
     let names = Command::new(&program).output().unwrap();
     let names = String::from_utf8(names.stdout).unwrap();
     assert!(names.lines().count() > FAILURES.len(), "{names}");

@@ -1,48 +1,47 @@
 // Softmax attention of the rows of a pass over the KV cache (AttentionOp, ops.cuh).
 //
-// An item is up to kHeadsAtOnce query heads of one KV head, of one row, over one chunk of its tokens;
-// a block works on one at a time. All keys and values of a chunk are on their way to L2 at once,
-// before what the op waits for is there: warp w has page w % 8 of it, of keys the dimensions of half
-// w / 8, of values the tokens of that half.
-// The row's own key and value come from the pass, and join at the end.
+// An item is some query heads of one KV head, of one row, over one chunk of its tokens; a block works
+// on one at a time. A part is kPartTokens tokens of it, which one warp takes: lane = token + 16 * half
+// of the key's dimensions. The part's first keys and values are in registers before what the op waits
+// for is there; the row's own key and value replace what memory has in their place. Parts have
+// their own maximum and sum, and meet at the end of each head; so a head's result depends on its
+// sequence alone, not on how heads are dealt to blocks.
 #pragma once
 
 #include "block.cuh"
 
 enum : u32 {
+    kPartTokens = 16,
+    kParts = kChunkTokens / kPartTokens,
+    // 16-byte loads of keys, and of values, that a lane has on their way.
+    kLoads = 8,
+    // Dimensions of values that a warp adds up at a time.
+    kOutputFloats = 128,
+    // Query heads of an item, at most.
     kHeadsAtOnce = 8,
-    kChunkPages = kChunkTokens / kPageTokens,
-    // Query heads whose sums a thread holds at a time.
-    kHeadsInRegisters = 4,
-    // Dimensions of values that a block adds up at a time, all heads in registers together.
-    kOutputFloats = 512,
     // Pairs of dimensions that a lane rotates, two at a time.
     kPairsOfLane = 2,
 };
 
 // How shared memory is used: `pool` of the block, in floats.
 struct AttentionMemory {
-    float* scores;   // [kHeadsAtOnce][kChunkTokens] of halves of the dimensions, then probabilities
-    float* own;      // [kHeadsAtOnce]: scores, then probabilities of the row's own token
-    float* maxima;   // [kHeadsAtOnce]
-    float* sums;     // [kHeadsAtOnce]
-    float* value;    // [value_dim] of the row
-    float* outputs;  // [kDecodeWarps][kOutputFloats], in the place of what follows
-    float* key;      // [key_dim] of the row
-    float* queries;  // [kHeadsAtOnce][key_dim]
-    float* others;   // [kHeadsAtOnce][kChunkTokens]: scores of the other halves
+    float* queries;  // [heads of the item][key_dim]
+    u16* key;        // [key_dim] f16 of the row
+    u16* value;      // [value_dim] f16 of the row
+    float* outputs;  // [2][kParts][up to kOutputFloats], in turns
+    float* maxima;   // [2][kParts]
+    float* sums;     // [2][kParts]
 
-    DEVICE_MEMBER AttentionMemory of(float* start, const AttentionOp& op) {
+    template <class Op>
+    DEVICE_MEMBER AttentionMemory of(float* start, const Op& op) {
         AttentionMemory memory;
-        memory.scores = start;
-        memory.own = memory.scores + kHeadsAtOnce * kChunkTokens;
-        memory.maxima = memory.own + kHeadsAtOnce;
-        memory.sums = memory.maxima + kHeadsAtOnce;
-        memory.value = memory.sums + kHeadsAtOnce;
-        memory.outputs = memory.value + op.value_dim;
-        memory.key = memory.outputs;
-        memory.queries = memory.key + op.key_dim;
-        memory.others = memory.queries + kHeadsAtOnce * op.key_dim;
+        memory.maxima = start;
+        memory.sums = memory.maxima + 2 * kParts;
+        memory.outputs = memory.sums + 2 * kParts;
+        float* own = memory.outputs + 2 * kParts * min(op.value_dim, u32{kOutputFloats});
+        memory.key = reinterpret_cast<u16*>(own);
+        memory.value = memory.key + op.key_dim;
+        memory.queries = own + (op.key_dim + op.value_dim) / 2;
         return memory;
     }
 };
@@ -56,35 +55,57 @@ struct AttentionItem {
     bool appends;                         // and this item stores it
 };
 
-// The item of this number, if there is one. group: query heads of a KV head; parts: items they make
-DEVICE bool find_item(const Shared& shared, const AttentionOp& op, u32 group, u32 parts, u32 number,
-                      AttentionItem& item) {
+// How the query heads of a KV head are dealt to items: one item while chunks keep all blocks busy.
+struct HeadCut {
+    u32 parts, heads;  // items of a KV head, and heads of each but the last
+    u32 items;         // of all rows
+
+    template <class C, class Op>
+    DEVICE_MEMBER HeadCut of(const Shared<C>& shared, const Op& op) {
+        u32 items = 0;
 #pragma unroll 1
-    for (u32 row = 0; row < shared.row_count; ++row) {
+        for (u32 row = 0; row < rows_of(shared); ++row) {
+            const u32 position = shared.rows[row].position;
+            const u32 seen = op.window == 0 ? position + 1 : min(op.window, position + 1);
+            items += op.kv_heads * (position / kChunkTokens - (position + 1 - seen) / kChunkTokens + 1);
+        }
+        const u32 group = op.heads / op.kv_heads, share = max(grid_blocks() / items, 1u);
+        const u32 heads = min((group + share - 1) / share, u32{kHeadsAtOnce});
+        const u32 parts = (group + heads - 1) / heads;
+        return {parts, heads, items * parts};
+    }
+};
+
+// The item of a number below cut.items.
+template <class C, class Op>
+DEVICE AttentionItem find_item(const Shared<C>& shared, const Op& op, const HeadCut& cut,
+                               u32 number) {
+    const u32 group = op.heads / op.kv_heads, of_chunk = op.kv_heads * cut.parts;
+    AttentionItem item = {};
+#pragma unroll 1
+    for (u32 row = 0; row < rows_of(shared); ++row) {
         const u32 position = shared.rows[row].position;
         const u32 seen = op.window == 0 ? position + 1 : min(op.window, position + 1);
+        item.row = C::kBatch == 1 ? 0 : row;
+        item.position = position;
         item.first_token = position + 1 - seen;
         item.first_chunk = item.first_token / kChunkTokens;
         item.chunks = position / kChunkTokens - item.first_chunk + 1;
-        const u32 items = item.chunks * op.kv_heads * parts;
-        if (number < items) {
-            // Heads vary fastest; the chunk of the row's own token, which has the most to do, first.
-            const u32 heads = op.kv_heads * parts, chunk = number / heads;
-            const u32 head = number - chunk * heads;
-            const u32 part = parts == 1 ? 0 : head % parts;
-            item.row = row;
-            item.position = position;
-            item.chunk = item.first_chunk + item.chunks - 1 - chunk;
-            item.kv_head = parts == 1 ? head : head / parts;
-            item.first_head = item.kv_head * group + part * kHeadsAtOnce;
-            item.heads = min(u32{kHeadsAtOnce}, group - part * kHeadsAtOnce);
-            item.with_own = chunk == 0;
-            item.appends = part == 0;
-            return true;
+        if (C::kBatch == 1 || number < item.chunks * of_chunk) {
+            break;
         }
-        number -= items;
+        number -= item.chunks * of_chunk;
     }
-    return false;
+    // Heads vary fastest; the chunk of the row's own token, which has the most to do, first.
+    const u32 chunk = item.chunks == 1 ? 0 : number / of_chunk, head = number - chunk * of_chunk;
+    const u32 part = head / op.kv_heads;
+    item.chunk = item.first_chunk + item.chunks - 1 - chunk;
+    item.kv_head = head - part * op.kv_heads;
+    item.first_head = item.kv_head * group + part * cut.heads;
+    item.heads = min(cut.heads, group - part * cut.heads);
+    item.with_own = chunk == 0;
+    item.appends = part == 0;
+    return item;
 }
 
 DEVICE float warp_sum(float v) {
@@ -102,44 +123,37 @@ struct Head {
 };
 
 // The two dimensions of a pair.
-DEVICE uint2 dimensions(const AttentionOp& op, u32 pair) {
+template <class Op>
+DEVICE uint2 dimensions(const Op& op, u32 pair) {
     const bool halves = pair < op.pairs && !op.interleaved;
     return halves ? uint2{pair, pair + op.pairs} : uint2{2 * pair, 2 * pair + 1};
 }
 
-// What a head is multiplied with, which is there before the head itself.
-DEVICE void load_turns(const Block& block, const AttentionOp& op, u32 row, Place gain, u32 first,
-                       Head& head) {
-    const u32 lane = threadIdx.x % kLanes;
-#pragma unroll
-    for (u32 i = 0; i < kPairsOfLane; ++i) {
-        const u32 pair = first + i * kLanes + lane;
-        const uint2 at = dimensions(op, pair);
-        head.turns[i] = {1.0f, 0.0f};
-        head.gains[i] = {1.0f, 1.0f};
-        if (pair < op.pairs) {
-            const float* angles =
-                Block::at<float>(block, op.angles) + 2 * (u64{row} * op.pairs + pair);
-            head.turns[i] = {load_shared_by_blocks(angles), load_shared_by_blocks(angles + 1)};
-        }
-        if (gain != kNowhere && 2 * pair < op.key_dim) {
-            const float* gains = Block::at<float>(block, gain);
-            head.gains[i] = {as_float(load_weights_4(gains + at.x)),
-                             as_float(load_weights_4(gains + at.y))};
-        }
-    }
-}
-
-DEVICE float load_pairs(const AttentionOp& op, const float* from, u32 first, Head& head) {
+// Loads pairs `first` and so on of a head, and what they are multiplied with. Returns the sum of their
+// squares.
+template <class C, class Op>
+DEVICE float load_pairs(const Block<C>& block, const Op& op, u32 row, const float* from, Place gain,
+                        u32 first, Head& head) {
     const u32 lane = threadIdx.x % kLanes;
     float squares = 0.0f;
 #pragma unroll
     for (u32 i = 0; i < kPairsOfLane; ++i) {
         const u32 pair = first + i * kLanes + lane;
-        const uint2 at = dimensions(op, pair);
+        const uint2 two = dimensions(op, pair);
         head.pairs[i] = {0.0f, 0.0f};
+        head.turns[i] = {1.0f, 0.0f};
+        head.gains[i] = {1.0f, 1.0f};
         if (2 * pair < op.key_dim) {
-            head.pairs[i] = {load_shared_by_blocks(from + at.x), load_shared_by_blocks(from + at.y)};
+            head.pairs[i] = {load_shared_by_blocks(from + two.x), load_shared_by_blocks(from + two.y)};
+            if (gain != kNowhere) {
+                const float* gains = at<float>(block, gain);
+                head.gains[i] = {as_float(load_weights_4(gains + two.x)),
+                                 as_float(load_weights_4(gains + two.y))};
+            }
+        }
+        if (pair < op.pairs) {
+            const float* angles = at<float>(block, op.angles) + 2 * (u64{row} * op.pairs + pair);
+            head.turns[i] = {load_shared_by_blocks(angles), load_shared_by_blocks(angles + 1)};
         }
         squares = fmaf(head.pairs[i].x, head.pairs[i].x, squares);
         squares = fmaf(head.pairs[i].y, head.pairs[i].y, squares);
@@ -147,112 +161,45 @@ DEVICE float load_pairs(const AttentionOp& op, const float* from, u32 first, Hea
     return squares;
 }
 
-// Norm and rotation. from: [key_dim] f32; to: [key_dim], shared. `head` holds what load_turns
-// loaded for the first pairs.
-DEVICE void prepare_head(const Block& block, const AttentionOp& op, u32 row, const float* from,
-                         Place gain, Head& head, float* to) {
+// Norm and rotation. from: [key_dim] f32; `put(dimension, value)` takes the results.
+template <class C, class Op, class Put>
+DEVICE void prepare_head(const Block<C>& block, const Op& op, u32 row, const float* from, Place gain,
+                         Put put) {
     constexpr u32 kPairs = kPairsOfLane * kLanes;
     const u32 lane = threadIdx.x % kLanes;
-    float squares = load_pairs(op, from, 0, head);
+    Head head;
     float root = 1.0f;
     if (gain != kNowhere) {
+        float squares = 0.0f;
 #pragma unroll 1
-        for (u32 first = kPairs; 2 * first < op.key_dim; first += kPairs) {
-            Head rest;
-            squares += load_pairs(op, from, first, rest);
+        for (u32 first = 0; 2 * first < op.key_dim; first += kPairs) {
+            squares += load_pairs(block, op, row, from, gain, first, head);
         }
-        const float mean =
-            warp_sum(squares) * reciprocal_approx(static_cast<float>(op.key_dim));
+        const float mean = warp_sum(squares) * reciprocal_approx(static_cast<float>(op.key_dim));
         root = reciprocal_root_approx(mean + op.norm_eps);
     }
 #pragma unroll 1
     for (u32 first = 0; 2 * first < op.key_dim; first += kPairs) {
-        if (first > 0) {
-            load_turns(block, op, row, gain, first, head);
-            load_pairs(op, from, first, head);
+        if (gain == kNowhere || op.key_dim > 2 * kPairs) {
+            load_pairs(block, op, row, from, gain, first, head);
         }
 #pragma unroll
         for (u32 i = 0; i < kPairsOfLane; ++i) {
             const u32 pair = first + i * kLanes + lane;
-            const uint2 at = dimensions(op, pair);
+            const uint2 two = dimensions(op, pair);
             if (2 * pair < op.key_dim) {
                 const float a = head.pairs[i].x * root * head.gains[i].x;
                 const float b = head.pairs[i].y * root * head.gains[i].y;
-                to[at.x] = a * head.turns[i].x - b * head.turns[i].y;
-                to[at.y] = a * head.turns[i].y + b * head.turns[i].x;
-            }
-        }
-    }
-    __syncwarp();
-}
-
-// Rounds a warp's floats to what the cache holds, and stores them there if `append`: eight
-// neighbours together, `stride` f16 behind the eight before. floats: shared
-DEVICE void store_halves(float* floats, u32 count, u16* cache, u32 stride, bool append) {
-    const u32 lane = threadIdx.x % kLanes;
-#pragma unroll 1
-    for (u32 i = lane; i < count; i += kLanes) {
-        const u32 bits = float_to_half(floats[i]);
-        floats[i] = half_to_float(bits);
-        if (append) {
-            cache[i / 8 * stride + i % 8] = static_cast<u16>(bits);
-        }
-    }
-}
-
-// Adds to the scores of a lane's token, for up to kHeadsInRegisters heads, 8 dimensions of its key.
-DEVICE void add_scores(uint4 key, const float* queries, u32 key_dim, u32 heads,
-                       float (&scores)[kHeadsInRegisters]) {
-    const u32 words[4] = {key.x, key.y, key.z, key.w};
-    float k[8];
-#pragma unroll
-    for (u32 j = 0; j < 4; ++j) {
-        k[2 * j] = half_to_float(words[j]);
-        k[2 * j + 1] = half_to_float_high(words[j]);
-    }
-#pragma unroll
-    for (u32 h = 0; h < kHeadsInRegisters; ++h) {
-        if (h < heads) {
-            const float4* q = reinterpret_cast<const float4*>(queries + h * key_dim);
-            const float4 low = q[0], high = q[1];
-            float sum = scores[h];
-            sum = fmaf(k[0], low.x, sum);
-            sum = fmaf(k[1], low.y, sum);
-            sum = fmaf(k[2], low.z, sum);
-            sum = fmaf(k[3], low.w, sum);
-            sum = fmaf(k[4], high.x, sum);
-            sum = fmaf(k[5], high.y, sum);
-            sum = fmaf(k[6], high.z, sum);
-            scores[h] = fmaf(k[7], high.w, sum);
-        }
-    }
-}
-
-// Adds 8 dimensions of a token's value to the sums of up to kHeadsInRegisters heads.
-// weights: of the token for the first head, the next heads' kChunkTokens further on
-DEVICE void add_value(uint4 value, const float* weights, u32 heads,
-                      float (&sums)[kHeadsInRegisters][8]) {
-    const u32 words[4] = {value.x, value.y, value.z, value.w};
-    float v[8];
-#pragma unroll
-    for (u32 j = 0; j < 4; ++j) {
-        v[2 * j] = half_to_float(words[j]);
-        v[2 * j + 1] = half_to_float_high(words[j]);
-    }
-#pragma unroll
-    for (u32 h = 0; h < kHeadsInRegisters; ++h) {
-        if (h < heads) {
-            const float weight = weights[h * kChunkTokens];
-#pragma unroll
-            for (u32 j = 0; j < 8; ++j) {
-                sums[h][j] = fmaf(weight, v[j], sums[h][j]);
+                put(two.x, a * head.turns[i].x - b * head.turns[i].y);
+                put(two.y, a * head.turns[i].y + b * head.turns[i].x);
             }
         }
     }
 }
 
 // A score as a power of 2.
-DEVICE float score(const AttentionOp& op, float dot) {
+template <class Op>
+DEVICE float score(const Op& op, float dot) {
     constexpr float kLog2E = 1.44269504f;
     float s = dot * op.scale;
     if (op.softcap != 0.0f) {
@@ -261,165 +208,249 @@ DEVICE float score(const AttentionOp& op, float dot) {
     return s * kLog2E;
 }
 
-// Turns the scores of one head into probabilities times a common factor, by one warp.
-DEVICE void soften_head(const AttentionOp& op, const AttentionItem& item,
-                        const AttentionMemory& memory, u32 head, bool with_own) {
-    constexpr u32 kEach = kChunkTokens / kLanes;
-    const u32 lane = threadIdx.x % kLanes;
-    const u32 start = item.chunk * kChunkTokens + lane;
-    const float infinity = as_float(0x7f800000);
-    float* scores_of = memory.scores + head * kChunkTokens + lane;
-    const float* others_of = memory.others + head * kChunkTokens + lane;
-    float largest = -infinity;
-#pragma unroll 2
-    for (u32 i = 0; i < kEach; ++i) {
-        const u32 token = start + i * kLanes;
-        const float both = scores_of[i * kLanes] + others_of[i * kLanes];
-        const bool seen = token >= item.first_token && token < item.position;
-        const float s = seen ? score(op, both) : -infinity;
-        scores_of[i * kLanes] = s;
-        largest = fmaxf(largest, s);
-    }
-    // A chunk that is asked for has a token that is seen, so `largest` is a number.
-    const float own = with_own ? score(op, memory.own[head]) : -infinity;
-    largest = fmaxf(largest, own);
-#pragma unroll
-    for (u32 mask = 16; mask > 0; mask /= 2) {
-        largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, mask));
-    }
-    float sum = 0.0f;
-#pragma unroll 4
-    for (u32 i = 0; i < kEach; ++i) {
-        const float p = exp2_approx(scores_of[i * kLanes] - largest);
-        scores_of[i * kLanes] = p;
-        sum += p;
-    }
-    const float p = exp2_approx(own - largest);
-    sum = warp_sum(sum) + p;
-    __syncwarp();  // all lanes have read what one of them writes
-    if (lane == 0) {
-        memory.own[head] = p;
-        memory.maxima[head] = largest;
-        memory.sums[head] = sum;
-    }
-}
-
-// Values of a warp's half page: tokens are dealt to groups of lanes, of which each lane takes 8
-// dimensions.
+// The lanes of a warp over the values of a part: `lanes` of them take a token, 8 dimensions each.
 struct ValueLanes {
-    u32 lanes;       // of a token
-    u32 tokens;      // at once
-    u32 token, dim;  // of this lane
-    u32 loads;       // of a lane
+    u32 lanes, tokens;  // tokens at once
+    u32 token, dim;     // of this lane
     bool active;
 
     DEVICE_MEMBER ValueLanes of(u32 value_dim) {
         const u32 lane = threadIdx.x % kLanes;
-        const u32 lanes = min(value_dim / 8, u32{kLanes}), tokens = kLanes / lanes;
-        const u32 token = lane / lanes;
-        return {lanes, tokens, token, (lane - token * lanes) * 8,
-                (kPageTokens / 2 + tokens - 1) / tokens, token < tokens};
+        const u32 lanes = min(value_dim / 8, u32{kLanes});
+        const u32 tokens = min(kLanes / lanes, u32{kPartTokens}), token = lane / lanes;
+        return {lanes, tokens, token, (lane - token * lanes) * 8, token < tokens};
     }
 };
 
-// Adds up what the lanes of a warp have of the same dimensions, if a token takes a power of two of
-// them; then those of the first token hold the sums.
-DEVICE void sum_over_tokens(u32 lanes, float (&sums)[kHeadsInRegisters][8]) {
-#pragma unroll 1
-    for (u32 mask = lanes; mask < kLanes; mask *= 2) {
+// A warp's part of an item: where it lies, and what is loaded of it.
+template <class Op>
+struct Part {
+    u32 first;            // token of the sequence
+    const uint4* keys;    // of the lane's token and half, kPageTokens apart
+    const uint4* values;  // of the lane's first token and dimensions
+    uint4 key[kLoads], value[kLoads];
+
+    template <class C>
+    DEVICE_MEMBER void find(const Block<C>& block, const Op& op, const AttentionItem& item,
+                            const ValueLanes& split, u32 number, Part& part) {
+        const u32 token = threadIdx.x % kPartTokens, half = threadIdx.x % kLanes / kPartTokens;
+        part.first = item.chunk * kChunkTokens + number * kPartTokens;
+        part.keys = part.values = nullptr;
+        if (seen(item, part)) {
+            const u32* table = at<u32>(block, block.shared->rows[item.row].pages);
+            const u32 index = load_word_shared_by_blocks(table + part.first / kPageTokens);
+            const uint4* page = at<uint4>(block, op.cache) + u64{index} * op.page_places;
+            const u32 eighths = op.key_dim / 8, first = part.first % kPageTokens;
+            part.keys = page + (item.kv_head * eighths + half * ((eighths + 1) / 2)) * kPageTokens +
+                        first + token;
+            part.values = page + op.kv_heads * eighths * kPageTokens +
+                          ((item.kv_head * kPageTokens + first + split.token) * op.value_dim +
+                           split.dim) / 8;
+        }
+    }
+
+    // Whether it has a token before the row's own that is seen.
+    DEVICE_MEMBER bool seen(const AttentionItem& item, const Part& part) {
+        return part.first < item.position && part.first + kPartTokens > item.first_token;
+    }
+
+    // Eighths of a key that a lane's half has.
+    DEVICE_MEMBER u32 eighths(const Op& op) {
+        const u32 all = op.key_dim / 8, first = (all + 1) / 2;
+        return threadIdx.x % kLanes < kPartTokens ? first : all - first;
+    }
+
+    // Keys: eighths first..first + kLoads of the lane's token. Of tokens that the cache has not they
+    // are not read: what is there may be anything.
+    DEVICE_MEMBER void load_keys(const Op& op, const AttentionItem& item, Part& part, u32 first) {
+        const u32 count = eighths(op);
+        const bool there = seen(item, part) && part.first + threadIdx.x % kPartTokens < item.position;
 #pragma unroll
-        for (u32 h = 0; h < kHeadsInRegisters; ++h) {
+        for (u32 i = 0; i < kLoads; ++i) {
+            part.key[i] = {0, 0, 0, 0};
+            if (first + i < (op.key_dim / 8 + 1) / 2) {
+                load_words_shared_by_blocks_16_if(there & (first + i < count),
+                                                  part.keys + (first + i) * kPageTokens, part.key[i]);
+            }
+        }
+    }
+
+    // Values: of dimensions d0 on, loads first..first + kLoads, each of split.tokens tokens.
+    DEVICE_MEMBER void load_values(const Op& op, const AttentionItem& item, const ValueLanes& split,
+                                   Part& part, u32 d0, u32 first) {
+        const bool here = seen(item, part) && split.active && d0 + split.dim < op.value_dim;
+#pragma unroll
+        for (u32 i = 0; i < kLoads; ++i) {
+            const u32 token = (first + i) * split.tokens + split.token;
+            part.value[i] = {0, 0, 0, 0};
+            if ((first + i) * split.tokens < kPartTokens) {
+                load_words_shared_by_blocks_16_if(
+                    here & (token < kPartTokens) & (part.first + token < item.position),
+                    part.values + ((first + i) * split.tokens * op.value_dim + d0) / 8,
+                    part.value[i]);
+            }
+        }
+    }
+};
+
+// Products of 8 loaded numbers with 8 others, added to four sums.
+DEVICE void dot_eight(uint4 words, const float* x, float (&sums)[4]) {
+    const float4* eight = reinterpret_cast<const float4*>(x);
+    const float4 low = eight[0], high = eight[1];
+    sums[0] = fmaf(half_to_float(words.x), low.x, sums[0]);
+    sums[1] = fmaf(half_to_float_high(words.x), low.y, sums[1]);
+    sums[2] = fmaf(half_to_float(words.y), low.z, sums[2]);
+    sums[3] = fmaf(half_to_float_high(words.y), low.w, sums[3]);
+    sums[0] = fmaf(half_to_float(words.z), high.x, sums[0]);
+    sums[1] = fmaf(half_to_float_high(words.z), high.y, sums[1]);
+    sums[2] = fmaf(half_to_float(words.w), high.z, sums[2]);
+    sums[3] = fmaf(half_to_float_high(words.w), high.w, sums[3]);
+}
+
+DEVICE void add_eight(uint4 words, float weight, float (&sums)[8]) {
+    const u32 word[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {
+        sums[2 * i] = fmaf(weight, half_to_float(word[i]), sums[2 * i]);
+        sums[2 * i + 1] = fmaf(weight, half_to_float_high(word[i]), sums[2 * i + 1]);
+    }
+}
+
+// One head of the item over one part: its sums of values relative to its own maximum, into memory.
+// Keys and values from the first ones on are loaded, and are again where there are more than those.
+template <class C, class Op>
+DEVICE void attend(const Op& op, const AttentionItem& item, const AttentionMemory& memory,
+                   const ValueLanes& split, Part<Op>& part, u32 number, u32 head, u32 turn, u32 d0,
+                   float& probability) {
+    const u32 lane = threadIdx.x % kLanes, token = lane % kPartTokens, half = lane / kPartTokens;
+    const bool owns = item.with_own && part.first <= item.position &&
+                      item.position < part.first + kPartTokens;
+    const u32 own = item.position - part.first, width = min(op.value_dim, u32{kOutputFloats});
+    float4* out =
+        reinterpret_cast<float4*>(memory.outputs + (turn * kParts + number) * width + split.dim);
+    if (!owns && !Part<Op>::seen(item, part)) {
+        // Nothing, which must be a number to be multiplied with.
+        if (split.token == 0) {
+            out[0] = out[1] = {0.0f, 0.0f, 0.0f, 0.0f};
+        }
+        if (lane == 0) {
+            memory.maxima[turn * kParts + number] = -as_float(0x7f800000);
+            memory.sums[turn * kParts + number] = 0.0f;
+        }
+        return;
+    }
+    if (d0 == 0) {
+        const u32 most = (op.key_dim / 8 + 1) / 2, count = Part<Op>::eighths(op);
+        const u32 skipped = half * most;
+        const uint4* own_key = reinterpret_cast<const uint4*>(memory.key) + skipped;
+        const float* query = memory.queries + head * op.key_dim + skipped * 8;
+        float dots[4] = {};
+#pragma unroll 1
+        for (u32 first = 0; first < most; first += kLoads) {
+            if (most > kLoads) {
+                Part<Op>::load_keys(op, item, part, first);
+            }
+            if (owns) {
+#pragma unroll
+                for (u32 i = 0; i < kLoads; ++i) {
+                    if (first + i < most && first + i < count && token == own) {
+                        part.key[i] = own_key[first + i];
+                    }
+                }
+            }
+#pragma unroll
+            for (u32 i = 0; i < kLoads; ++i) {
+                if (first + i < most && first + i < count) {
+                    dot_eight(part.key[i], query + 8 * (first + i), dots);
+                }
+            }
+        }
+        float dot = dots[0] + dots[1] + (dots[2] + dots[3]);
+        dot += __shfl_xor_sync(kAllLanes, dot, kPartTokens);
+        const u32 here = part.first + token;
+        const float infinity = as_float(0x7f800000);
+        const float s =
+            here >= item.first_token && here <= item.position ? score(op, dot) : -infinity;
+        float largest = s;
+#pragma unroll
+        for (u32 mask = kPartTokens / 2; mask > 0; mask /= 2) {
+            largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, mask));
+        }
+        probability = s == -infinity ? 0.0f : exp2_approx(s - largest);
+        float sum = probability;
+#pragma unroll
+        for (u32 mask = kPartTokens / 2; mask > 0; mask /= 2) {
+            sum += __shfl_xor_sync(kAllLanes, sum, mask);
+        }
+        if (lane == 0) {
+            memory.maxima[turn * kParts + number] = largest;
+            memory.sums[turn * kParts + number] = sum;
+        }
+    }
+    float sums[8] = {};
+#pragma unroll 1
+    for (u32 first = 0; first * split.tokens < kPartTokens; first += kLoads) {
+        if (kLoads * split.tokens < kPartTokens || d0 > 0 || op.value_dim > kOutputFloats) {
+            Part<Op>::load_values(op, item, split, part, d0, first);
+        }
+        if (owns) {
+#pragma unroll
+            for (u32 i = 0; i < kLoads; ++i) {
+                const u32 of_value = (first + i) * split.tokens + split.token;
+                if (split.active && of_value == own && d0 + split.dim < op.value_dim) {
+                    part.value[i] = *reinterpret_cast<const uint4*>(memory.value + d0 + split.dim);
+                }
+            }
+        }
+#pragma unroll
+        for (u32 i = 0; i < kLoads; ++i) {
+            if ((first + i) * split.tokens < kPartTokens) {
+                const u32 of_value = (first + i) * split.tokens + split.token;
+                const float weight =
+                    __shfl_sync(kAllLanes, probability, of_value % kPartTokens);
+                add_eight(part.value[i], of_value < kPartTokens ? weight : 0.0f, sums);
+            }
+        }
+    }
+    // Lanes of other tokens to those of the first one.
+    if ((split.lanes & (split.lanes - 1)) == 0) {
+#pragma unroll
+        for (u32 mask = 1; mask < kLanes; mask *= 2) {
+            if (mask >= split.lanes && mask < split.lanes * split.tokens) {
+#pragma unroll
+                for (u32 i = 0; i < 8; ++i) {
+                    sums[i] += __shfl_xor_sync(kAllLanes, sums[i], mask);
+                }
+            }
+        }
+    } else {
+#pragma unroll 1
+        for (u32 other = 1; other < split.tokens; ++other) {
 #pragma unroll
             for (u32 i = 0; i < 8; ++i) {
-                sums[h][i] += __shfl_xor_sync(kAllLanes, sums[h][i], mask);
+                const float given =
+                    __shfl_sync(kAllLanes, sums[i], (lane + other * split.lanes) % kLanes);
+                sums[i] += split.token == 0 ? given : 0.0f;
             }
         }
     }
-}
-
-// A part of the work on a chunk: what is loaded, and where from.
-struct AttentionLoads {
-    const uint4* keys;    // of the lane's token, [..] kPageTokens apart
-    const uint4* values;  // of the lane's first token and dimensions
-    u32 key_loads, value_step;
-    u32 tokens;  // of the warp's half page, before the row's own: what is behind may be anything
-    bool any;    // the warp's page has a token that is seen, beside the row's own
-};
-
-// Where the keys and values of a warp lie: its page of the chunk, and which half of it.
-DEVICE AttentionLoads find_loads(const Block& block, const AttentionOp& op,
-                                 const AttentionItem& item, const ValueLanes& split) {
-    const u32 lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
-    const u32 half = warp / kChunkPages;
-    const u32 start = item.chunk * kChunkTokens + warp % kChunkPages * kPageTokens;
-    const u32 blocks8 = op.key_dim / 8, first8 = half == 0 ? 0 : (blocks8 + 1) / 2;
-    const u32 of_half = start + half * (kPageTokens / 2);
-    AttentionLoads loads = {
-        nullptr, nullptr, half == 0 ? (blocks8 + 1) / 2 : blocks8 / 2,
-        split.tokens * op.value_dim / 8,
-        of_half < item.position ? min(item.position - of_half, u32{kPageTokens / 2}) : 0,
-        start < item.position && start + kPageTokens > item.first_token};
-    if (loads.any) {
-        const u32* table = Block::at<u32>(block, block.shared->rows[item.row].pages);
-        const u32 index = load_word_shared_by_blocks(table + start / kPageTokens);
-        const u8* page = Block::at<u8>(block, op.cache) + u64{index} * op.page_places * 16;
-        const uint4* places = reinterpret_cast<const uint4*>(page);
-        loads.keys = places + (item.kv_head * blocks8 + first8) * kPageTokens + lane;
-        const u32 token = item.kv_head * kPageTokens + half * (kPageTokens / 2) + split.token;
-        loads.values = places + op.kv_heads * blocks8 * kPageTokens +
-                       (token * op.value_dim + split.dim) / 8;
+    if (split.token == 0) {
+        out[0] = {sums[0], sums[1], sums[2], sums[3]};
+        out[1] = {sums[4], sums[5], sums[6], sums[7]};
     }
-    return loads;
-}
-
-// Sums of weights times values, unless the row's own, of up to kHeadsInRegisters heads: `width`
-// dimensions from d0 on, into memory.outputs, one part for each warp and, where tokens do not take a
-// power of two of lanes, for each token it has at once. Returns how many parts there are.
-DEVICE u32 add_values(const AttentionMemory& memory, const AttentionLoads& loads,
-                      const ValueLanes& split, u32 h0, u32 heads, u32 d0, u32 value_dim) {
-    const u32 warp = threadIdx.x / kLanes, width = split.lanes * 8;
-    const float* weights = memory.scores + h0 * kChunkTokens + warp % kChunkPages * kPageTokens +
-                           warp / kChunkPages * (kPageTokens / 2) + split.token;
-    const bool here = loads.any && split.active && d0 + split.dim < value_dim;
-    const u32 tokens = here && loads.tokens > split.token ? loads.tokens - split.token : 0;
-    float sums[kHeadsInRegisters][8] = {};
-#pragma unroll 4
-    for (u32 i = 0; i < split.loads; ++i) {
-        if (i * split.tokens < tokens) {
-            const uint4* from = loads.values + d0 / 8 + i * loads.value_step;
-            add_value(load_words_shared_by_blocks_16(from), weights + i * split.tokens, heads, sums);
-        }
-    }
-    const bool summed = (split.lanes & (split.lanes - 1)) == 0;
-    if (summed) {
-        sum_over_tokens(split.lanes, sums);
-    }
-    const u32 parts_of_warp = summed ? 1 : split.tokens;
-    if (split.active && split.token < parts_of_warp) {
-        float* out = memory.outputs + (warp * parts_of_warp + split.token) * heads * width + split.dim;
-#pragma unroll
-        for (u32 h = 0; h < kHeadsInRegisters; ++h) {
-            if (h < heads) {
-                float4* eight = reinterpret_cast<float4*>(out + h * width);
-                eight[0] = {sums[h][0], sums[h][1], sums[h][2], sums[h][3]};
-                eight[1] = {sums[h][4], sums[h][5], sums[h][6], sums[h][7]};
-            }
-        }
-    }
-    return kDecodeWarps * parts_of_warp;
 }
 
 // The results of all chunks of a row's KV head, put together by the block that finished last.
 // partials: [chunks][group][value_dim + 4]; out: [group][value_dim]
-DEVICE void join_chunks(const AttentionOp& op, u32 chunks, u32 group, const float* partials,
-                        float* out) {
+template <class C, class Op>
+DEVICE void join_chunks(const Op& op, u32 chunks, u32 group, const float* partials, float* out) {
     const u32 partial = op.value_dim + 4;
 #pragma unroll 1
-    for (u32 i = threadIdx.x; i < group * op.value_dim; i += kDecodeThreads) {
+    for (u32 i = threadIdx.x; i < group * op.value_dim; i += C::kThreads) {
         const u32 head = i / op.value_dim, d = i - head * op.value_dim;
         const float* of_head = partials + head * partial;
         float largest = -as_float(0x7f800000), sum = 0.0f, total = 0.0f;
-#pragma unroll 4
+#pragma unroll 8
         for (u32 c = 0; c < chunks; ++c) {
             const float* from = of_head + c * (group * partial);
             const float here = load_shared_by_blocks(from + op.value_dim);
@@ -436,187 +467,186 @@ DEVICE void join_chunks(const AttentionOp& op, u32 chunks, u32 group, const floa
 }
 
 // Counts a finished item of a row's KV head; true in the block that finished the last one.
-DEVICE bool finished_last(const Block& block, const AttentionOp& op, const AttentionItem& item,
-                          u32 items) {
-    u32* last = reinterpret_cast<u32*>(block.shared->totals);
+template <class C, class Op>
+DEVICE bool finished_last(const Block<C>& block, const Op& op, const AttentionItem& item, u32 items) {
+    u32& last = block.shared->last;
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        u32* arrivals =
-            Block::at<u32>(block, op.arrivals) + (item.row * op.kv_heads + item.kv_head);
-        *last = atomicAdd(arrivals, 1u) + 1 == items;
-        if (*last) {
+        u32* arrivals = at<u32>(block, op.arrivals) + (item.row * op.kv_heads + item.kv_head);
+        last = atomicAdd(arrivals, 1u) + 1 == items;
+        if (last) {
             atomicExch(arrivals, 0u);
         }
         __threadfence();
     }
     __syncthreads();
-    return *last != 0;
+    return last != 0;
 }
 
-DEVICE void attention(Block& block, const AttentionOp& op, bool resident) {
-    Shared& shared = *block.shared;
-    const u32 lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
+// Queries, key and value of the item, prepared and stored, by a warp each. The key and the value are
+// rounded to what the cache holds. page: of the row's own token
+template <class C, class Op>
+DEVICE void prepare(const Block<C>& block, const Op& op, const AttentionItem& item,
+                    const AttentionMemory& memory, u32 task, u32 page) {
+    u16* cache = at<u16>(block, op.cache) + u64{page} * op.page_places * 8;
+    const u32 lane = threadIdx.x % kLanes, token = item.position % kPageTokens;
+    if (task < item.heads) {
+        const float* from = at<float>(block, op.q) + u64{item.row} * op.q_stride +
+                            (item.first_head + task) * op.key_dim;
+        float* to = memory.queries + task * op.key_dim;
+        prepare_head(block, op, item.row, from, op.q_gain, [&](u32 d, float x) { to[d] = x; });
+    } else if (task == item.heads) {
+        const float* from =
+            at<float>(block, op.k) + u64{item.row} * op.k_stride + item.kv_head * op.key_dim;
+        u16* to = cache + item.kv_head * op.key_dim * kPageTokens + token * 8;
+        prepare_head(block, op, item.row, from, op.k_gain, [&](u32 d, float x) {
+            const u16 bits = static_cast<u16>(float_to_half(x));
+            memory.key[d] = bits;
+            if (item.appends) {
+                to[d / 8 * (kPageTokens * 8) + d % 8] = bits;
+            }
+        });
+    } else {
+        const float* from =
+            at<float>(block, op.v) + u64{item.row} * op.v_stride + item.kv_head * op.value_dim;
+        u16* to = cache + op.kv_heads * op.key_dim * kPageTokens +
+                  (item.kv_head * kPageTokens + token) * op.value_dim;
+#pragma unroll 4
+        for (u32 d = lane; d < op.value_dim; d += kLanes) {
+            const u16 bits = static_cast<u16>(float_to_half(load_shared_by_blocks(from + d)));
+            memory.value[d] = bits;
+            if (item.appends) {
+                to[d] = bits;
+            }
+        }
+    }
+}
+
+// Parts of one head put together: dimensions d0.. of its result, or of the chunk's.
+// first: of the threads that do it; out: [value_dim], or [value_dim + 4] of a row of several chunks
+template <class C, class Op>
+DEVICE void join_parts(const Op& op, const AttentionMemory& memory, u32 turn, u32 d0, u32 first,
+                       float* out, bool whole) {
+    const u32 width = min(op.value_dim, u32{kOutputFloats});
+    const float* maxima = memory.maxima + turn * kParts;
+    const float* sums = memory.sums + turn * kParts;
+#pragma unroll 1
+    for (u32 d = (threadIdx.x + C::kThreads - first) % C::kThreads;
+         d < width && d0 + d < op.value_dim; d += C::kThreads) {
+        float factors[kParts], largest = -as_float(0x7f800000);
+#pragma unroll
+        for (u32 p = 0; p < kParts; p += 4) {
+            const float4 four = *reinterpret_cast<const float4*>(maxima + p);
+            factors[p] = four.x, factors[p + 1] = four.y;
+            factors[p + 2] = four.z, factors[p + 3] = four.w;
+            largest = fmaxf(largest, fmaxf(fmaxf(four.x, four.y), fmaxf(four.z, four.w)));
+        }
+        float dots[4] = {}, totals[4] = {};
+        const float* outputs = memory.outputs + turn * kParts * width + d;
+#pragma unroll
+        for (u32 p = 0; p < kParts; p += 4) {
+            const float4 four = *reinterpret_cast<const float4*>(sums + p);
+            const float part_sums[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) {
+                // A part that sees nothing has a maximum of -inf, and counts for nothing.
+                const float factor = exp2_approx(factors[p + i] - largest);
+                dots[i] = fmaf(factor, outputs[(p + i) * width], dots[i]);
+                totals[i] = fmaf(factor, part_sums[i], totals[i]);
+            }
+        }
+        const float sum = dots[0] + dots[1] + (dots[2] + dots[3]);
+        const float total = totals[0] + totals[1] + (totals[2] + totals[3]);
+        out[d0 + d] = whole ? sum * reciprocal_approx(total) : sum;
+        if (!whole && d0 + d == 0) {
+            out[op.value_dim] = largest;
+            out[op.value_dim + 1] = total;
+        }
+    }
+}
+
+template <class C, class Op>
+DEVICE void attention(Block<C>& block, const Op& op, bool resident) {
+    constexpr u32 kPartsOfWarp = (kParts + C::kWarps - 1) / C::kWarps;
+    Shared<C>& shared = *block.shared;
+    const u32 warp = threadIdx.x / kLanes;
     const auto memory = AttentionMemory::of(shared.pool, op);
-    const auto split = ValueLanes::of(op.value_dim);
-    const u32 group = op.heads / op.kv_heads, parts = (group + kHeadsAtOnce - 1) / kHeadsAtOnce;
-    const u32 half = warp / kChunkPages, half8 = (op.key_dim / 8 + 1) / 2;
+    const auto split = ValueLanes::of(min(op.value_dim, u32{kOutputFloats}));
+    const auto cut = HeadCut::of(shared, op);
+    const u32 group = op.heads / op.kv_heads;
 
     bool awaited = false;
-    AttentionItem item;
-    u32 number = blockIdx.x;
+    u32 turn = 0;
 #pragma unroll 1
-    while (find_item(shared, op, group, parts, number, item)) {
-        number += gridDim.x;
+    for (u32 number = blockIdx.x; number < cut.items; number += grid_blocks()) {
+        const auto item = find_item(shared, op, cut, number);
         // Tokens of earlier passes, angles and gains are there before this op's own input.
-        const auto loads = find_loads(block, op, item, split);
-        if (loads.any) {
-#pragma unroll 1
-            for (u32 i = 0; i < loads.key_loads; ++i) {
-                prefetch_to_l2(loads.keys + i * kPageTokens);
-            }
-#pragma unroll 1
-            for (u32 i = 0; split.active && i * split.tokens + split.token < loads.tokens; ++i) {
-                prefetch_to_l2(loads.values + i * loads.value_step);
-            }
+        Part<Op> parts[kPartsOfWarp];
+#pragma unroll
+        for (u32 p = 0; p < kPartsOfWarp; ++p) {
+            Part<Op>::find(block, op, item, split, warp + p * C::kWarps, parts[p]);
+            Part<Op>::load_keys(op, item, parts[p], 0);
         }
-        // Warps of queries, one of the key, one of the value.
-        const bool is_query = warp < item.heads, is_key = item.with_own && warp == kHeadsAtOnce;
-        const bool is_value = item.with_own && warp == kHeadsAtOnce + 1;
-        const Place gain = is_query ? op.q_gain : op.k_gain;
-        Head head;
-        if (is_query || is_key) {
-            load_turns(block, op, item.row, gain, 0, head);
-        }
-        u16* own_page = nullptr;
-        if (is_key || is_value) {
-            const u32* table = Block::at<u32>(block, shared.rows[item.row].pages);
-            const u32 index = load_word_shared_by_blocks(table + item.position / kPageTokens);
-            own_page = Block::at<u16>(block, op.cache) + u64{index} * op.page_places * 8;
+        const u32 tasks = item.heads + (item.with_own ? 2 : 0);
+        u32 page = 0;
+        if (warp + C::kWarps >= item.heads && item.with_own) {
+            const u32* table = at<u32>(block, shared.rows[item.row].pages);
+            page = load_word_shared_by_blocks(table + item.position / kPageTokens);
         }
         if (!awaited) {
             await(block, op.flags, resident);
             awaited = true;
+        } else {
+            __syncthreads();
         }
-
-        if (is_query || is_key) {
-            const u32 h = is_query ? item.first_head + warp : item.kv_head;
-            const float* from = Block::at<float>(block, is_query ? op.q : op.k) +
-                                u64{item.row} * (is_query ? op.q_stride : op.k_stride) +
-                                h * op.key_dim;
-            float* to = is_query ? memory.queries + warp * op.key_dim : memory.key;
-            prepare_head(block, op, item.row, from, gain, head, to);
-        }
-        const u32 token = item.position % kPageTokens;
-        if (is_key) {
-            u16* at = own_page + item.kv_head * op.key_dim * kPageTokens + token * 8;
-            store_halves(memory.key, op.key_dim, at, kPageTokens * 8, item.appends);
-        }
-        if (is_value) {
-            const float* from = Block::at<float>(block, op.v) + u64{item.row} * op.v_stride +
-                                item.kv_head * op.value_dim;
 #pragma unroll 1
-            for (u32 i = lane; i < op.value_dim; i += kLanes) {
-                memory.value[i] = load_shared_by_blocks(from + i);
-            }
-            u16* at = own_page + op.kv_heads * op.key_dim * kPageTokens +
-                      (item.kv_head * kPageTokens + token) * op.value_dim;
-            store_halves(memory.value, op.value_dim, at, 8, item.appends);
+        for (u32 task = warp; task < tasks; task += C::kWarps) {
+            prepare(block, op, item, memory, task, page);
         }
-        __syncthreads();
-
-#pragma unroll 1
-        for (u32 h0 = 0; h0 < item.heads; h0 += kHeadsInRegisters) {
-            const u32 heads = min(u32{kHeadsInRegisters}, item.heads - h0);
-            const float* queries = memory.queries + h0 * op.key_dim + half * half8 * 8;
-            float scores[kHeadsInRegisters] = {};
-#pragma unroll 4
-            for (u32 i = 0; i < loads.key_loads; ++i) {
-                const uint4 key =
-                    loads.any ? load_words_shared_by_blocks_16(loads.keys + i * kPageTokens)
-                              : uint4{0, 0, 0, 0};
-                add_scores(key, queries + 8 * i, op.key_dim, heads, scores);
-            }
-            float* out = (half == 0 ? memory.scores : memory.others) + h0 * kChunkTokens +
-                         warp % kChunkPages * kPageTokens + lane;
+        // Values come later, as queries would wait behind them.
 #pragma unroll
-            for (u32 h = 0; h < kHeadsInRegisters; ++h) {
-                if (h < heads) {
-                    out[h * kChunkTokens] = scores[h];
-                }
-            }
-        }
-        if (item.with_own && warp < item.heads) {
-            float dot = 0.0f;
-#pragma unroll 1
-            for (u32 i = lane; i < op.key_dim; i += kLanes) {
-                dot = fmaf(memory.queries[warp * op.key_dim + i], memory.key[i], dot);
-            }
-            dot = warp_sum(dot);
-            if (lane == 0) {
-                memory.own[warp] = dot;
-            }
-        }
-        __syncthreads();
-        if (warp < item.heads) {
-            soften_head(op, item, memory, warp, item.with_own);
+        for (u32 p = 0; p < kPartsOfWarp; ++p) {
+            Part<Op>::load_values(op, item, split, parts[p], 0, 0);
         }
         __syncthreads();
 
         const bool whole = item.chunks == 1;
-        const u32 partial = op.value_dim + 4, width = split.lanes * 8;
-        float* partials =
-            Block::at<float>(block, op.partials) +
-            (u64{item.row} * op.kv_heads + item.kv_head) * op.chunks * group * partial;
-        float* out = Block::at<float>(block, op.out) + u64{item.row} * op.out_stride +
-                     item.first_head * op.value_dim;
-        float* mine = partials + (u64{item.chunk - item.first_chunk} * group + item.first_head -
-                                  item.kv_head * group) * partial;
-        const bool summed = (split.lanes & (split.lanes - 1)) == 0;
-        const u32 at_once = summed && width <= 128 ? u32{kHeadsInRegisters} : 2;
+        const u32 partial = op.value_dim + 4;  // floats of a head's partial result
+        const u32 of_row = (item.row * op.kv_heads + item.kv_head) * op.chunks * group * partial;
 #pragma unroll 1
-        for (u32 h0 = 0; h0 < item.heads; h0 += at_once) {
-            const u32 heads = min(at_once, item.heads - h0);
+        for (u32 h = 0; h < item.heads; ++h) {
+            float probability[kPartsOfWarp];
 #pragma unroll 1
-            for (u32 d0 = 0; d0 < op.value_dim; d0 += width) {
-                const u32 count =
-                    add_values(memory, loads, split, h0, heads, d0, op.value_dim);
-                __syncthreads();
-#pragma unroll 1
-                for (u32 i = threadIdx.x; i < heads * width; i += kDecodeThreads) {
-                    const u32 h = i >= 3 * width ? 3 : i >= 2 * width ? 2 : i >= width ? 1 : 0;
-                    const u32 d = d0 + i - h * width;
-                    float sum = 0.0f;
-#pragma unroll 8
-                    for (u32 part = 0; part < count; ++part) {
-                        sum += memory.outputs[part * heads * width + i];
-                    }
-                    if (d < op.value_dim) {
-                        if (item.with_own) {
-                            sum = fmaf(memory.own[h0 + h], memory.value[d], sum);
-                        }
-                        if (whole) {
-                            const float share = reciprocal_approx(memory.sums[h0 + h]);
-                            out[(h0 + h) * op.value_dim + d] = sum * share;
-                        } else {
-                            mine[(h0 + h) * partial + d] = sum;
-                        }
+            for (u32 d0 = 0; d0 < op.value_dim; d0 += kOutputFloats) {
+#pragma unroll
+                for (u32 p = 0; p < kPartsOfWarp; ++p) {
+                    if (warp + p * C::kWarps < kParts) {
+                        attend<C>(op, item, memory, split, parts[p], warp + p * C::kWarps, h, turn,
+                                  d0, probability[p]);
                     }
                 }
                 __syncthreads();
+                // Heads in turns, by other threads each, as the others go on to the next head.
+                const u32 head = item.first_head + h, of_group = head - item.kv_head * group;
+                float* to = whole ? at<float>(block, op.out) + u64{item.row} * op.out_stride +
+                                        head * op.value_dim
+                                  : at<float>(block, op.partials) + of_row +
+                                        ((item.chunk - item.first_chunk) * group + of_group) * partial;
+                join_parts<C>(op, memory, turn, d0, h * kOutputFloats % C::kThreads, to, whole);
+                if (op.value_dim > kOutputFloats) {
+                    // Maxima of this head are of use to its next dimensions.
+                    __syncthreads();
+                }
             }
+            turn ^= 1;
         }
         if (!whole) {
-            if (threadIdx.x < item.heads) {
-                mine[threadIdx.x * partial + op.value_dim] = memory.maxima[threadIdx.x];
-                mine[threadIdx.x * partial + op.value_dim + 1] = memory.sums[threadIdx.x];
+            if (finished_last(block, op, item, item.chunks * cut.parts)) {
+                join_chunks<C>(op, item.chunks, group, at<float>(block, op.partials) + of_row,
+                               at<float>(block, op.out) + u64{item.row} * op.out_stride +
+                                   u64{item.kv_head} * group * op.value_dim);
             }
-            if (finished_last(block, op, item, item.chunks * parts)) {
-                join_chunks(op, item.chunks, group, partials,
-                            Block::at<float>(block, op.out) + u64{item.row} * op.out_stride +
-                                u64{item.kv_head} * group * op.value_dim);
-            }
-            __syncthreads();
         }
     }
     if (!awaited) {

@@ -6,26 +6,33 @@
 #include "ops.cuh"
 
 // All shared memory of a block.
+template <class C>
 struct Shared {
-    // Activations of a matvec, and at the end sums of warps that share rows; other ops use it as they
-    // like.
-    float pool[kPoolFloats];
-    // Sums of squares of groups of activations, and of whole rows.
-    float squares[kPoolFloats / kGroupFloats];
-    float totals[kPassRows];
+    // Activations of a matvec; other ops use it as they like.
+    float pool[C::kPool];
+    // Sums of squares of groups of activations: [rows][groups].
+    float squares[C::kSquares];
     float roots[kPassRows];        // 1 / rms of what a matvec multiplies with
     float block_roots[kPassRows];  // of the block that is added before (kAddRmsNorm)
-    u32 ops[2][kOpWords];  // the running op and the next one
+    u32 ops[2][kOpWords];          // the running op and the next one
     Row rows[kPassRows];
     u32 row_count;
     u32 failed;
+    u32 last;  // whether this block finished an item of attention last
 };
+
+// Rows of the pass that a kernel of this size can have.
+template <class C>
+DEVICE u32 rows_of(const Shared<C>& shared) {
+    return C::kBatch == 1 ? 1 : shared.row_count;
+}
 
 // A barrier across all blocks of a launch that are resident together: arriving and waiting are
 // apart, so that what depends on nothing is done between them.
 //
 // The counter only grows; how much it grows wraps around, and its difference to the target, taken
 // as a signed number, does not mind.
+template <class C>
 struct Grid {
     u32* counter;
     u32 target;  // what the counter is when all blocks have announced
@@ -35,16 +42,16 @@ struct Grid {
     // to do in small ops: others go on to what comes next.
     DEVICE_MEMBER void announce(Grid& grid) {
         __syncthreads();
-        if (threadIdx.x == kDecodeThreads - kLanes) {
+        if (threadIdx.x == C::kThreads - kLanes) {
             __threadfence();
             atomicAdd(grid.counter, 1u);
         }
-        grid.target += gridDim.x;
+        grid.target += grid_blocks();
     }
 
     // All blocks have announced. One thread polls: many that poll one address hold each other up.
     DEVICE_MEMBER void await(const Grid& grid, u32* failed) {
-        if (threadIdx.x == kDecodeThreads - kLanes) {
+        if (threadIdx.x == C::kThreads - kLanes) {
             // Once it has failed there is nothing to wait for: what follows is thrown away.
             u32 polls = 0;
             while (*failed == 0 &&
@@ -56,23 +63,25 @@ struct Grid {
     }
 };
 
+template <class C>
 struct Block {
     u8* arena;
-    Shared* shared;
-    Grid grid;
+    Shared<C>* shared;
+    Grid<C> grid;
     const u32* next;  // the op after the running one
     u32 turn;         // which of shared.ops it goes to
     u32 pass;         // of the launch
-
-    template <class T>
-    DEVICE_MEMBER T* at(const Block& block, Place place) {
-        return reinterpret_cast<T*>(block.arena + u64{place} * 16);
-    }
 };
 
+template <class T, class C>
+DEVICE T* at(const Block<C>& block, Place place) {
+    return reinterpret_cast<T*>(block.arena + u64{place} * 16);
+}
+
 // Loads the next op, by a warp that is not the one to poll.
-DEVICE void load_next(const Block& block) {
-    const u32 thread = threadIdx.x + 2 * kLanes - kDecodeThreads;
+template <class C>
+DEVICE void load_next(const Block<C>& block) {
+    const u32 thread = threadIdx.x + 2 * kLanes - C::kThreads;
     if (thread < kOpWords / 4) {
         reinterpret_cast<uint4*>(block.shared->ops[block.turn])[thread] =
             load_words_shared_by_blocks_16(block.next + 4 * thread);
@@ -80,10 +89,11 @@ DEVICE void load_next(const Block& block) {
 }
 
 // Waits for what an op reads; of another launch it is there. Every op does so once.
-DEVICE void await(Block& block, u32 flags, bool resident) {
+template <class C>
+DEVICE void await(Block<C>& block, u32 flags, bool resident) {
     load_next(block);
     if (resident && (flags & kAwait) != 0) {
-        Grid::await(block.grid, &block.shared->failed);
+        Grid<C>::await(block.grid, &block.shared->failed);
     }
 }
 

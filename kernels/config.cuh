@@ -7,19 +7,45 @@
 // so that lanes reading 16 bytes of consecutive groups hit different banks, and to hold its sums.
 enum : u32 { kGroup = 32, kGroupFloats = kGroup + 4 };
 
-// Threads of a decode block, of which each SM has one, with all of its registers: barriers across 24
-// blocks are faster than across 48, and activations are staged once an SM.
-enum : u32 { kDecodeThreads = 512, kDecodeWarps = kDecodeThreads / kLanes };
+// Groups of a step of a decode pass: one for each lane.
+enum : u32 { kStepGroups = kLanes };
+
+// Columns that a norm on the way into a matvec may have, in groups.
+enum : u32 { kNormGroups = 256 };
 
 // Polls of the barrier, some seconds, after which a block no longer waits: a launch that is not all
 // resident ends with an error, not never.
 enum : u32 { kMostPolls = 1u << 22 };
 
-// Floats that a decode block has for activations and for whatever an op needs, and groups that a warp
-// of a matvec takes in a step.
-enum : u32 { kPoolFloats = 11680, kStepGroups = 8 };
+// How a decode kernel for up to kRows rows is cut. Each SM has one block, with all of its registers:
+// barriers across 24 blocks are faster than across 48, and activations are staged once an SM. Rows
+// share what is read of weights, which takes registers, so with many of them threads are fewer.
+template <u32 kRows>
+struct Batch {
+    static constexpr u32 kBatch = kRows;
+    static constexpr u32 kThreads = kRows <= 2 ? 512 : 384, kWarps = kThreads / kLanes;
+    // Sums of squares of groups of normed rows, and floats for activations and whatever an op needs.
+    static constexpr u32 kSquares = kRows * kNormGroups, kPool = 12096 - kSquares;
+    // Steps of all rows that fit into the pool.
+    static constexpr u32 kSteps = kPool / (kRows * kStepGroups * kGroupFloats);
+    // Items of staging that a thread has on their way.
+    static constexpr u32 kItems = kRows <= 2 ? 2 : 3;
+};
 
-// Groups of columns staged at once, for so many rows, beside `others` floats: whole steps.
-DEVICE constexpr u32 staged_groups(u32 rows, u32 others) {
-    return (kPoolFloats - others) / (rows * kGroupFloats) / kStepGroups * kStepGroups;
+// Blocks of the grid, if the kernel is compiled for one program on one card; else 1.
+DEVICE constexpr u32 known_blocks() {
+#ifdef M40_BLOCKS
+    return M40_BLOCKS;
+#else
+    return 1;
+#endif
+}
+
+// Blocks of the grid.
+DEVICE u32 grid_blocks() {
+#ifdef M40_BLOCKS
+    return M40_BLOCKS;
+#else
+    return gridDim.x;
+#endif
 }

@@ -4,12 +4,25 @@
 // list together, with a barrier where an op reads what others wrote; otherwise a launch is one op
 // and its end is the barrier. Both ways run the same code, so their results are the same.
 //
-// Each decode_bN is a file of its own, so that they are compiled side by side.
+// Kernels are compiled for one program on one card, when its model is loaded (crates/gpu,
+// specialize.rs): all sizes are known then, loops have constant lengths, and a model's few types of
+// weights are all that there is code for. Without such a program kernels run any: in emulation.
 #pragma once
 
 #include "attention.cuh"
 #include "embed.cuh"
 #include "matvec.cuh"
+
+// The ops that a kernel knows: number and type of each. A kernel for one program brings its own.
+#ifndef FOR_VARIANTS
+#define FOR_VARIANTS(CASE)    \
+    CASE(kEmbed, EmbedOp)     \
+    CASE(kMatvec, MatvecOp)   \
+    CASE(kGatedMatvec, GatedMatvecOp) \
+    CASE(kAttention, AttentionOp) \
+    CASE(kNorm, NormOp)       \
+    CASE(kSample, SampleOp)
+#endif
 
 // A pass as the host, or the pass before, describes it.
 struct Pass {
@@ -18,31 +31,18 @@ struct Pass {
     Row row[kPassRows];
 };
 
-template <u32 kBatch>
-DEVICE void run_matvec(Block& block, const MatvecOp& op, bool resident) {
-#define MATVEC(F) matvec<F, kBatch>(block, op, resident);
-    FOR_TYPE(op.type, MATVEC)
-#undef MATVEC
-}
-
-DEVICE void run_embed(const Block& block, const EmbedOp& op) {
-#define EMBED(F) embed_rows<F>(block, op);
-    FOR_TYPE(op.type, EMBED)
-#undef EMBED
-    turn_angles(block, op);
-}
-
 // The largest logit of each row, from what the blocks of the last matvec found. One warp a row.
-DEVICE void choose(const Block& block, const SampleOp& op) {
-    const Shared& shared = *block.shared;
+template <class C>
+DEVICE void choose(const Block<C>& block, const SampleOp& op) {
+    const Shared<C>& shared = *block.shared;
     const u32 lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
     if (warp != 0) {
         return;
     }
-    for (u32 row = blockIdx.x; row < shared.row_count; row += gridDim.x) {
-        const float* maxima = Block::at<float>(block, op.maxima) + u64{row} * gridDim.x * 2;
+    for (u32 row = blockIdx.x; row < shared.row_count; row += grid_blocks()) {
+        const float* maxima = at<float>(block, op.maxima) + u64{row} * grid_blocks() * 2;
         Largest largest = {as_float(0xff800000), 0xffffffff};
-        for (u32 i = lane; i < gridDim.x; i += kLanes) {
+        for (u32 i = lane; i < grid_blocks(); i += kLanes) {
             const Largest other = {load_shared_by_blocks(maxima + 2 * i),
                                    as_bits(load_shared_by_blocks(maxima + 2 * i + 1))};
             largest = above(other, largest) ? other : largest;
@@ -54,7 +54,7 @@ DEVICE void choose(const Block& block, const SampleOp& op) {
             largest = above(other, largest) ? other : largest;
         }
         if (lane == 0) {
-            u32* chosen = Block::at<u32>(block, op.chosen) + 2 * (block.pass * kPassRows + row);
+            u32* chosen = at<u32>(block, op.chosen) + 2 * (block.pass * kPassRows + row);
             const bool any = largest.value > as_float(0xff800000);
             chosen[0] = any ? largest.row : 0;
             chosen[1] = as_bits(any ? 1.0f : 0.0f);
@@ -62,41 +62,68 @@ DEVICE void choose(const Block& block, const SampleOp& op) {
     }
 }
 
-template <u32 kBatch>
-DEVICE void run_op(Block& block, const u32* op, bool resident) {
-    if (op[0] == kMatvec) {
-        run_matvec<kBatch>(block, *reinterpret_cast<const MatvecOp*>(op), resident);
-        return;
+// Does `what`<Format> for an op's weights: of the one format of an op that is known when it is compiled.
+#define FOR_FORMAT(Op, op, WHAT)                 \
+    if constexpr (Op::kKnown) {                  \
+        WHAT(typename Op::Format)                \
+    } else {                                     \
+        FOR_TYPE(op.type, WHAT)                  \
     }
-    if (op[0] == kAttention) {
-        attention(block, *reinterpret_cast<const AttentionOp*>(op), resident);
-        return;
+
+template <class C, class Op>
+DEVICE void run(Block<C>& block, const Op& op, bool resident) {
+    if constexpr (Op::kKind == kMatvec) {
+#define MATVEC(F) matvec<C, F, Op>(block, op, resident);
+        FOR_FORMAT(Op, op, MATVEC)
+#undef MATVEC
+    } else if constexpr (Op::kKind == kAttention) {
+        attention(block, op, resident);
+    } else {
+        await(block, op.flags, resident);
+        if constexpr (Op::kKind == kEmbed) {
+#define EMBED(F) embed_rows<C, F, Op>(block, op);
+            FOR_FORMAT(Op, op, EMBED)
+#undef EMBED
+            turn_angles(block, op);
+        } else if constexpr (Op::kKind == kNorm) {
+            norm_rows(block, op);
+        } else {
+            choose(block, op);
+        }
     }
-    await(block, op[1], resident);
-    if (op[0] == kEmbed) {
-        run_embed(block, *reinterpret_cast<const EmbedOp*>(op));
-    } else if (op[0] == kNorm) {
-        norm_rows(block, *reinterpret_cast<const NormOp*>(op));
-    } else if (op[0] == kSample) {
-        choose(block, *reinterpret_cast<const SampleOp*>(op));
+}
+
+// Op word 0 is the number of the variant, where a program's are known, else the kind.
+template <class C>
+DEVICE void run_op(Block<C>& block, const u32* op, bool resident) {
+    switch (op[0]) {
+#define CASE(number, Op)                                                            \
+    case number:                                                                    \
+        run(block, static_cast<const Op&>(*reinterpret_cast<const Op::Words*>(op)), \
+            resident);                                                              \
+        break;
+        FOR_VARIANTS(CASE)
+#undef CASE
+        default:
+            break;
     }
 }
 
 // barrier: [counter, the counter's value at the launch, whether waiting for it has failed]
 // chosen: as SampleOp's
-template <u32 kBatch>
+template <class C>
 DEVICE void decode(u8* arena, Place ops, u32 first, u32 last, Place pass_place, u32 passes,
                    Place barrier, Place chosen) {
-    STATIC_SHARED(Shared, memory, 1);
-    Shared& shared = *memory;
+    STATIC_SHARED(Shared<C>, memory, 1);
+    Shared<C>& shared = *memory;
     const bool resident = last - first > 1;
-    Block block = {arena, memory, {nullptr, 0, kMostPolls}, nullptr, 0, 0};
+    Block<C> block = {arena, memory, {nullptr, 0, kMostPolls}, nullptr, 0, 0};
     if (resident) {
-        block.grid.counter = Block::at<u32>(block, barrier);
-        block.grid.target = load_word_shared_by_blocks(Block::at<u32>(block, barrier) + 1);
+        block.grid.counter = at<u32>(block, barrier);
+        block.grid.target = load_word_shared_by_blocks(at<u32>(block, barrier) + 1);
     }
-    const u32* list = Block::at<u32>(block, ops);
-    const Pass* pass = Block::at<Pass>(block, pass_place);
+    const u32* list = at<u32>(block, ops);
+    const Pass* pass = at<Pass>(block, pass_place);
     block.next = list + u64{first} * kOpWords;
     load_next(block);
     if (threadIdx.x < kPassRows) {
@@ -113,33 +140,33 @@ DEVICE void decode(u8* arena, Place ops, u32 first, u32 last, Place pass_place, 
             const u32* op = shared.ops[block.turn];
             block.turn ^= 1;
             block.next = list + u64{i + 1 < last ? i + 1 : first} * kOpWords;
-            run_op<kBatch>(block, op, resident);
+            run_op(block, op, resident);
             if (resident && op[1] & kAnnounce) {
-                Grid::announce(block.grid);
+                Grid<C>::announce(block.grid);
             } else {
                 __syncthreads();
             }
         }
         if (block.pass + 1 < passes) {
-            Grid::await(block.grid, &shared.failed);
+            Grid<C>::await(block.grid, &shared.failed);
             if (threadIdx.x < shared.row_count) {
                 Row& row = shared.rows[threadIdx.x];
                 row.token = load_word_shared_by_blocks(
-                    Block::at<u32>(block, chosen) + 2 * (block.pass * kPassRows + threadIdx.x));
+                    at<u32>(block, chosen) + 2 * (block.pass * kPassRows + threadIdx.x));
                 ++row.position;
             }
             __syncthreads();
         }
     }
     if (threadIdx.x == 0 && shared.failed != 0) {
-        Block::at<u32>(block, barrier)[2] = 1;
+        at<u32>(block, barrier)[2] = 1;
     }
 }
 
 // The kernel for at most kBatch rows.
 #define DECODE(kBatch)                                                                       \
-    KERNEL LAUNCH_BOUNDS(kDecodeThreads, 1)                                                  \
+    KERNEL LAUNCH_BOUNDS(Batch<kBatch>::kThreads, 1)                                                \
     decode_b##kBatch(u8* arena, Place ops, u32 first, u32 last, Place pass, u32 passes,      \
                      Place barrier, Place chosen) {                                          \
-        decode<kBatch>(arena, ops, first, last, pass, passes, barrier, chosen);              \
+        decode<Batch<kBatch>>(arena, ops, first, last, pass, passes, barrier, chosen);              \
     }

@@ -117,9 +117,19 @@ DEVICE u32 load_word_shared_by_blocks(const void* p) {
     return v;
 }
 
-// The cache line of an address, on its way to L2.
-DEVICE void prefetch_to_l2(const void* p) {
-    asm volatile("prefetch.global.L2 [%0];" : : "l"(p));
+DEVICE void load_words_shared_by_blocks_16_if(bool wanted, const void* p, uint4& v) {
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %5, 0; "
+                 "@p ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+                 : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+                 : "l"(p), "r"(static_cast<u32>(wanted))
+                 : "memory");
+}
+
+// A copy in another register, now.
+DEVICE u32 copied(u32 a) {
+    u32 b;
+    asm volatile("mov.b32 %0, %1;" : "=r"(b) : "r"(a));
+    return b;
 }
 
 // A word that another block, or the host, is expected to change: for spinning. The compiler may
@@ -130,20 +140,21 @@ DEVICE u32 load_volatile(const u32* p) {
     return v;
 }
 
-// 2^x, 1/x and 1/sqrt(x) to about 2 units in the last place.
+// 2^x, 1/x and 1/sqrt(x) to about 2 units in the last place; what is below 2^-126 counts as 0, as
+// more would take three instructions.
 DEVICE float exp2_approx(float x) {
     float y;
-    asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 DEVICE float reciprocal_approx(float x) {
     float y;
-    asm("rcp.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 DEVICE float reciprocal_root_approx(float x) {
     float y;
-    asm("rsqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 // The f16 nearest to x, in the low half; of two equally near ones the even one.

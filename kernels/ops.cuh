@@ -36,7 +36,8 @@ enum OpKind : u32 {
     kAttention = 2,
     kNorm = 3,
     kSample = 4,
-    kOpKinds = 5,
+    kGatedMatvec = 5,
+    kOpKinds = 6,
 };
 
 // Flags of every op.
@@ -60,18 +61,24 @@ enum Prologue : u32 {
 enum Activation : u32 { kNoActivation = 0, kSilu = 1, kGeluTanh = 2 };
 
 // Every op takes kOpWords words and begins with its kind and flags.
+//
+// A kernel that is compiled for one program derives a structure from an op's for each of its variants:
+// fields that all ops of the variant share are hidden by constants of the same name (kKnown).
 enum : u32 { kOpWords = 48 };
 
 // y = act(n(x) * W^T) [* (n(x) * U^T)] [+ bias] [+ residual], n the prologue.
 struct MatvecOp {
+    typedef MatvecOp Words;
+    static constexpr u32 kKind = kMatvec;
+    static constexpr bool kKnown = false;
+    static constexpr bool kGated = false;           // whether `up` is somewhere
+    static constexpr u32 kUnitRows = 0, kAhead = 0;  // of the cut, if chosen
     u32 kind, flags;
     u32 type;   // WeightType of W, and of U
     u32 rows, cols;
     Place weights;                     // W, in planes
     Place up;                          // U, of the same shape and type; or nowhere
     u32 high, scales, tops, supers;    // planes of W and U: places counted from their starts
-    u32 split;                         // warps that share a row, each a part of its columns: 1, 2, 4..
-    u32 start;                         // block that takes the first rows
     u32 prologue;                      // Prologue
     Place x;                           // [pass rows][x_stride] f32
     u32 x_stride;                      // floats, as all strides
@@ -92,9 +99,17 @@ struct MatvecOp {
     u32 gate_stride;                   // what `up` does, where gate and up differ in type
 };
 
+// A matvec that has `up`.
+struct GatedMatvecOp : MatvecOp {
+    static constexpr bool kGated = true;
+};
+
 // out = softmax(scores) * values over the row's sequence, for every query head; before that, per-head
 // norms and rotations of queries and keys, and the row's own keys and values into the cache.
 struct AttentionOp {
+    typedef AttentionOp Words;
+    static constexpr u32 kKind = kAttention;
+    static constexpr bool kKnown = false;
     u32 kind, flags;
     u32 heads, kv_heads, key_dim, value_dim;
     Place q, k, v;                // [pass rows][stride] f32
@@ -118,6 +133,9 @@ struct AttentionOp {
 
 // out = table[token] * scale; and the angles of the rows' positions.
 struct EmbedOp {
+    typedef EmbedOp Words;
+    static constexpr u32 kKind = kEmbed;
+    static constexpr bool kKnown = false;
     u32 kind, flags;
     u32 type;
     u32 vocab, cols;
@@ -137,6 +155,9 @@ struct EmbedOp {
 
 // out = x * gain / rms(x) [+ residual]; for what no matvec's prologue takes in.
 struct NormOp {
+    typedef NormOp Words;
+    static constexpr u32 kKind = kNorm;
+    static constexpr bool kKnown = false;
     u32 kind, flags;
     u32 cols;
     Place x;
@@ -151,6 +172,9 @@ struct NormOp {
 
 // The next token of each row, from its logits.
 struct SampleOp {
+    typedef SampleOp Words;
+    static constexpr u32 kKind = kSample;
+    static constexpr bool kKnown = false;
     u32 kind, flags;
     u32 vocab;
     Place logits;                    // [pass rows][stride] f32

@@ -39,6 +39,34 @@ struct Tile {
     u32 scales[words_for(kRows * F::kScaleBytes)];  // rows packed
     u32 tops;
     u32 supers[words_for(kRows * F::kSuperBytes)];  // rows packed
+
+    // A copy, made here and now.
+    DEVICE_MEMBER Tile taken(const Tile& from) {
+        Tile to = {};
+#pragma unroll
+        for (u32 r = 0; r < kRows; ++r) {
+#pragma unroll
+            for (u32 i = 0; i < F::kWords; ++i) {
+                to.quants[r][i] = copied(from.quants[r][i]);
+            }
+#pragma unroll
+            for (u32 i = 0; i < F::kHigh; ++i) {
+                to.high[r][i] = copied(from.high[r][i]);
+            }
+        }
+#pragma unroll
+        for (u32 i = 0; F::kScaleBytes > 0 && i < words_for(kRows * F::kScaleBytes); ++i) {
+            to.scales[i] = copied(from.scales[i]);
+        }
+        if constexpr (F::kTwelve) {
+            to.tops = copied(from.tops);
+        }
+#pragma unroll
+        for (u32 i = 0; F::kSuperBytes > 0 && i < words_for(kRows * F::kSuperBytes); ++i) {
+            to.supers[i] = copied(from.supers[i]);
+        }
+        return to;
+    }
 };
 
 // kBytes bytes (0, 1, 2, 4, 8 or 16) into words.
@@ -107,32 +135,59 @@ struct Cursor {
         };
     }
 
-    // To the group that is kLanes further on in the same rows.
-    DEVICE_MEMBER void advance(Cursor& cursor) {
-        cursor.quants += kLanes * kPartBytes;
-        cursor.high += kLanes * 4 * F::kHigh;
-        cursor.scales += kLanes * 4 * F::kScaleBytes;
-        cursor.tops += kLanes * 2;
-        cursor.supers += kLanes / 8 * 4 * F::kSuperBytes;
+    // So many quads of rows and groups further on, or back; groups in eights.
+    DEVICE_MEMBER void move(Cursor& cursor, int quads, int eights) {
+        move_either(cursor, true, quads, eights, 0);
     }
 
-    DEVICE_MEMBER void load(const Cursor& cursor, Tile<F, kRows>& tile) {
+    // If `far`, so many quads and eights of groups further on; else so many eights.
+    DEVICE_MEMBER void move_either(Cursor& cursor, bool far, int quads, int eights, int near) {
+        const int of_quad = static_cast<int>(cursor.groups), groups = quads * of_quad + eights * 8;
+        constexpr int kRow = int{kParts} * int{kPartBytes}, kHigh = int{4 * F::kHigh};
+        constexpr int kScales = int{4 * F::kScaleBytes}, kSupers = int{4 * F::kSuperBytes};
+        cursor.quants += far ? quads * 4 * of_quad * kRow + eights * 8 * int{kPartBytes}
+                             : near * 8 * int{kPartBytes};
+        cursor.high += far ? (quads * 4 * of_quad + eights * 8) * kHigh : near * 8 * kHigh;
+        cursor.scales += far ? groups * kScales : near * 8 * kScales;
+        cursor.tops += far ? groups * 2 : near * 16;
+        cursor.supers += far ? (quads * (of_quad / 8) + eights) * kSupers : near * kSupers;
+    }
+
+    // Loads the group, if it is `wanted`; else the tile keeps what it has. `behind`: bytes from this
+    // matrix to the one that is read
+    DEVICE_MEMBER void load(const Cursor& cursor, Tile<F, kRows>& tile, bool wanted = true,
+                            long long behind = 0) {
         // 32 bits: enough for rows of 2^26 columns.
         const u32 part_step = cursor.groups * kPartBytes, high_step = cursor.groups * 4 * F::kHigh;
 #pragma unroll
         for (u32 r = 0; r < kRows; ++r) {
 #pragma unroll
             for (u32 part = 0; part < kParts; ++part) {
-                load_packed<kPartBytes>(cursor.quants + (r * kParts + part) * part_step,
-                                        &tile.quants[r][4 * part]);
+                load_if<kPartBytes>(wanted,
+                                    cursor.quants + behind + (r * kParts + part) * part_step,
+                                    &tile.quants[r][4 * part]);
             }
-            load_packed<4 * F::kHigh>(cursor.high + r * high_step, tile.high[r]);
+            if constexpr (F::kHigh > 0) {
+                load_if<4 * F::kHigh>(wanted, cursor.high + behind + r * high_step, tile.high[r]);
+            }
         }
-        load_packed<kRows * F::kScaleBytes>(cursor.scales, tile.scales);
+        if constexpr (F::kScaleBytes > 0) {
+            load_if<kRows * F::kScaleBytes>(wanted, cursor.scales + behind, tile.scales);
+        }
         if constexpr (F::kTwelve) {
-            tile.tops = load_weights_2(cursor.tops) >> (4 * cursor.lane);
+            load_if<2>(wanted, cursor.tops + behind, &tile.tops);
         }
-        load_packed<kRows * F::kSuperBytes>(cursor.supers, tile.supers);
+        if constexpr (F::kSuperBytes > 0) {
+            load_if<kRows * F::kSuperBytes>(wanted, cursor.supers + behind, tile.supers);
+        }
+    }
+
+    // A loaded tile, made ready: the bits of all rows of the quad were loaded.
+    DEVICE_MEMBER Tile<F, kRows> settled(const Cursor& cursor, Tile<F, kRows> tile) {
+        if constexpr (F::kTwelve && kRows < 4) {
+            tile.tops >>= 4 * cursor.lane;
+        }
+        return tile;
     }
 };
 
@@ -206,6 +261,23 @@ struct Fields {
         }
     }
 
+    // Brings the next eighth of a group to where the first one is.
+    static constexpr bool kRolls = kLow >= 4;
+    template <class Tile>
+    DEVICE_MEMBER void roll(Tile& tile, u32 r, u32 eighth) {
+        constexpr u32 kStep = kLow / 4, kWords = kLow;
+#pragma unroll
+        for (u32 i = 0; i + kStep < kWords; ++i) {
+            tile.quants[r][i] = tile.quants[r][i + kStep];
+        }
+        if constexpr (kHigh > 0) {
+            constexpr u32 kWordsPerHigh = kLow / kHigh;
+            const u32 turned = rotate_left(tile.high[r][0], kHigh);
+            tile.high[r][0] = kHigh == 1 || (eighth + 1) % kWordsPerHigh != 0 ? turned
+                                                                              : tile.high[r][kHigh - 1];
+        }
+    }
+
     // A word of low bits with the high bits of its even (or odd) slots in place.
     template <class Tile>
     DEVICE_MEMBER u32 joined(const Tile& tile, u32 r, u32 word, bool even) {
@@ -231,7 +303,7 @@ DEVICE u32 look_up(u32 selectors, u32 low0, u32 low1, u32 high0, u32 high1) {
 }
 
 struct F32 : Shape<32, 0, 0, false, 0> {
-    static constexpr bool kScaled = false;
+    static constexpr bool kScaled = false, kRolls = false;
     DEVICE_MEMBER constexpr float power(u32) { return 0; }
     template <class Tile>
     DEVICE_MEMBER void weights8(const Tile& tile, u32 r, u32 eighth, float (&f)[8]) {
@@ -243,7 +315,14 @@ struct F32 : Shape<32, 0, 0, false, 0> {
 };
 
 struct F16 : Shape<16, 0, 0, false, 0> {
-    static constexpr bool kScaled = false;
+    static constexpr bool kScaled = false, kRolls = true;
+    template <class Tile>
+    DEVICE_MEMBER void roll(Tile& tile, u32 r, u32) {
+#pragma unroll
+        for (u32 i = 0; i < 12; ++i) {
+            tile.quants[r][i] = tile.quants[r][i + 4];
+        }
+    }
     DEVICE_MEMBER constexpr float power(u32) { return 0; }
     template <class Tile>
     DEVICE_MEMBER void weights8(const Tile& tile, u32 r, u32 eighth, float (&f)[8]) {
@@ -256,7 +335,14 @@ struct F16 : Shape<16, 0, 0, false, 0> {
 };
 
 struct BF16 : Shape<16, 0, 0, false, 0> {
-    static constexpr bool kScaled = false;
+    static constexpr bool kScaled = false, kRolls = true;
+    template <class Tile>
+    DEVICE_MEMBER void roll(Tile& tile, u32 r, u32) {
+#pragma unroll
+        for (u32 i = 0; i < 12; ++i) {
+            tile.quants[r][i] = tile.quants[r][i + 4];
+        }
+    }
     DEVICE_MEMBER constexpr float power(u32) { return 0; }
     template <class Tile>
     DEVICE_MEMBER void weights8(const Tile& tile, u32 r, u32 eighth, float (&f)[8]) {
@@ -370,6 +456,7 @@ struct Q6_K : Shape<4, 2, 2, false, 2>, Fields<4, 2> {
 
 // Levels -127 to 113 of IQ4_NL and IQ4_XS, plus 128.
 struct Iq4Levels {
+    static constexpr bool kRolls = false;
     static constexpr u32 kZero = 128;
     DEVICE_MEMBER constexpr float power(u32) { return 32768; }
     template <class Tile>
@@ -410,6 +497,7 @@ struct IQ4_XS : Shape<4, 0, 1, false, 2>, Iq4Levels {
 
 // Doubled values -12 to 12, plus 12: seven bits, which fit at the top of the mantissa.
 struct MXFP4 : Shape<4, 0, 1, false, 0> {
+    static constexpr bool kRolls = false;
     static constexpr u32 kZero = 12;
     DEVICE_MEMBER constexpr float power(u32) { return 128; }
     template <class Tile>

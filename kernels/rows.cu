@@ -35,8 +35,10 @@ DEVICE void embed(const Planes& table, const Row* rows, float scale, float* out,
     const u32 token = rows[blockIdx.x].token, groups = (table.cols + kGroup - 1) / kGroup;
     float* to = out + u64{blockIdx.x} * out_stride;
     for (u32 group = threadIdx.x; group < groups; group += blockDim.x) {
-        Tile<F, 1> tile;
-        Cursor<F, 1>::load(Cursor<F, 1>::at(table, token, group), tile);
+        const auto cursor = Cursor<F, 1>::at(table, token, group);
+        Tile<F, 1> tile = {};
+        Cursor<F, 1>::load(cursor, tile);
+        tile = Cursor<F, 1>::settled(cursor, tile);
 #pragma unroll
         for (u32 eighth = 0; eighth < 4; ++eighth) {
             float f[8], s = 1.0f, m = 0.0f;

@@ -69,44 +69,6 @@ DEVICE void store_eight(const Eight& v, float* group, u32 column, bool active) {
     }
 }
 
-// The sums of squares of a staged chunk, group by group in shared.squares ([rows][count]), added to
-// totals; behind the last chunk to roots: 1 / sqrt(mean of squares + eps). One warp for each row.
-//
-// Groups are added up in eights first, then these one after another: so the order does not depend on
-// how many groups a chunk has.
-template <u32 kBatch>
-DEVICE void fold_squares(const Block& block, u32 count, bool first, bool last, u32 cols, float eps,
-                         float* roots) {
-    Shared& shared = *block.shared;
-    const u32 lane = threadIdx.x % kLanes;
-    // From the last warp but two on: the last ones have barriers and the next op to look after.
-#pragma unroll 1
-    for (u32 row = (2 * kDecodeWarps - 3 - threadIdx.x / kLanes) % kDecodeWarps;
-         row < min(kBatch, shared.row_count); row += kDecodeWarps) {
-        float total = first ? 0.0f : shared.totals[row];
-#pragma unroll 1
-        for (u32 start = 0; start < count; start += kLanes) {
-            float sum = start + lane < count ? shared.squares[row * count + start + lane] : 0.0f;
-#pragma unroll
-            for (u32 mask = 1; mask < 8; mask *= 2) {
-                sum += __shfl_xor_sync(kAllLanes, sum, mask);
-            }
-#pragma unroll
-            for (u32 eight = 0; eight < kLanes; eight += 8) {
-                total += __shfl_sync(kAllLanes, sum, eight);
-            }
-        }
-        __syncwarp();  // all lanes have read what one of them writes
-        if (lane == 0) {
-            shared.totals[row] = total;
-            if (last) {
-                const float mean = total * reciprocal_approx(static_cast<float>(cols));
-                roots[row] = reciprocal_root_approx(mean + eps);
-            }
-        }
-    }
-}
-
 // Of the four lanes that have a group.
 DEVICE float square_sum(const Eight& v) {
     float sum = fmaf(v.low.x, v.low.x, v.low.y * v.low.y) + fmaf(v.low.z, v.low.z, v.low.w * v.low.w);
@@ -116,127 +78,147 @@ DEVICE float square_sum(const Eight& v) {
     return sum + __shfl_xor_sync(kAllLanes, sum, 2);
 }
 
+template <class C>
+DEVICE void note_squares(Shared<C>& shared, const Eight& v, u32 index, bool active) {
+    const float sum = square_sum(v);
+    if (active && threadIdx.x % 4 == 0) {
+        shared.squares[index] = sum;
+    }
+}
+
+// Sums of squares of the groups of one row, from shared.squares[first] on.
+template <class C>
+DEVICE void measure_row(const Block<C>& block, const float* x, u32 groups, u32 cols, u32 first) {
+#pragma unroll 1
+    for (u32 item = threadIdx.x; item / kLanes * kLanes < groups * 4; item += C::kThreads) {
+        note_squares(*block.shared, load_eight(x, item * 8, cols), first + item / 4,
+                     item < groups * 4);
+    }
+}
+
+// 1 / sqrt(mean of squares + eps) of one row, by a warp. squares: [groups], shared
+DEVICE float root_of(const float* squares, u32 groups, u32 cols, float eps) {
+    float sum = 0.0f;
+    for (u32 group = threadIdx.x % kLanes; group < groups; group += kLanes) {
+        sum += squares[group];
+    }
+#pragma unroll
+    for (u32 mask = 16; mask > 0; mask /= 2) {
+        sum += __shfl_xor_sync(kAllLanes, sum, mask);
+    }
+    return reciprocal_root_approx(sum * (1.0f / static_cast<float>(cols)) + eps);
+}
+
 // Brings the rows that a matvec multiplies with into shared memory, its prologue applied but for the
 // division by the rms, which is left to the results.
 //
-// An item is eight columns of a row, one of each thread; the next item is on its way while one is
-// worked on. All lanes of a warp do their items together, for the shuffles.
-template <class F, u32 kBatch>
+// An item is eight columns of a row, one of each thread; a thread has some on their way at once. All
+// lanes of a warp do their items together, for the shuffles.
+template <class C, class F, class Op>
 class Staging {
   public:
     // Gains depend on nothing, so the first ones are loaded before the rows are awaited.
-    DEVICE_METHOD Staging(const Block& block, const MatvecOp& op) {
-        gain_ = load_gain(block, op, threadIdx.x * 8);
+    DEVICE_METHOD Staging(const Block<C>& block, const Op& op) {
+#pragma unroll
+        for (u32 i = 0; i < kGains; ++i) {
+            gains_[i] = load_gain(block, op, (threadIdx.x + i * C::kThreads) * 8);
+        }
     }
 
-    // kAddRmsNorm: 1 / rms of the rows of the block that is added. chunk: groups measured at a time
-    DEVICE_METHOD void measure_added(const Block& block, const MatvecOp& op, u32 groups, u32 chunk) {
-        Shared& shared = *block.shared;
-        const u32 items = (chunk * 4 + kDecodeThreads - 1) / kDecodeThreads;  // of a thread in a row
+    // kAddRmsNorm: 1 / rms of the rows of the block that is added.
+    DEVICE_METHOD void measure_added(const Block<C>& block, const Op& op, u32 groups) {
+        Shared<C>& shared = *block.shared;
+        const u32 rows = min(C::kBatch, shared.row_count);
 #pragma unroll 1
-        for (u32 first = 0; first < groups; first += chunk) {
-            const u32 count = min(chunk, groups - first);
+        for (u32 row = 0; row < rows; ++row) {
+            measure_row(block, at<float>(block, op.block) + row * op.x_stride, groups, op.cols,
+                        row * kNormGroups);
+        }
+        __syncthreads();
 #pragma unroll 1
-            for (u32 row = 0; row < shared.row_count; ++row) {
+        for (u32 row = threadIdx.x / kLanes; row < rows; row += C::kWarps) {
+            const float root =
+                root_of(shared.squares + row * kNormGroups, groups, op.cols, op.block_eps);
+            if (threadIdx.x % kLanes == 0) {
+                shared.block_roots[row] = root;
+            }
+        }
+        __syncthreads();
+    }
+
+    // `count` groups from `first` on of all rows; zeros behind the last column. Barriers before and
+    // after are the caller's. measure: sums of squares too, and what kAddRmsNorm stores
+    DEVICE_METHOD void stage(const Block<C>& block, const Op& op, u32 first, u32 count,
+                             bool measure) {
+        const u32 items = count * 4, all = items * rows_of(*block.shared);  // whole warps
 #pragma unroll 1
-                for (u32 n = 0; n < items; ++n) {
-                    const u32 at = n * kDecodeThreads + threadIdx.x;
-                    if (at / kLanes * kLanes < count * 4) {
-                        const float* added = Block::at<float>(block, op.block) + row * op.x_stride;
-                        const u32 column = at < count * 4 ? first * kGroup + at * 8 : op.cols;
-                        note_squares(shared, load_eight(added, column, op.cols),
-                                     row * count + at / 4, at < count * 4);
-                    }
+        for (u32 start = 0; start < all; start += C::kThreads * C::kItems) {
+            Eight v[C::kItems], gains[C::kItems];
+#pragma unroll
+            for (u32 i = 0; i < C::kItems; ++i) {
+                const u32 item = start + i * C::kThreads + threadIdx.x;
+                const u32 row = C::kBatch == 1 ? 0 : item / items;
+                const u32 column = first * kGroup + (item - row * items) * 8;
+                v[i] = gains[i] = zero_eight();
+                if (item < all) {
+                    v[i] = load_eight(at<float>(block, op.x) + row * op.x_stride, column, op.cols);
+                    gains[i] = start == 0 && first == 0 && i < kGains
+                                   ? gains_[i]
+                                   : load_gain(block, op, column);
                 }
             }
-            __syncthreads();
-            fold_squares<kBatch>(block, count, first == 0, first + count == groups, op.cols,
-                                 op.block_eps, shared.block_roots);
-            __syncthreads();
-        }
-    }
-
-    // Groups first..first + count of all rows; zeros behind the last column. Barriers before and
-    // after are the caller's.
-    // measure: sums of squares too, and what kAddRmsNorm stores
-    DEVICE_METHOD void stage(const Block& block, const MatvecOp& op, u32 first, u32 count,
-                             bool measure) {
-        const u32 rows = min(kBatch, block.shared->row_count);
-        u32 row = 0, at = threadIdx.x;
-        if (!measure || first > 0) {
-            gain_ = load_gain(block, op, first * kGroup + at * 8);
-        }
-        Eight v = load_item(block, op, row, first, at, count);
-        Eight gain = gain_;
-#pragma unroll 1
-        while (row < rows) {
-            const u32 now_row = row, now = at;
-            const Eight x = v, g = gain;
-            at += kDecodeThreads;
-            if (at - threadIdx.x >= count * 4) {
-                at = threadIdx.x;
-                ++row;
-            }
-            if (row < rows) {
-                v = load_item(block, op, row, first, at, count);
-                gain = load_gain(block, op, first * kGroup + at * 8);
-            }
-            if (now / kLanes * kLanes < count * 4) {
-                store_item(block, op, now_row, first * kGroup + now * 8, now / 4, count, x, g,
-                           measure);
+#pragma unroll
+            for (u32 i = 0; i < C::kItems; ++i) {
+                const u32 item = start + i * C::kThreads + threadIdx.x;
+                if (item < all) {
+                    const u32 row = C::kBatch == 1 ? 0 : item / items;
+                    store_item(block, op, row, first, item - row * items, count, v[i], gains[i],
+                               measure);
+                }
             }
         }
     }
 
   private:
-    DEVICE_MEMBER Eight load_item(const Block& block, const MatvecOp& op, u32 row, u32 first, u32 at,
-                                  u32 count) {
-        const float* x = Block::at<float>(block, op.x) + row * op.x_stride;
-        return load_eight(x, at < count * 4 ? first * kGroup + at * 8 : op.cols, op.cols);
-    }
+    // Items of a thread whose gains are loaded ahead: those of a single row.
+    static constexpr u32 kGains = C::kBatch == 1 ? C::kItems : 0;
 
-    DEVICE_MEMBER Eight load_gain(const Block& block, const MatvecOp& op, u32 column) {
+    DEVICE_MEMBER Eight load_gain(const Block<C>& block, const Op& op, u32 column) {
         return op.prologue == kPlain ? zero_eight()
-                                     : load_gains(Block::at<float>(block, op.gain), column, op.cols);
+                                     : load_gains(at<float>(block, op.gain), column, op.cols);
     }
 
-    DEVICE_MEMBER void note_squares(Shared& shared, const Eight& v, u32 index, bool active) {
-        const float sum = square_sum(v);
-        if (active && threadIdx.x % 4 == 0) {
-            shared.squares[index] = sum;
-        }
-    }
-
-    DEVICE_MEMBER void store_item(const Block& block, const MatvecOp& op, u32 row, u32 column,
-                                  u32 group, u32 count, Eight v, const Eight& gain,
-                                  bool measure) {
-        Shared& shared = *block.shared;
-        const bool active = group < count;
+    // item: of the row, from the first staged group on
+    DEVICE_MEMBER void store_item(const Block<C>& block, const Op& op, u32 row, u32 first, u32 item,
+                                  u32 count, Eight v, const Eight& gain, bool measure) {
+        Shared<C>& shared = *block.shared;
+        const u32 column = first * kGroup + item * 8, group = item / 4;
         if (op.prologue != kPlain) {
             if (op.prologue == kAddRmsNorm && column < op.cols) {
                 v = added(block, op, row, column, v);
                 // Every block has the row; one stores it.
-                const bool stores = blockIdx.x == min(row, gridDim.x - 1);
+                const bool stores = blockIdx.x == min(row, grid_blocks() - 1);
                 if (stores && measure && op.stream != kNowhere) {
-                    float* stream = Block::at<float>(block, op.stream) + row * op.x_stride + column;
+                    float* stream = at<float>(block, op.stream) + row * op.x_stride + column;
                     reinterpret_cast<float4*>(stream)[0] = v.low;
                     reinterpret_cast<float4*>(stream)[1] = v.high;
                 }
             }
             if (measure) {
-                note_squares(shared, v, row * count + group, active);
+                const u32 index = first + group;
+                note_squares(shared, v, row * kNormGroups + index, index < kNormGroups);
             }
             v = times(v, gain);
         }
         float* out = shared.pool + (row * count + group) * kGroupFloats;
-        store_eight<F>(v, out, threadIdx.x % 4 * 8, active);
+        store_eight<F>(v, out, threadIdx.x % 4 * 8, true);
     }
 
-    DEVICE_MEMBER Eight added(const Block& block, const MatvecOp& op, u32 row, u32 column,
+    DEVICE_MEMBER Eight added(const Block<C>& block, const Op& op, u32 row, u32 column,
                               const Eight& v) {
-        const float* from = Block::at<float>(block, op.block) + row * op.x_stride;
+        const float* from = at<float>(block, op.block) + row * op.x_stride;
         const Eight add = times(load_eight(from, column, op.cols),
-                                load_gains(Block::at<float>(block, op.block_gain), column, op.cols));
+                                load_gains(at<float>(block, op.block_gain), column, op.cols));
         const float root = block.shared->block_roots[row];
         return {{fmaf(add.low.x, root, v.low.x), fmaf(add.low.y, root, v.low.y),
                  fmaf(add.low.z, root, v.low.z), fmaf(add.low.w, root, v.low.w)},
@@ -244,5 +226,5 @@ class Staging {
                  fmaf(add.high.z, root, v.high.z), fmaf(add.high.w, root, v.high.w)}};
     }
 
-    Eight gain_;  // of the first item
+    Eight gains_[kGains == 0 ? 1 : kGains];  // of the first items
 };

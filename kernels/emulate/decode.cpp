@@ -6,10 +6,17 @@
 #define M40_EMULATE
 #include "../device.cuh"
 
-#include "../decode_b1.cu"
-#include "../decode_b2.cu"
-#include "../decode_b4.cu"
-#include "../decode_b8.cu"
+// Of one program, if there is a file that describes it; else of any.
+#ifdef M40_PROGRAM
+#include M40_PROGRAM
+#else
+#include "../decode.cuh"
+#endif
+
+DECODE(1)
+DECODE(2)
+DECODE(4)
+DECODE(8)
 
 #include "arena.h"
 
@@ -32,7 +39,7 @@ Kernel kernel_for(u32 rows) {
     }
 }
 
-void run(Arena& arena, const std::string& command) {
+void launch(Arena& arena, const std::string& command) {
     u32 rows, blocks, first, last, passes;
     Place ops, pass, barrier, chosen;
     if (command != "run" || !(std::cin >> rows >> blocks >> ops >> first >> last >> pass >>
@@ -40,11 +47,11 @@ void run(Arena& arena, const std::string& command) {
         emulate::fail("no such command");
     }
     const Kernel kernel = kernel_for(rows);
-    emulate::run(blocks, kDecodeThreads, 0, [&] {
+    emulate::run(blocks, rows <= 2 ? Batch<1>::kThreads : Batch<8>::kThreads, 0, [&] {
         kernel(arena.start(), ops, first, last, pass, passes, barrier, chosen);
     });
 }
 
 }  // namespace
 
-int main() { return serve(run); }
+int main() { return serve(launch); }

@@ -415,7 +415,10 @@ DEVICE float load_shared_by_blocks(const float* p) { return emulate::aligned<flo
 DEVICE float4 load_shared_by_blocks_16(const float* p) { return emulate::aligned<float4>(p); }
 DEVICE uint4 load_words_shared_by_blocks_16(const void* p) { return emulate::aligned<uint4>(p); }
 DEVICE u32 load_word_shared_by_blocks(const void* p) { return emulate::aligned<u32>(p); }
-DEVICE void prefetch_to_l2(const void* p) { static_cast<void>(*static_cast<const volatile u8*>(p)); }
+DEVICE void load_words_shared_by_blocks_16_if(bool wanted, const void* p, uint4& v) {
+    v = wanted ? load_words_shared_by_blocks_16(p) : v;
+}
+DEVICE u32 copied(u32 a) { return a; }
 // A spinning thread must let the thread it waits for run.
 DEVICE u32 load_volatile(const u32* p) {
     emulate::yield();

@@ -25,8 +25,8 @@ void print_matvec() {
     using Current = MatvecOp;
     print_struct<Current>("MatvecOp");
     FIELD(kind) FIELD(flags) FIELD(type) FIELD(rows) FIELD(cols) FIELD(weights) FIELD(up)
-    FIELD(high) FIELD(scales) FIELD(tops) FIELD(supers) FIELD(split) FIELD(start) FIELD(prologue)
-    FIELD(x) FIELD(x_stride) FIELD(gain) FIELD(block) FIELD(block_gain) FIELD(stream) FIELD(eps)
+    FIELD(high) FIELD(scales) FIELD(tops) FIELD(supers) FIELD(prologue) FIELD(x)
+    FIELD(x_stride) FIELD(gain) FIELD(block) FIELD(block_gain) FIELD(stream) FIELD(eps)
     FIELD(block_eps) FIELD(activation) FIELD(bias) FIELD(residual) FIELD(residual_stride) FIELD(y)
     FIELD(y_stride) FIELD(softcap) FIELD(maxima) FIELD(gate) FIELD(gate_stride)
 }
@@ -83,6 +83,7 @@ int main() {
     CONSTANT(kPassesAtOnce) CONSTANT(kOpWords)
     CONSTANT(kAwait) CONSTANT(kAnnounce) CONSTANT(kNowhere)
     CONSTANT(kEmbed) CONSTANT(kMatvec) CONSTANT(kAttention) CONSTANT(kNorm) CONSTANT(kSample)
+    CONSTANT(kGatedMatvec)
     CONSTANT(kF32) CONSTANT(kF16) CONSTANT(kBF16) CONSTANT(kQ4_0) CONSTANT(kQ4_1) CONSTANT(kQ5_0)
     CONSTANT(kQ5_1) CONSTANT(kQ8_0) CONSTANT(kQ2_K) CONSTANT(kQ3_K) CONSTANT(kQ4_K) CONSTANT(kQ5_K)
     CONSTANT(kQ6_K) CONSTANT(kIQ4_NL) CONSTANT(kIQ4_XS) CONSTANT(kMXFP4)

@@ -19,7 +19,7 @@ pub use self::error::{LoadError, PassError};
 use crate::batch::{decode_passes, is_prompt, prompt_passes};
 use crate::kv::KvPlan;
 use crate::lower::{LowerError, Lowered, Places, RegionId, Target, lower};
-use crate::ops::{self, DECODE_THREADS, OP_WORDS, PAGE_TOKENS, PASS_ROWS, PASSES_AT_ONCE, Place};
+use crate::ops::{self, OP_WORDS, PAGE_TOKENS, PASS_ROWS, PASSES_AT_ONCE, Place, decode_threads};
 use crate::prefill::{LOGIT_ROWS, Prefill};
 use crate::sequence::{Pool, Sequence, TooManySequences};
 use crate::weights::{Loader, Progress, Weights, WeightsError};
@@ -239,7 +239,7 @@ impl Executor {
         if options.launches == Launches::Whole {
             let blocks = lowered.target.blocks;
             for kernel in &kernels {
-                let resident = kernel.resident_blocks(DECODE_THREADS, 0)?;
+                let resident = kernel.resident_blocks(decode_threads(8), 0)?;
                 if resident < blocks {
                     return Err(LoadError::NotResident { blocks, resident });
                 }
@@ -508,7 +508,7 @@ impl Executor {
     fn launch(&self, kernel: usize, ops: Range<usize>, passes: u32) -> Result<(), CudaError> {
         let blocks = self.plan.lowered.target.blocks;
         self.kernels[kernel]
-            .launch([blocks, 1, 1], [DECODE_THREADS, 1, 1])
+            .launch([blocks, 1, 1], [decode_threads(KERNEL_ROWS[kernel]), 1, 1])
             .arena(&self.arena)
             .scalar(place_of(&self.ops).0)
             .scalar(ops.start as u32)

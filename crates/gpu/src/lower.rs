@@ -1,5 +1,5 @@
 //! From a [`Program`] to the ops of a decode pass: which ops of the program become one op of the
-//! card, where rows of activations lie, which ops wait for which, and how work is dealt to blocks.
+//! card, where rows of activations lie, and which ops wait for which.
 //!
 //! It is a pure function, and what it makes names no address: [`Lowered::assemble`] puts in where
 //! weights, KV pages and scratch memory lie. Nothing here depends on the rows of a pass, so a row's
@@ -10,7 +10,7 @@
 //! | `fuse` | walks the program and makes steps of its ops |
 //! | `uses` | who reads what an op of the program wrote |
 //! | `store` | regions of scratch memory, and which buffer lies where |
-//! | `order` | barriers, and shares of blocks |
+//! | `order` | barriers |
 //! | `assemble` | steps to words |
 //! | `text` | steps to text |
 
@@ -26,7 +26,6 @@ use m40_program::{Activation, AttentionShape, MatrixId, Program, RopeId, VectorI
 
 pub(crate) use assemble::page_places;
 pub use assemble::{AssembleError, Places};
-pub use order::MatvecShare;
 pub use store::{Memory, Region, RegionId, View};
 pub use text::Text;
 
@@ -215,8 +214,6 @@ pub struct Matvec {
     pub softcap: Option<f32>,
     /// The largest result of each block.
     pub maxima: Option<RegionId>,
-    /// How rows are dealt to blocks.
-    pub share: MatvecShare,
 }
 
 /// See [`AttentionOp`](crate::ops::AttentionOp).
@@ -283,7 +280,7 @@ pub struct Sample {
 /// `m40_program` are made of, and nothing is run that is only partly understood.
 pub fn lower(program: &Program, target: Target) -> Result<Lowered, LowerError> {
     let fused = fuse::fuse(program, target)?;
-    let ops = order::order(fused.steps, target.blocks);
+    let ops = order::order(fused.steps);
     Ok(Lowered {
         target,
         matrices: fused.matrices,

@@ -23,8 +23,13 @@ pub const PASSES_AT_ONCE: usize = 64;
 /// Words of every op.
 pub const OP_WORDS: usize = 48;
 
-/// Threads of a block of a decode kernel.
-pub const DECODE_THREADS: u32 = 512;
+/// Floats of a row that a decode pass can norm.
+pub const MAX_NORM_WIDTH: usize = 8192;
+
+/// Threads of a block of the decode kernel for at most so many rows.
+pub const fn decode_threads(rows: usize) -> u32 {
+    if rows <= 2 { 512 } else { 384 }
+}
 
 /// The op reads what ops before it wrote, or writes what they read or wrote.
 pub const AWAIT: u32 = 1;
@@ -140,7 +145,7 @@ structure! {
 structure! {
     /// `y = act(n(x) W^T) [* (n(x) U^T)] [+ bias] [+ residual]`, `n` the prologue.
     MatvecOp {
-        /// [`Op::MATVEC`].
+        /// [`Op::MATVEC`], or [`Op::GATED_MATVEC`] with `up`.
         kind: u32,
         /// [`AWAIT`], [`ANNOUNCE`].
         flags: u32,
@@ -162,10 +167,6 @@ structure! {
         tops: u32,
         /// Plane of super-scales, from the start of the matrix.
         supers: u32,
-        /// Warps that share a row, each a part of its columns.
-        split: u32,
-        /// Block that takes the first rows.
-        start: u32,
         /// 0: none, 1: RMS norm, 2: a block's RMS norm added, then RMS norm.
         prologue: u32,
         /// `[pass rows][x_stride] f32`.
@@ -405,6 +406,8 @@ impl Op {
     pub const NORM: u32 = 3;
     /// Kind of [`SampleOp`].
     pub const SAMPLE: u32 = 4;
+    /// Kind of [`MatvecOp`] with `up`.
+    pub const GATED_MATVEC: u32 = 5;
 
     /// Its words, zeros after the structure's.
     pub fn words(&self) -> [u32; OP_WORDS] {

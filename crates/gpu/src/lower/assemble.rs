@@ -252,7 +252,7 @@ impl Assembler<'_> {
         let (residual, residual_stride) = self.optional(matvec.residual);
         let (y, y_stride) = self.view(matvec.y);
         Ok(MatvecOp {
-            kind: Op::MATVEC,
+            kind: if up == nowhere { Op::MATVEC } else { Op::GATED_MATVEC },
             flags,
             r#type,
             rows: matvec.rows as u32,
@@ -263,8 +263,6 @@ impl Assembler<'_> {
             scales,
             tops,
             supers,
-            split: matvec.share.split,
-            start: matvec.share.start,
             prologue,
             x,
             x_stride,

@@ -13,10 +13,10 @@ use m40_program::{
 use super::store::Store;
 use super::uses::Uses;
 use super::{
-    Attention, Embed, FusedId, Gather, Gating, Input, LowerError, Matvec, MatvecShare, Norm,
+    Attention, Embed, FusedId, Gather, Gating, Input, LowerError, Matvec, Norm,
     Region, RegionId, Rope, Sample, Step, Target, View, chunks,
 };
-use crate::ops::{MAX_ROPES, PASS_ROWS, PASSES_AT_ONCE, weight_type};
+use crate::ops::{MAX_NORM_WIDTH, MAX_ROPES, PASS_ROWS, PASSES_AT_ONCE, weight_type};
 
 /// Floats of a vector's last part that weights are padded to: with whole ones, a vector ends where
 /// the next begins.
@@ -273,6 +273,10 @@ impl Fuser<'_> {
         residual: Option<BufferId>,
         out: BufferId,
     ) -> Result<(), Why> {
+        let width = self.program.vector(gain).len;
+        if width > MAX_NORM_WIDTH {
+            return Err(format!("it norms {width} floats, more than {MAX_NORM_WIDTH}"));
+        }
         if let Some(stream) = residual
             && self.uses.norm_of_sum(index).is_some()
         {
@@ -349,7 +353,6 @@ impl Fuser<'_> {
                 y: View { width, ..views[0] },
                 softcap: None,
                 maxima: None,
-                share: MatvecShare::default(),
             }));
             input = input.without_stream();
             rest = end;
@@ -394,7 +397,6 @@ impl Fuser<'_> {
         let matvec = |weights, matrix: &m40_program::Matrix, input, gating, y| {
             let (ty, rows, cols) = (matrix.ty, matrix.rows, matrix.cols);
             let (biases, residual, softcap, maxima) = (vec![], None, None, None);
-            let share = MatvecShare::default();
             let matvec = Matvec {
                 weights,
                 ty,
@@ -407,7 +409,6 @@ impl Fuser<'_> {
                 y,
                 softcap,
                 maxima,
-                share,
             };
             Step::Matvec(matvec)
         };

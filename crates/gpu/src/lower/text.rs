@@ -154,8 +154,6 @@ impl Text<'_> {
         matvec.biases.iter().try_for_each(|bias| write!(f, " + {}", self.vector(*bias)))?;
         matvec.residual.iter().try_for_each(|r| write!(f, " + {}", self.view(*r)))?;
         matvec.softcap.iter().try_for_each(|cap| write!(f, " softcap={cap}"))?;
-        matvec.maxima.iter().try_for_each(|m| write!(f, " {}", self.lowered.region(*m).name))?;
-        let share = matvec.share;
-        write!(f, " units={} split={} start={}", share.units, share.split, share.start)
+        matvec.maxima.iter().try_for_each(|m| write!(f, " {}", self.lowered.region(*m).name))
     }
 }

@@ -48,6 +48,7 @@ fn the_host_writes_ops_as_kernels_read_them() {
         ("Attention", Op::ATTENTION),
         ("Norm", Op::NORM),
         ("Sample", Op::SAMPLE),
+        ("GatedMatvec", Op::GATED_MATVEC),
         ("F32", ty(TensorType::F32)),
         ("F16", ty(TensorType::F16)),
         ("BF16", ty(TensorType::BF16)),

@@ -1,3 +1,0 @@
-#include "decode.cuh"
-
-DECODE(1)

@@ -11,6 +11,7 @@ use crate::driver::{ContextHandle, Driver, FunctionHandle, Garbage, ModuleHandle
 use crate::error::{CudaError, CudaVersion};
 use crate::gate::Calls;
 use crate::kernel::{Kernel, KernelCost, KernelImage, ModuleImage, Signature};
+use crate::module::Module;
 use crate::stream::{Event, Priority, Stream};
 
 /// Errors with which a driver refuses machine code that it may yet take as PTX.
@@ -267,7 +268,22 @@ impl Device {
         if !self.inner.functions.contains_key(signature.name) {
             return Err(CudaError::NoKernel { kernel: signature.name });
         }
-        Kernel::new(self.clone(), signature)
+        Kernel::new(self.clone(), None, signature)
+    }
+
+    /// Loads a module that was compiled for this device: machine code, or PTX with a NUL behind, as
+    /// [`image_form`](Self::image_form) says. The named kernels are loaded fully; there are no others.
+    ///
+    /// # Errors
+    /// [`CudaError::BadImage`] when the driver refuses them; [`CudaError::Resident`] while a kernel
+    /// stays resident.
+    pub fn load(
+        &self,
+        name: &str,
+        image: &[u8],
+        kernels: &[&'static str],
+    ) -> Result<Arc<Module>, CudaError> {
+        Module::load(self.clone(), name, image, kernels).map(Arc::new)
     }
 
     /// A new stream, which the legacy default stream does not hold up.
@@ -337,8 +353,9 @@ impl Inner {
             }
             other => other,
         })?;
-        let functions =
-            image.kernels().map(|name| Ok((name.to_owned(), load(driver, &module, name)?)));
+        let functions = image
+            .kernels()
+            .map(|name| Ok((name.to_owned(), load_function(driver, &module, name)?)));
         let functions = functions.collect::<Result<Vec<_>, CudaError>>();
         self.modules.push(module);
         self.functions.extend(functions?);
@@ -351,7 +368,11 @@ fn load_ptx(driver: &Driver, image: &ModuleImage) -> Result<ModuleHandle, (CudaE
     driver.load_module(&ptx)
 }
 
-fn load(driver: &Driver, module: &ModuleHandle, name: &str) -> Result<Function, CudaError> {
+pub(crate) fn load_function(
+    driver: &Driver,
+    module: &ModuleHandle,
+    name: &str,
+) -> Result<Function, CudaError> {
     let name = CString::new(name).unwrap_or_default();
     let handle = driver.function(module, &name)?;
     let attribute = |attribute| driver.function_attribute(&handle, attribute);

@@ -1,14 +1,16 @@
 //! Kernels: the image they come in, what each takes, and checked launches.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::arena::{Arena, View, ViewMut};
-use crate::device::Device;
+use crate::device::{Device, Function};
 use crate::driver::{Geometry, MAX_PARAMS};
 use crate::element::{Element, ElementType};
 use crate::error::{CudaError, LaunchError};
 use crate::graph::Keep;
 use crate::mailbox::Mailbox;
+use crate::module::Module;
 use crate::stream::Stream;
 
 /// The shared memory that a block may have on every device from Maxwell on, bytes.
@@ -94,7 +96,7 @@ impl fmt::Display for Param {
 }
 
 /// What a kernel takes of a device, as compiled for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KernelCost {
     /// Registers a thread.
     pub registers: u32,
@@ -110,15 +112,31 @@ pub struct KernelCost {
 #[derive(Clone, Debug)]
 pub struct Kernel {
     device: Device,
+    /// Where it is, unless in the device's image.
+    module: Option<Arc<Module>>,
     signature: &'static Signature,
     cost: KernelCost,
 }
 
 impl Kernel {
-    pub(crate) fn new(device: Device, signature: &'static Signature) -> Result<Self, CudaError> {
-        let kernel = signature.name;
-        let cost = device.function(kernel).ok_or(CudaError::NoKernel { kernel })?.cost;
-        Ok(Self { device, signature, cost })
+    pub(crate) fn new(
+        device: Device,
+        module: Option<Arc<Module>>,
+        signature: &'static Signature,
+    ) -> Result<Self, CudaError> {
+        let cost = KernelCost::default();
+        let mut kernel = Self { device, module, signature, cost };
+        kernel.cost = kernel.function()?.cost;
+        Ok(kernel)
+    }
+
+    fn function(&self) -> Result<&Function, CudaError> {
+        let kernel = self.signature.name;
+        let found = match &self.module {
+            Some(module) => module.function(kernel),
+            None => self.device.function(kernel),
+        };
+        found.ok_or(CudaError::NoKernel { kernel })
     }
 
     /// What it takes.
@@ -130,10 +148,8 @@ impl Kernel {
     /// device holds at once. With no more blocks than that all of them run, and may wait for each
     /// other, provided that nothing else runs.
     pub fn resident_blocks(&self, threads: u32, shared: u32) -> Result<u32, CudaError> {
-        let name = self.signature.name;
-        let missing = CudaError::NoKernel { kernel: name };
-        let function = self.device.function(name).ok_or(missing)?;
-        let blocks = self.device.driver()?.occupancy(&function.handle, threads, shared)?;
+        let handle = &self.function()?.handle;
+        let blocks = self.device.driver()?.occupancy(handle, threads, shared)?;
         Ok(blocks * self.device.info().multiprocessors)
     }
 
@@ -261,7 +277,7 @@ impl<'a> Launch<'a> {
             return Err(CudaError::Launch { kernel, reason });
         }
         let device = &self.kernel.device;
-        let function = device.function(kernel).ok_or(CudaError::NoKernel { kernel })?;
+        let function = self.kernel.function()?;
         let driver = device.driver()?;
         stream.keep(self.keeps[..found].iter().flatten().map(|keep| keep.keep()));
         let arguments = &mut self.arguments[..found];

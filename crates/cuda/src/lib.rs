@@ -8,6 +8,7 @@
 //! * [`StagingRing`]: copies through pinned host memory, one buffer filled while another travels.
 //! * [`Stream`], [`Event`]: order and time.
 //! * [`Kernel`], [`Launch`]: launches whose arguments are checked against a [`Signature`].
+//! * [`Compiler`], [`Module`]: kernels of one program, compiled when it is loaded.
 //! * [`Graph`]: launches recorded once and enqueued together.
 //! * [`Mailbox`]: words that the host shares with a kernel while it runs.
 //! * [`Residency`]: held while a kernel that does not end by itself runs. Meanwhile every driver
@@ -18,6 +19,8 @@
 #![deny(unsafe_code)]
 
 mod arena;
+#[expect(unsafe_code, reason = "calls NVRTC's C functions")]
+mod compiler;
 mod device;
 #[expect(unsafe_code, reason = "calls NVIDIA's C functions")]
 mod driver;
@@ -33,6 +36,7 @@ mod graph;
 mod kernel;
 #[expect(unsafe_code, reason = "sees pinned memory as words of host and device")]
 mod mailbox;
+mod module;
 #[cfg(test)]
 mod recorded_tests;
 mod self_test;
@@ -44,6 +48,7 @@ mod suballocator;
 mod tests;
 
 pub use arena::{Arena, ArenaUse, DeviceSlice, View, ViewMut};
+pub use compiler::{CompileError, Compiler, KernelSource};
 pub use device::{Capability, Device, DeviceInfo, ImageForm, Memory, Residency, probe};
 pub use driver::{Call, Class};
 pub use element::{Element, ElementType};
@@ -52,6 +57,7 @@ pub use gate::Calls;
 pub use graph::Graph;
 pub use kernel::{Kernel, KernelCost, KernelImage, Launch, ModuleImage, Param, Signature};
 pub use mailbox::Mailbox;
+pub use module::Module;
 pub use self_test::checksum;
 pub use staging::{StagingBuffer, StagingRing};
 pub use stream::{Event, Priority, Stream};

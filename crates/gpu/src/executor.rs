@@ -9,8 +9,8 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use m40_cuda::{
-    Arena, CudaError, Device, DeviceSlice, ElementType, Graph, Kernel, Param, Signature,
-    StagingRing,
+    Arena, CompileError, CudaError, Device, DeviceSlice, ElementType, Graph, ImageForm, Kernel,
+    KernelSource, Param, Signature, StagingRing,
 };
 use m40_gguf::Gguf;
 use m40_program::Program;
@@ -22,7 +22,8 @@ use crate::lower::{LowerError, Lowered, Places, RegionId, Target, lower};
 use crate::ops::{self, OP_WORDS, PAGE_TOKENS, PASS_ROWS, PASSES_AT_ONCE, Place, decode_threads};
 use crate::prefill::{LOGIT_ROWS, Prefill};
 use crate::sequence::{Pool, Sequence, TooManySequences};
-use crate::weights::{Loader, Progress, Weights, WeightsError};
+use crate::specialize::{DecodeSource, HEADERS};
+use crate::weights::{self, Loader, Progress, Weights, WeightsError};
 
 /// Words of a pass: its number of rows, three that are not used, and the rows.
 const PASS_WORDS: usize = 4 + 4 * PASS_ROWS;
@@ -55,6 +56,16 @@ const DECODE_PARAMS: &[Param] = &[
     Param::Scalar(ElementType::U32),
     Param::Scalar(ElementType::U32),
 ];
+
+/// Makes decode kernels: compiles them, or has them from before.
+pub trait BuildKernels {
+    /// An image that [`Device::load`] takes.
+    ///
+    /// # Errors
+    /// [`CompileError`].
+    fn build(&mut self, source: KernelSource<'_>, form: ImageForm)
+    -> Result<Vec<u8>, CompileError>;
+}
 
 /// kernels/decode.cuh, in the order of [`KERNEL_ROWS`].
 static DECODE: [Signature; 4] = [
@@ -144,6 +155,15 @@ impl Plan {
         &self.lowered
     }
 
+    /// The source of its decode kernels.
+    ///
+    /// # Errors
+    /// [`LoadError::Weights`] when its weights have no planes.
+    pub fn decode_source(&self) -> Result<DecodeSource, LoadError> {
+        let layouts = weights::layouts(&self.program, &self.lowered.matrices)?;
+        Ok(DecodeSource::new(&self.lowered, &self.program, &layouts)?)
+    }
+
     /// Bytes of the arena that the model takes beside its KV cache.
     ///
     /// # Errors
@@ -223,6 +243,7 @@ impl Executor {
         arena: &Arena,
         kv_bytes: u64,
         loader: &mut Loader,
+        builder: &mut dyn BuildKernels,
         progress: &mut (dyn FnMut(Progress) -> ControlFlow<()> + Send),
     ) -> Result<Self, LoadError> {
         let Plan { program, options, lowered, .. } = &plan;
@@ -233,13 +254,12 @@ impl Executor {
             return Err(LoadError::NoCache { bytes: kv_bytes, tokens: kv.tokens() });
         }
         let device = arena.device().clone();
-        let kernels = [0, 1, 2, 3].map(|i| device.kernel(&DECODE[i]));
-        let [a, b, c, d] = kernels;
-        let kernels = [a?, b?, c?, d?];
+        let source = plan.decode_source()?;
+        let kernels = decode_kernels(&device, &program.description.name, &source, builder)?;
         if options.launches == Launches::Whole {
             let blocks = lowered.target.blocks;
-            for kernel in &kernels {
-                let resident = kernel.resident_blocks(decode_threads(8), 0)?;
+            for (kernel, rows) in kernels.iter().zip(KERNEL_ROWS) {
+                let resident = kernel.resident_blocks(decode_threads(rows), 0)?;
                 if resident < blocks {
                     return Err(LoadError::NotResident { blocks, resident });
                 }
@@ -260,7 +280,8 @@ impl Executor {
             scratch: place(&scratch)?,
             choices: Place::NOWHERE,
         };
-        let words = lowered.assemble(program, &places)?;
+        let mut words = lowered.assemble(program, &places)?;
+        source.number(&mut words);
         let ops = arena.allocate::<u32>(words.len())?;
         let starts: Vec<_> = places.caches.iter().map(|c| c.bytes() - cache.offset()).collect();
         let ends = starts.iter().skip(1).copied().chain([kv.bytes()]);
@@ -591,6 +612,22 @@ impl Drop for Executor {
         // Memory must not go back while work on it is enqueued. If the wait fails the card is lost.
         let _ = self.ring.stream().wait();
     }
+}
+
+/// The program's decode kernels, in the order of [`KERNEL_ROWS`].
+fn decode_kernels(
+    device: &Device,
+    model: &str,
+    source: &DecodeSource,
+    builder: &mut dyn BuildKernels,
+) -> Result<[Kernel; 4], LoadError> {
+    let text = source.kernels();
+    let kernels = KernelSource { name: model, text: &text, headers: HEADERS };
+    let image = builder.build(kernels, device.image_form())?;
+    let names = DECODE.each_ref().map(|signature| signature.name);
+    let module = device.load(model, &image, &names)?;
+    let [a, b, c, d] = DECODE.each_ref().map(|signature| module.kernel(signature));
+    Ok([a?, b?, c?, d?])
 }
 
 /// The smallest kernel for so many rows, an index into [`KERNEL_ROWS`].

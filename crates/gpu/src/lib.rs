@@ -7,6 +7,7 @@
 //! | [`weights`] | weights onto the card |
 //! | [`kv`] | pages of the KV cache |
 //! | [`prefill`], [`call`] | passes of many rows, as launches |
+//! | [`specialize`] | decode kernels of one program, as source |
 //! | [`executor`] | a model on the card, and passes over it |
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,7 @@ pub mod lower;
 pub mod ops;
 pub mod prefill;
 mod sequence;
+pub mod specialize;
 pub mod weights;
 
 pub use choice::{Choice, MAX_VOCAB, MAX_WINDOW, runs_on_device};

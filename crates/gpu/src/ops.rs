@@ -66,16 +66,32 @@ impl fmt::Display for Place {
     }
 }
 
+/// A field that may be known when a kernel is compiled.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Constant {
+    /// A number.
+    Word(u32),
+    /// A number.
+    Float(f32),
+    /// The place of what there is not.
+    Nowhere,
+}
+
 /// What takes whole words of an op.
 trait Words {
     const COUNT: usize;
     fn put(&self, words: &mut Vec<u32>);
+    /// What kernels of one program know of it: places differ from one op to the next.
+    fn constant(&self) -> Option<Constant>;
 }
 
 impl Words for u32 {
     const COUNT: usize = 1;
     fn put(&self, words: &mut Vec<u32>) {
         words.push(*self);
+    }
+    fn constant(&self) -> Option<Constant> {
+        Some(Constant::Word(*self))
     }
 }
 
@@ -84,6 +100,9 @@ impl Words for f32 {
     fn put(&self, words: &mut Vec<u32>) {
         words.push(self.to_bits());
     }
+    fn constant(&self) -> Option<Constant> {
+        Some(Constant::Float(*self))
+    }
 }
 
 impl Words for Place {
@@ -91,12 +110,18 @@ impl Words for Place {
     fn put(&self, words: &mut Vec<u32>) {
         words.push(self.0);
     }
+    fn constant(&self) -> Option<Constant> {
+        (*self == Self::NOWHERE).then_some(Constant::Nowhere)
+    }
 }
 
 impl<T: Words, const N: usize> Words for [T; N] {
     const COUNT: usize = N * T::COUNT;
     fn put(&self, words: &mut Vec<u32>) {
         self.iter().for_each(|item| item.put(words));
+    }
+    fn constant(&self) -> Option<Constant> {
+        None
     }
 }
 
@@ -117,12 +142,21 @@ macro_rules! structure {
                 $(self.$field.put(&mut words);)+
                 words
             }
+
+            /// Names of the fields that are no places, and what is in them.
+            pub fn constants(&self) -> Vec<(&'static str, Constant)> {
+                let fields = [$((stringify!($field), self.$field.constant()),)+];
+                fields.into_iter().filter_map(|(name, c)| Some((name, c?))).collect()
+            }
         }
 
         impl Words for $name {
             const COUNT: usize = 0 $(+ <$ty as Words>::COUNT)+;
             fn put(&self, words: &mut Vec<u32>) {
                 $(self.$field.put(words);)+
+            }
+            fn constant(&self) -> Option<Constant> {
+                None
             }
         }
     };
@@ -408,6 +442,17 @@ impl Op {
     pub const SAMPLE: u32 = 4;
     /// Kind of [`MatvecOp`] with `up`.
     pub const GATED_MATVEC: u32 = 5;
+
+    /// Names of its fields that are no places, and what is in them.
+    pub fn constants(&self) -> Vec<(&'static str, Constant)> {
+        match self {
+            Self::Embed(op) => op.constants(),
+            Self::Matvec(op) => op.constants(),
+            Self::Attention(op) => op.constants(),
+            Self::Norm(op) => op.constants(),
+            Self::Sample(op) => op.constants(),
+        }
+    }
 
     /// Its words, zeros after the structure's.
     pub fn words(&self) -> [u32; OP_WORDS] {

@@ -18,6 +18,7 @@ use m40_program::{MatrixId, Program, VectorId};
 use m40_repack::{Layout, RepackError};
 
 use self::plan::Plan;
+pub(crate) use self::plan::layouts;
 use crate::ops::Place;
 
 /// Bytes of a staging buffer: large enough for the bus, small enough that a slab is still in a

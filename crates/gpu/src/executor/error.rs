@@ -1,6 +1,6 @@
 //! What goes wrong with models on the card.
 
-use m40_cuda::CudaError;
+use m40_cuda::{CompileError, CudaError};
 
 use crate::kv::OutOfPages;
 use crate::lower::{AssembleError, LowerError};
@@ -45,6 +45,9 @@ pub enum LoadError {
         /// Blocks that run at once.
         resident: u32,
     },
+    /// Its decode kernels cannot be made.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
     /// The card.
     #[error(transparent)]
     Cuda(#[from] CudaError),

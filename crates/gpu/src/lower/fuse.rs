@@ -13,8 +13,8 @@ use m40_program::{
 use super::store::Store;
 use super::uses::Uses;
 use super::{
-    Attention, Embed, FusedId, Gather, Gating, Input, LowerError, Matvec, Norm,
-    Region, RegionId, Rope, Sample, Step, Target, View, chunks,
+    Attention, Embed, FusedId, Gather, Gating, Input, LowerError, Matvec, Norm, Region, RegionId,
+    Rope, Sample, Step, Target, View, chunks,
 };
 use crate::ops::{MAX_NORM_WIDTH, MAX_ROPES, PASS_ROWS, PASSES_AT_ONCE, weight_type};
 

@@ -72,7 +72,7 @@ impl<'a> Plan<'a> {
 }
 
 /// The layouts of fused matrices, after a check that they can be fused.
-pub(super) fn layouts(
+pub(crate) fn layouts(
     program: &Program,
     fused: &[Vec<MatrixId>],
 ) -> Result<Vec<Layout>, WeightsError> {

@@ -5,6 +5,7 @@
 
 mod models;
 mod real;
+mod sessions;
 mod shared;
 mod weights;
 

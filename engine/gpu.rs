@@ -10,6 +10,8 @@ mod owner;
 #[cfg(test)]
 #[cfg(feature = "cuda")]
 mod tests;
+#[cfg(feature = "cuda")]
+mod turns;
 
 use std::fmt;
 use std::sync::LazyLock;

@@ -78,10 +78,11 @@ pub(super) struct Job<S> {
     turns: u64,
     /// How many of `tokens` were computed.
     pub(super) computed: usize,
-    /// What was chosen after the last token, if all were computed; or else there are
+    /// What was chosen after the last token, and after what was chosen before.
     pub(super) chosen: Vec<Chosen>,
-    /// the logits after the last token.
+    /// Logits after the last token, if it was computed and nothing was chosen.
     pub(super) logits: Vec<f32>,
+    /// Why nothing was computed.
     pub(super) failure: Option<GenerateError>,
 }
 

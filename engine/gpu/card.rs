@@ -15,6 +15,7 @@ use memmap2::Mmap;
 
 use super::batch::{PAGE_TOKENS, Passes};
 use super::owner::{Owner, Seat};
+use super::turns::Turns;
 use super::{Decode, GpuError, GpuMemory, GpuOptions, VRAM_RESERVE, kernel_image};
 use crate::backend::{Output, Want, lock};
 use crate::generate::{GenerateError, GenerateParams};
@@ -44,7 +45,7 @@ pub(crate) struct Card {
 
 /// Held during a pass if its launch waits for its own blocks: of two at a time each could hold what
 /// the other waits for.
-type Turn = Option<Arc<Mutex<()>>>;
+type Turn = Option<Arc<Turns>>;
 
 impl Card {
     pub(crate) fn open(options: GpuOptions, threads: usize) -> Result<Self, GpuError> {
@@ -247,7 +248,7 @@ impl Passes for OnCard {
         rows: &[Row],
         sequences: &mut [&mut Sequence],
     ) -> Result<&mut [f32], PassError> {
-        let _turn = self.turn.as_ref().map(|turn| lock(turn));
+        let _turn = self.turn.as_deref().map(Turns::wait);
         self.executor.forward(rows, sequences)
     }
 
@@ -257,7 +258,7 @@ impl Passes for OnCard {
         sequences: &mut [&mut Sequence],
         passes: u32,
     ) -> Result<Vec<Chosen>, PassError> {
-        let _turn = self.turn.as_ref().map(|turn| lock(turn));
+        let _turn = self.turn.as_deref().map(Turns::wait);
         self.executor.choose(rows, sequences, passes)
     }
 

@@ -148,7 +148,8 @@ impl<P: Passes> Owner<P> {
         job.tokens.extend_from_slice(&tokens[..tokens.len().min(PROMPT_ROWS + 1)]);
         job.wants_logits = want == Want::Logits;
         // The first token after a prompt is wanted as soon as it can be had.
-        job.ahead = if seat.first { 1 } else { self.ahead.min((self.context - base) as u32) };
+        let room = self.context.saturating_sub(base).max(1);
+        job.ahead = if seat.first { 1 } else { self.ahead.min(room as u32) };
         let job = self.ask(seat)?;
         let computed = job.computed;
         if computed < tokens.len() {

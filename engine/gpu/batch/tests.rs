@@ -251,6 +251,25 @@ fn who_has_no_room_hurts_nobody_else() {
 }
 
 #[test]
+fn whose_context_is_full_hurts_nobody_else() {
+    let told = Told::default();
+    told.set_context(60);
+    let mut batcher = batcher(&told);
+    let mut three = clients(2, 1);
+    three.push(Client::new(2, prompt(59, 2)));
+    while three[2].said().len() < 2 {
+        go_on(&mut batcher, &mut three, 1);
+    }
+    three.iter_mut().for_each(|client| client.ask(&mut batcher));
+    step(&mut batcher);
+    let heard: Vec<_> = three.iter_mut().map(|client| client.hear().unwrap()).collect();
+    assert_eq!(heard[..2], [Ok(()), Ok(())]);
+    let Err(GenerateError::Pass { reason }) = &heard[2] else { panic!("{heard:?}") };
+    assert!(reason.contains("context of 60 tokens"), "{reason}");
+    three.iter().for_each(Client::check);
+}
+
+#[test]
 fn a_prompt_without_room_fails_alone() {
     let told = Told::default();
     told.set_pages(200);

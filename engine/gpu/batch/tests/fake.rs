@@ -30,6 +30,8 @@ struct State {
     capacity: usize,
     places: usize,
     most: usize,
+    /// Tokens that a sequence may have.
+    context: usize,
 }
 
 /// What has run.
@@ -58,6 +60,7 @@ impl Told {
             capacity,
             places: most,
             most,
+            context: usize::MAX,
         })))
     }
 
@@ -93,6 +96,10 @@ impl Told {
 
     pub(super) fn free_places(&self) -> usize {
         self.state().places
+    }
+
+    pub(super) fn set_context(&self, context: usize) {
+        self.state().context = context;
     }
 
     /// The next pass fails.
@@ -162,6 +169,13 @@ impl Fake {
         assert!(!state.panics, "told to");
         if let Some(failure) = state.failures.pop_front() {
             return Err(failure);
+        }
+        for row in rows {
+            let position = row.position + passes as usize - 1;
+            let context = state.context;
+            if position >= context {
+                return Err(PassError::Context { position, context });
+            }
         }
         let (needed, free) = (rows.len() * passes as usize, state.pages);
         if needed > free {

@@ -10,6 +10,7 @@ use crate::backend::{Output, Want};
 const CONTEXT: usize = 4096;
 
 fn owner(told: &Told) -> Owner<Fake> {
+    told.set_context(CONTEXT);
     Owner::start(Fake::new(told), CONTEXT, AHEAD).unwrap()
 }
 
@@ -175,5 +176,6 @@ fn a_panic_of_the_thread_ends_all_sessions_with_an_error_and_hangs_nobody() {
             }
         }
     });
+    drop(owner);
     assert_eq!((told.free_pages(), told.free_places()), (1 << 20, 64));
 }

@@ -17,20 +17,21 @@ use std::time::{Duration, Instant};
 
 use m40_gpu::TooManySequences;
 use m40_gpu::executor::{Chosen, PassError, Row};
-use m40_gpu::ops::PASS_ROWS;
+use m40_gpu::kv::OutOfPages;
+use m40_gpu::ops::{PAGE_TOKENS, PASS_ROWS};
 use m40_sched::Pace;
 
 use super::GpuError;
 use crate::backend::PROMPT_ROWS;
 use crate::generate::GenerateError;
 
-/// Tokens of a page, the smallest step of the KV cache.
-pub(super) const PAGE_TOKENS: u64 = m40_gpu::ops::PAGE_TOKENS as u64;
-
 /// What computes passes: the executor, or what stands in for it in tests.
 pub(super) trait Passes: Send + 'static {
     /// Keys and values of one session.
     type Sequence: Send;
+
+    /// Pages of the KV cache that nobody has, and all.
+    fn pages(&self) -> (usize, usize);
 
     /// An empty sequence.
     fn begin(&mut self) -> Result<Self::Sequence, TooManySequences>;
@@ -68,8 +69,10 @@ pub(super) struct Job<S> {
     pub(super) sequence: Option<S>,
     /// Tokens that the sequence has.
     pub(super) position: usize,
-    /// Tokens that follow, at least one.
+    /// Tokens that follow, at least one; of a long prompt the first ones.
     pub(super) tokens: Vec<u32>,
+    /// Tokens that follow, all of them.
+    pub(super) pending: usize,
     /// Whether the logits of the last token are wanted, not the likeliest token after it.
     pub(super) wants_logits: bool,
     /// Tokens that may be chosen at a time, each after the one before.
@@ -94,6 +97,7 @@ impl<S> Job<S> {
             sequence: None,
             position: 0,
             tokens: vec![],
+            pending: 0,
             wants_logits: false,
             ahead: 1,
             turns: 0,
@@ -239,6 +243,10 @@ impl<P: Passes> Batcher<P> {
     /// row like those of streams.
     pub(super) fn slice(&mut self) {
         let Some(mut job) = self.prompts.pop_front() else { return };
+        if let Err(full) = self.has_room(&job) {
+            job.failure = Some(failed(&full.into()));
+            return job.answer();
+        }
         let most = if self.streams_run() { self.pace.rows() } else { PROMPT_ROWS };
         let count = most.min(job.tokens.len() - 1);
         let row = |(position, &token)| Row { token, position, sequence: 0, logits: false };
@@ -254,6 +262,15 @@ impl<P: Passes> Batcher<P> {
         }
         self.slice_is_due = false;
         job.answer();
+    }
+
+    /// Whether the cache holds the rest of a prompt. One that it does not hold must not take, slice by
+    /// slice, the pages that streams will need.
+    fn has_room(&self, job: &Job<P::Sequence>) -> Result<(), OutOfPages> {
+        let end = job.position + job.pending;
+        let needed = end.div_ceil(PAGE_TOKENS) - job.position.div_ceil(PAGE_TOKENS);
+        let (free, capacity) = self.passes.pages();
+        if needed > free { Err(OutOfPages { needed, free, capacity }) } else { Ok(()) }
     }
 
     /// Computes the rows whose turn it is, as many as a pass has.
@@ -352,9 +369,9 @@ fn is_of_card(error: &PassError) -> bool {
 fn failed(error: &PassError) -> GenerateError {
     match error {
         PassError::Pages(full) => GenerateError::CacheFull {
-            needed: full.needed as u64 * PAGE_TOKENS,
-            free: full.free as u64 * PAGE_TOKENS,
-            capacity: full.capacity as u64 * PAGE_TOKENS,
+            needed: (full.needed * PAGE_TOKENS) as u64,
+            free: (full.free * PAGE_TOKENS) as u64,
+            capacity: (full.capacity * PAGE_TOKENS) as u64,
         },
         PassError::Stuck => GenerateError::Gpu(GpuError::Stuck),
         PassError::Cuda(error) => GenerateError::Gpu(error.clone().into()),

@@ -8,12 +8,13 @@ use std::time::Instant;
 use m40_cuda::{ALIGNMENT, Arena, Device};
 use m40_gguf::Gguf;
 use m40_gpu::executor::{Chosen, Executor, ExecutorOptions, Launches, PassError, Plan, Row};
+use m40_gpu::ops::PAGE_TOKENS;
 use m40_gpu::weights::{Loader, Weights, WeightsError};
 use m40_gpu::{Choice, Sequence, TooManySequences};
 use m40_program::Program;
 use memmap2::Mmap;
 
-use super::batch::{PAGE_TOKENS, Passes};
+use super::batch::Passes;
 use super::owner::{Owner, Seat};
 use super::turns::Turns;
 use super::{Decode, GpuError, GpuMemory, GpuOptions, VRAM_RESERVE, kernel_image};
@@ -151,7 +152,7 @@ pub(super) fn plan(
         scratch,
         kv: plan.kv_bytes(context as usize).next_multiple_of(ALIGNMENT),
         kv_step: plan.kv_bytes(1),
-        step_tokens: PAGE_TOKENS,
+        step_tokens: PAGE_TOKENS as u64,
         context,
         context_trained: program.description.context,
         free: 0,
@@ -234,6 +235,10 @@ struct OnCard {
 
 impl Passes for OnCard {
     type Sequence = Sequence;
+
+    fn pages(&self) -> (usize, usize) {
+        self.executor.pages()
+    }
 
     fn begin(&mut self) -> Result<Sequence, TooManySequences> {
         self.executor.begin()

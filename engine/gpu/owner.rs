@@ -146,6 +146,7 @@ impl<P: Passes> Owner<P> {
         job.position = base;
         job.tokens.clear();
         job.tokens.extend_from_slice(&tokens[..tokens.len().min(PROMPT_ROWS + 1)]);
+        job.pending = tokens.len();
         job.wants_logits = want == Want::Logits;
         // The first token after a prompt is wanted as soon as it can be had.
         let room = self.context.saturating_sub(base).max(1);

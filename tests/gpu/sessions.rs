@@ -3,7 +3,7 @@
 use std::thread;
 
 use m40_testkit::models;
-use m40llm::{CancelToken, Decode, FinishReason, GenerateParams, Model, ModelOptions};
+use m40llm::{CancelToken, Decode, FinishReason, GenerateError, GenerateParams, Model, ModelOptions};
 
 use super::real::{TEXT, engine, params};
 use super::{Gpu, gpu, say};
@@ -111,11 +111,17 @@ fn streams_say_the_same_beside_a_long_prompt() {
 }
 
 #[test]
-fn who_is_cancelled_leaves_the_others_as_they_were() {
+fn who_is_cancelled_or_finds_no_room_leaves_the_others_as_they_were() {
     let Some(gpu) = gpu() else { return };
     let model = load(&gpu, Decode::Persistent);
     let streams = prompts(&model, 3);
     let alone: Vec<_> = streams.iter().map(|p| said(&model, p, &params(300))).collect();
+    // It leaves less of the cache than another prompt like it needs.
+    let mut large = model.session();
+    let long = long_prompt(&model, 2600);
+    large
+        .generate(&long, &params(1), &CancelToken::new(), &mut |_| {})
+        .unwrap_or_else(|error| panic!("{error}"));
     thread::scope(|scope| {
         for (prompt, alone) in streams.iter().zip(&alone) {
             let model = &model;
@@ -133,5 +139,9 @@ fn who_is_cancelled_leaves_the_others_as_they_were() {
             let done = model.session().generate(&streams[0], &params(300), &cancel, &mut on_chunk);
             assert_eq!(done.unwrap().finish, FinishReason::Cancelled);
         }
+        let refused = model.session().generate(&long, &params(1), &CancelToken::new(), &mut |_| {});
+        assert!(matches!(refused, Err(GenerateError::CacheFull { .. })), "{refused:?}");
     });
+    drop(large);
+    said(&model, &long, &params(2));
 }

@@ -36,6 +36,7 @@ impl Client {
         let mut job = self.job.take().unwrap();
         job.position = self.held;
         job.tokens = self.tokens[self.held..].iter().take(PROMPT_ROWS + 1).copied().collect();
+        job.pending = self.tokens.len() - self.held;
         job.wants_logits = self.logits;
         job.ahead = if self.tokens.len() == self.prompt { 1 } else { AHEAD };
         batcher.take(Message::Ask(job));
@@ -229,20 +230,20 @@ fn streams_keep_half_their_speed_beside_a_prompt() {
 
 #[test]
 fn who_has_no_room_hurts_nobody_else() {
-    // The answers take a page each at once; the last of three finds none.
     let told = Told::default();
-    told.set_pages(3 * 9 + 2);
+    told.set_pages(3 + 2);
     let mut batcher = batcher(&told);
     let mut three = clients(3, 1);
-    go_on(&mut batcher, &mut three, 2);
-    assert_eq!(told.free_pages(), 2);
+    go_on(&mut batcher, &mut three, 4);
+    // No page is left for eight tokens more of each, but none is needed for seven.
+    go_on(&mut batcher, &mut three, 7);
+    assert!(three.iter().all(|client| client.held == PAGE_TOKENS));
     three.iter_mut().for_each(|client| client.ask(&mut batcher));
     step(&mut batcher);
     let heard: Vec<_> = three.iter_mut().map(|client| client.hear().unwrap()).collect();
     assert_eq!(heard[..2], [Ok(()), Ok(())]);
     let Err(GenerateError::CacheFull { needed, free, .. }) = heard[2] else { panic!("{heard:?}") };
-    assert_eq!((needed, free), (PAGE_TOKENS, 0));
-    assert_eq!(three[0].said().len(), 10);
+    assert_eq!((needed, free), (PAGE_TOKENS as u64, 0));
 
     // It leaves, and the others go on.
     drop(three.pop());
@@ -270,29 +271,21 @@ fn whose_context_is_full_hurts_nobody_else() {
 }
 
 #[test]
-fn a_prompt_without_room_fails_alone() {
+fn a_prompt_that_does_not_fit_takes_no_pages_from_streams() {
     let told = Told::default();
-    told.set_pages(200);
+    told.set_pages(10);
     let mut batcher = batcher(&told);
     let mut all = clients(2, 1);
-    all.push(Client::new(2, prompt(300, 2)));
+    go_on(&mut batcher, &mut all, 1);
+    all.push(Client::new(2, prompt(9 * PAGE_TOKENS, 2)));
     all.iter_mut().for_each(|client| client.ask(&mut batcher));
-    for _ in 0..20 {
-        step(&mut batcher);
-        let failed = all[2].hear().map(|heard| heard.map(|()| all[2].ask(&mut batcher)));
-        for client in &mut all[..2] {
-            if let Some(heard) = client.hear() {
-                heard.unwrap();
-                client.ask(&mut batcher);
-            }
-        }
-        if let Some(Err(error)) = failed {
-            assert!(matches!(error, GenerateError::CacheFull { .. }), "{error}");
-            all[..2].iter().for_each(Client::check);
-            return;
-        }
-    }
-    panic!("a cache of 200 tokens held a prompt of 300");
+    step(&mut batcher);
+    let Some(Err(GenerateError::CacheFull { needed, free, .. })) = all[2].hear() else { panic!() };
+    assert_eq!((needed, free), (9 * PAGE_TOKENS as u64, 8 * PAGE_TOKENS as u64));
+    assert_eq!((told.free_pages(), all[2].held), (8, 0));
+    step(&mut batcher);
+    all[..2].iter_mut().for_each(|client| client.hear().unwrap().unwrap());
+    all.iter().for_each(Client::check);
 }
 
 #[test]

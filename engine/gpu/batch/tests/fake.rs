@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use m40_gpu::TooManySequences;
 use m40_gpu::executor::{Chosen, PassError, Row};
 use m40_gpu::kv::OutOfPages;
-use m40_gpu::ops::PASS_ROWS;
+use m40_gpu::ops::{PAGE_TOKENS, PASS_ROWS};
 
 use super::super::Passes;
 
@@ -25,7 +25,7 @@ struct State {
     ran: Vec<Ran>,
     failures: VecDeque<PassError>,
     panics: bool,
-    /// Of one token each.
+    /// Pages that nobody has, and all.
     pages: usize,
     capacity: usize,
     places: usize,
@@ -126,6 +126,10 @@ pub(super) fn prompt(tokens: usize, seed: u32) -> Vec<u32> {
     (0..tokens as u32).map(|i| (i * 37 + seed * 11) % VOCAB).collect()
 }
 
+fn pages(tokens: usize) -> usize {
+    tokens.div_ceil(PAGE_TOKENS)
+}
+
 fn follows(tokens: &[u32]) -> u32 {
     let hash = tokens.iter().fold(7u32, |hash, token| hash.wrapping_mul(31).wrapping_add(*token));
     (hash >> 8) % VOCAB
@@ -141,7 +145,7 @@ pub(super) struct FakeSequence {
 impl Drop for FakeSequence {
     fn drop(&mut self) {
         let mut state = self.told.state();
-        state.pages += self.tokens.len();
+        state.pages += pages(self.tokens.len());
         state.places += 1;
     }
 }
@@ -177,9 +181,13 @@ impl Fake {
                 return Err(PassError::Context { position, context });
             }
         }
-        let (needed, free) = (rows.len() * passes as usize, state.pages);
+        let mut ends: Vec<_> = sequences.iter().map(|sequence| sequence.tokens.len()).collect();
+        rows.iter().for_each(|row| ends[row.sequence] += passes as usize);
+        let grown = sequences.iter().zip(ends);
+        let needed: usize =
+            grown.map(|(sequence, end)| pages(end) - pages(sequence.tokens.len())).sum();
+        let free = state.pages;
         if needed > free {
-            let needed = needed - free;
             return Err(OutOfPages { needed, free, capacity: state.capacity }.into());
         }
         state.pages -= needed;
@@ -220,6 +228,11 @@ fn are_one_pass(rows: &[Row]) -> bool {
 impl Passes for Fake {
     type Sequence = FakeSequence;
 
+    fn pages(&self) -> (usize, usize) {
+        let state = self.told.state();
+        (state.pages, state.capacity)
+    }
+
     fn begin(&mut self) -> Result<FakeSequence, TooManySequences> {
         let mut state = self.told.state();
         let most = state.most;
@@ -228,9 +241,9 @@ impl Passes for Fake {
     }
 
     fn truncate(sequence: &mut FakeSequence, len: usize) {
-        let dropped = sequence.tokens.len().saturating_sub(len);
+        let before = pages(sequence.tokens.len());
         sequence.tokens.truncate(len);
-        sequence.told.state().pages += dropped;
+        sequence.told.state().pages += before - pages(sequence.tokens.len());
     }
 
     fn forward(

@@ -25,6 +25,9 @@ use super::GpuError;
 use crate::backend::PROMPT_ROWS;
 use crate::generate::GenerateError;
 
+/// Passes between two slices, at most.
+const PASSES_MAX: u32 = 8;
+
 /// What computes passes: the executor, or what stands in for it in tests.
 pub(super) trait Passes: Send + 'static {
     /// Keys and values of one session.
@@ -161,8 +164,8 @@ pub(super) struct Batcher<P: Passes> {
     patience: Instant,
     /// The session that had the latest slice, until it asks for the rest of its prompt.
     sliced: Option<u64>,
-    /// Whether the latest pass was no slice.
-    slice_is_due: bool,
+    /// Passes since the latest slice.
+    since_slice: u32,
 }
 
 impl<P: Passes> Batcher<P> {
@@ -171,7 +174,7 @@ impl<P: Passes> Batcher<P> {
         let patience = passes.now();
         Self {
             passes,
-            pace: Pace::new(ahead, PROMPT_ROWS),
+            pace: Pace::new(PASSES_MAX, PROMPT_ROWS),
             ahead,
             rows: VecDeque::new(),
             turns: 0,
@@ -179,7 +182,7 @@ impl<P: Passes> Batcher<P> {
             awaited: vec![],
             patience,
             sliced: None,
-            slice_is_due: true,
+            since_slice: PASSES_MAX,
         }
     }
 
@@ -220,8 +223,8 @@ impl<P: Passes> Batcher<P> {
         if self.rows.is_empty() && self.prompts.is_empty() {
             return Next::Nothing;
         }
-        let turn = self.slice_is_due || !self.streams_run();
-        if !self.prompts.is_empty() && turn {
+        let due = self.since_slice >= self.pace.passes() || !self.streams_run();
+        if !self.prompts.is_empty() && due {
             return Next::Slice;
         }
         if !self.awaited.is_empty() && self.rows.len() < PASS_ROWS {
@@ -260,7 +263,7 @@ impl<P: Passes> Batcher<P> {
             }
             Err(error) => job.failure = Some(failed(&error)),
         }
-        self.slice_is_due = false;
+        self.since_slice = 0;
         job.answer();
     }
 
@@ -275,8 +278,9 @@ impl<P: Passes> Batcher<P> {
 
     /// Computes the rows whose turn it is, as many as a pass has.
     pub(super) fn launch(&mut self) {
-        let prompt_waits = !self.prompts.is_empty() || self.sliced.take().is_some();
-        let passes = if prompt_waits { self.pace.passes() } else { self.ahead };
+        let prompt_waits = self.sliced.take().is_some() || !self.prompts.is_empty();
+        let before_slice = self.pace.passes().saturating_sub(self.since_slice).max(1);
+        let passes = if prompt_waits { before_slice.min(self.ahead) } else { self.ahead };
         let count = self.rows.len().min(PASS_ROWS);
         let mut jobs: Vec<_> = self.rows.drain(..count).collect();
         self.turns = jobs.first().map_or(self.turns, |job| job.turns);
@@ -286,7 +290,6 @@ impl<P: Passes> Batcher<P> {
         self.awaited.clear();
         self.awaited.extend(served.map(|job| job.session));
         self.patience = self.passes.now() + self.pace.patience();
-        self.slice_is_due = true;
         jobs.into_iter().for_each(Job::answer);
     }
 
@@ -309,7 +312,7 @@ impl<P: Passes> Batcher<P> {
         }
     }
 
-    /// One launch, over a row of each job.
+    /// One launch, over a row of each job: as many passes as everybody takes, at most `passes`.
     fn pass(&mut self, jobs: &mut [Box<Job<P::Sequence>>], passes: u32) -> Result<(), PassError> {
         let logits = jobs.iter().any(|job| job.wants_logits);
         let rows = jobs.iter().enumerate().map(|(sequence, job)| {
@@ -317,13 +320,15 @@ impl<P: Passes> Batcher<P> {
             Row { token, position, sequence, logits }
         });
         let rows: Vec<_> = rows.collect();
+        let most = if logits { 1 } else { passes };
+        let passes = jobs.iter().map(|job| job.ahead).fold(most, u32::min);
+        self.since_slice = self.since_slice.saturating_add(passes);
         let begun = self.passes.now();
-        let passes = if logits {
+        if logits {
             self.logits(&rows, jobs)?;
-            1
         } else {
-            self.choose(&rows, jobs, passes)?
-        };
+            self.choose(&rows, jobs, passes)?;
+        }
         self.pace.ran(passes, self.passes.now() - begun);
         jobs.iter_mut().for_each(|job| job.computed = 1);
         Ok(())
@@ -344,20 +349,19 @@ impl<P: Passes> Batcher<P> {
         Ok(())
     }
 
-    /// As many passes as everybody takes, and no more than `most`.
+    /// Passes that feed themselves.
     fn choose(
         &mut self,
         rows: &[Row],
         jobs: &mut [Box<Job<P::Sequence>>],
-        most: u32,
-    ) -> Result<u32, PassError> {
-        let passes = jobs.iter().map(|job| job.ahead).fold(most, u32::min);
+        passes: u32,
+    ) -> Result<(), PassError> {
         let mut sequences: Vec<_> = jobs.iter_mut().map(|job| job.sequence()).collect();
         let chosen = self.passes.choose(rows, &mut sequences, passes)?;
         for (index, job) in jobs.iter_mut().enumerate() {
             job.chosen.extend(chosen.iter().skip(index).step_by(rows.len()));
         }
-        Ok(passes)
+        Ok(())
     }
 }
 

@@ -3,7 +3,9 @@
 use std::thread;
 
 use m40_testkit::models;
-use m40llm::{CancelToken, Decode, FinishReason, GenerateError, GenerateParams, Model, ModelOptions};
+use m40llm::{
+    CancelToken, Decode, FinishReason, GenerateError, GenerateParams, Model, ModelOptions,
+};
 
 use super::real::{TEXT, engine, params};
 use super::{Gpu, gpu, say};

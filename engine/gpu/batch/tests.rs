@@ -199,32 +199,41 @@ fn slices_and_passes_take_turns_and_so_do_prompts() {
     assert!(all[3].said().len() > 1);
 }
 
-/// What streams say in a second of the card's time while `passes` passes run.
+/// What streams say in a second of the card's time, over many passes.
 fn speed(batcher: &mut Batcher<Fake>, clients: &mut [Client], told: &Told) -> f64 {
     let said = |clients: &[Client]| clients[..4].iter().map(|c| c.said().len()).sum::<usize>();
     let (before, begun) = (said(clients), told.time());
-    go_on(batcher, clients, 40);
+    go_on(batcher, clients, 180);
     (said(clients) - before) as f64 / (told.time() - begun).as_secs_f64()
+}
+
+#[track_caller]
+fn check_speed(times: [u64; 3], ahead: u32, logits: bool) {
+    let told = Told::with_times(times.map(Duration::from_micros));
+    let mut batcher = Batcher::new(Fake::new(&told), ahead);
+    let mut all = clients(4, 1);
+    all[0].logits = logits;
+    go_on(&mut batcher, &mut all, 4);
+    let alone = speed(&mut batcher, &mut all, &told);
+    all.push(Client::new(4, prompt(200_000, 9)));
+    // The pace is found on the way.
+    go_on(&mut batcher, &mut all, 60);
+    let before = (all[4].held, told.time());
+    let beside = speed(&mut batcher, &mut all, &told);
+    assert!(beside >= 0.48 * alone, "{beside} beside a prompt, {alone} alone");
+    // And the prompt has what is left, if a slice can be as short.
+    assert!(beside <= 0.8 * alone, "{beside} beside a prompt, {alone} alone");
+    assert!(all[4].held >= before.0 + LEAST_ROWS && told.time() > before.1);
 }
 
 #[test]
 fn streams_keep_half_their_speed_beside_a_prompt() {
-    // A fast card with a small model, and a slow one with a large one.
-    for (pass, slice, row) in [(700, 1500, 10), (4_000, 2_000, 200), (35_000, 20_000, 2_500)] {
-        let told = Told::with_times([pass, slice, row].map(Duration::from_micros));
-        let mut batcher = batcher(&told);
-        let mut all = clients(4, 1);
-        go_on(&mut batcher, &mut all, 4);
-        let alone = speed(&mut batcher, &mut all, &told);
-        all.push(Client::new(4, prompt(200_000, 9)));
-        // The pace is found on the way.
-        go_on(&mut batcher, &mut all, 20);
-        let beside = speed(&mut batcher, &mut all, &told);
-        assert!(all[4].held > 0 && all[4].said().is_empty());
-        assert!(beside >= 0.49 * alone, "{beside} beside a prompt, {alone} alone");
-        let slice = all[4].held;
-        go_on(&mut batcher, &mut all, 2);
-        assert!(all[4].held - slice >= LEAST_ROWS);
+    // A fast card with a small model and with a large one, and a slow card.
+    for times in [[700, 1500, 10], [4_000, 2_000, 200], [35_000, 20_000, 2_500]] {
+        check_speed(times, AHEAD, false);
+        // Of which each launch is one pass.
+        check_speed(times, 1, false);
+        check_speed(times, AHEAD, true);
     }
 }
 

@@ -24,6 +24,7 @@ use m40llm::{
     LoadError, Model, ModelOptions, Numerics, SamplingParams,
 };
 
+use super::sessions::PROMPT;
 use super::{gpu, say};
 
 const CONTEXT: u32 = 1024;
@@ -388,7 +389,8 @@ fn sessions_share_a_model_and_its_cache_and_a_full_one_says_so() {
     let engine = engine(&gpu.device, 1024, Decode::Graph);
     let options = ModelOptions { context: Some(256), ..ModelOptions::default() };
     let model = engine.load(&models::smollm2(), &options).unwrap();
-    let prompt = model.tokenizer().encode_prompt(TEXT);
+    let mut prompt = model.tokenizer().encode_prompt(TEXT);
+    prompt.truncate(PROMPT);
     let alone = generate(&model, &prompt, &params(32));
     thread::scope(|scope| {
         let together: Vec<_> =

@@ -15,7 +15,7 @@ const CONTEXT: u32 = 4096;
 
 /// Tokens of a prompt at most: those of a slice of the least size, and the last one. Longer prompts
 /// may be cut otherwise beside others, and then differ in the last bits.
-const PROMPT: usize = 17;
+pub(super) const PROMPT: usize = 17;
 
 fn load(gpu: &Gpu, decode: Decode) -> Model {
     let options = ModelOptions { context: Some(CONTEXT), ..ModelOptions::default() };

@@ -238,7 +238,7 @@ impl CardModel {
         take: impl FnOnce(Output<'_>) -> T,
     ) -> Result<T, GenerateError> {
         if let (Want::Likeliest, [token]) = (want, tokens)
-            && let Some(Chosen { token, probability }) = cache.ahead.take(base, *token)
+            && let Some(Chosen { token, probability, .. }) = cache.ahead.take(base, *token)
         {
             return Ok(take(Output::Chosen { token, probability }));
         }
@@ -281,7 +281,7 @@ impl CardModel {
                 let fed = chosen.iter().map(|chosen| chosen.token);
                 let passes = fed.zip(chosen[1..].iter().copied()).collect();
                 cache.ahead = Ahead { position: base + tokens.len(), passes };
-                let Chosen { token, probability } = chosen[0];
+                let Chosen { token, probability, .. } = chosen[0];
                 Ok(take(Output::Chosen { token, probability }))
             }
         }

@@ -66,6 +66,11 @@ impl Choice {
         }
     }
 
+    /// What it was made with.
+    pub fn params(&self) -> &SamplingParams {
+        &self.params
+    }
+
     /// Tokens accepted so far.
     pub fn position(&self) -> u64 {
         self.position

@@ -1,13 +1,15 @@
 // Decode passes of 1 to 8 rows: an interpreter of ops (ops.cuh), one block an SM.
 //
-// decode_bN runs ops first..last of a list, `passes` times over. Resident, all blocks go through the
-// list together, with a barrier where an op reads what others wrote; otherwise a launch is one op
-// and its end is the barrier. Both ways run the same code, so their results are the same.
+// decode_bN runs ops first..last of a list, `passes` times over, or until all rows have ended
+// (choose.cuh). Resident, all blocks go through the list together, with a barrier where an op reads
+// what others wrote; otherwise a launch is one op and its end is the barrier. Both ways run the same
+// code, so their results are the same.
 //
 // Each decode_bN is a file of its own, so that they are compiled side by side.
 #pragma once
 
 #include "attention.cuh"
+#include "choose.cuh"
 #include "embed.cuh"
 #include "matvec.cuh"
 
@@ -32,38 +34,8 @@ DEVICE void run_embed(const Block& block, const EmbedOp& op) {
     turn_angles(block, op);
 }
 
-// The largest logit of each row, from what the blocks of the last matvec found. One warp a row.
-DEVICE void choose(const Block& block, const SampleOp& op) {
-    const Shared& shared = *block.shared;
-    const u32 lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
-    if (warp != 0) {
-        return;
-    }
-    for (u32 row = blockIdx.x; row < shared.row_count; row += gridDim.x) {
-        const float* maxima = Block::at<float>(block, op.maxima) + u64{row} * gridDim.x * 2;
-        Largest largest = {as_float(0xff800000), 0xffffffff};
-        for (u32 i = lane; i < gridDim.x; i += kLanes) {
-            const Largest other = {load_shared_by_blocks(maxima + 2 * i),
-                                   as_bits(load_shared_by_blocks(maxima + 2 * i + 1))};
-            largest = above(other, largest) ? other : largest;
-        }
-#pragma unroll
-        for (u32 mask = 16; mask > 0; mask /= 2) {
-            const Largest other = {__shfl_xor_sync(kAllLanes, largest.value, mask),
-                                   __shfl_xor_sync(kAllLanes, largest.row, mask)};
-            largest = above(other, largest) ? other : largest;
-        }
-        if (lane == 0) {
-            u32* chosen = Block::at<u32>(block, op.chosen) + 2 * (block.pass * kPassRows + row);
-            const bool any = largest.value > as_float(0xff800000);
-            chosen[0] = any ? largest.row : 0;
-            chosen[1] = as_bits(any ? 1.0f : 0.0f);
-        }
-    }
-}
-
 template <u32 kBatch>
-DEVICE void run_op(Block& block, const u32* op, bool resident) {
+DEVICE void run_op(Block& block, const u32* op, bool resident, const u32* cancels) {
     if (op[0] == kMatvec) {
         run_matvec<kBatch>(block, *reinterpret_cast<const MatvecOp*>(op), resident);
         return;
@@ -78,15 +50,16 @@ DEVICE void run_op(Block& block, const u32* op, bool resident) {
     } else if (op[0] == kNorm) {
         norm_rows(block, *reinterpret_cast<const NormOp*>(op));
     } else if (op[0] == kSample) {
-        choose(block, *reinterpret_cast<const SampleOp*>(op));
+        choose(block, *reinterpret_cast<const SampleOp*>(op), cancels);
     }
 }
 
 // barrier: [counter, the counter's value at the launch, whether waiting for it has failed]
 // chosen: as SampleOp's
+// cancels: [slots], in the host's memory: a sequence ends once its word is its Ending's ticket
 template <u32 kBatch>
 DEVICE void decode(u8* arena, Place ops, u32 first, u32 last, Place pass_place, u32 passes,
-                   Place barrier, Place chosen) {
+                   Place barrier, Place chosen, const u32* cancels) {
     STATIC_SHARED(Shared, memory, 1);
     Shared& shared = *memory;
     const bool resident = last - first > 1;
@@ -106,6 +79,7 @@ DEVICE void decode(u8* arena, Place ops, u32 first, u32 last, Place pass_place, 
     if (threadIdx.x == 0) {
         shared.row_count = load_word_shared_by_blocks(&pass->rows);
         shared.failed = 0;
+        begin_rows(shared);
     }
     __syncthreads();
     for (; block.pass < passes; ++block.pass) {
@@ -113,7 +87,7 @@ DEVICE void decode(u8* arena, Place ops, u32 first, u32 last, Place pass_place, 
             const u32* op = shared.ops[block.turn];
             block.turn ^= 1;
             block.next = list + u64{i + 1 < last ? i + 1 : first} * kOpWords;
-            run_op<kBatch>(block, op, resident);
+            run_op<kBatch>(block, op, resident, cancels);
             if (resident && op[1] & kAnnounce) {
                 Grid::announce(block.grid);
             } else {
@@ -122,13 +96,9 @@ DEVICE void decode(u8* arena, Place ops, u32 first, u32 last, Place pass_place, 
         }
         if (block.pass + 1 < passes) {
             Grid::await(block.grid, &shared.failed);
-            if (threadIdx.x < shared.row_count) {
-                Row& row = shared.rows[threadIdx.x];
-                row.token = load_word_shared_by_blocks(
-                    Block::at<u32>(block, chosen) + 2 * (block.pass * kPassRows + threadIdx.x));
-                ++row.position;
+            if (!feed_rows(block, chosen)) {
+                break;
             }
-            __syncthreads();
         }
     }
     if (threadIdx.x == 0 && shared.failed != 0) {
@@ -140,6 +110,6 @@ DEVICE void decode(u8* arena, Place ops, u32 first, u32 last, Place pass_place, 
 #define DECODE(kBatch)                                                                       \
     KERNEL LAUNCH_BOUNDS(kDecodeThreads, 1)                                                  \
     decode_b##kBatch(u8* arena, Place ops, u32 first, u32 last, Place pass, u32 passes,      \
-                     Place barrier, Place chosen) {                                          \
-        decode<kBatch>(arena, ops, first, last, pass, passes, barrier, chosen);              \
+                     Place barrier, Place chosen, const u32* cancels) {                      \
+        decode<kBatch>(arena, ops, first, last, pass, passes, barrier, chosen, cancels);     \
     }

@@ -136,7 +136,7 @@ impl<P: Passes> Owner<P> {
         take: impl FnOnce(Output<'_>) -> T,
     ) -> Result<(usize, T), GenerateError> {
         if let (Want::Likeliest, [token]) = (want, tokens)
-            && let Some(Chosen { token, probability }) = seat.ahead.take(base, *token)
+            && let Some(Chosen { token, probability, .. }) = seat.ahead.take(base, *token)
         {
             return Ok((1, take(Output::Chosen { token, probability })));
         }
@@ -156,7 +156,7 @@ impl<P: Passes> Owner<P> {
         if computed < tokens.len() {
             return Ok((computed, take(Output::Nothing)));
         }
-        let Some(&Chosen { token, probability }) = job.chosen.first() else {
+        let Some(&Chosen { token, probability, .. }) = job.chosen.first() else {
             let output = Output::Logits(&mut job.logits);
             return Ok((computed, take(output)));
         };

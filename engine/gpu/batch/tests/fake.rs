@@ -275,7 +275,10 @@ impl Passes for Fake {
         assert!(are_one_pass(rows) && passes > 0, "{passes} of {rows:?}");
         let followed = self.run(rows, sequences, passes)?;
         self.ran(Ran::Launch { rows: rows.len(), passes, logits: false });
-        Ok(followed.into_iter().map(|token| Chosen { token, probability: 0.5 }).collect())
+        Ok(followed
+            .into_iter()
+            .map(|token| Chosen { token, probability: 0.5, end: None })
+            .collect())
     }
 
     fn now(&self) -> Instant {

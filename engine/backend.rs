@@ -21,8 +21,8 @@ use crate::gpu::GpuOptions;
 use crate::gpu::card::{Card, CardCache, CardModel};
 use crate::model::{Device, EngineOptions, LoadError};
 
-/// Tokens of a prompt computed in one pass: enough to amortise unpacking weights, few enough that
-/// cancelling is prompt.
+/// Tokens of a prompt computed at a time, at most: enough to amortise unpacking weights, few enough
+/// that cancelling is prompt.
 pub(crate) const PROMPT_ROWS: usize = 512;
 
 /// Loads models.
@@ -90,10 +90,7 @@ impl Backend {
                 Ok(Runner::Cpu { executor: Box::new(Mutex::new(executor)), context })
             }
             #[cfg(feature = "cuda")]
-            Self::Gpu(card) => {
-                let model = card.load(path, program, &gguf, context)?;
-                Ok(Runner::Gpu(Box::new(model)))
-            }
+            Self::Gpu(card) => Ok(Runner::Gpu(card.load(path, program, &gguf, context)?)),
         }
     }
 
@@ -113,22 +110,21 @@ impl Backend {
     }
 }
 
-/// What a pass is to yield.
+/// What is to come of the last token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Want {
-    /// Nothing: more of the prompt follows.
-    Nothing,
-    /// The likeliest token, chosen by the backend. Only if it says that it can.
+    /// The likeliest token, chosen by the backend. Only if it says that it can, and it may give the
+    /// logits nevertheless.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only GPUs choose"))]
     Likeliest,
-    /// The logits of the last token.
+    /// Its logits.
     Logits,
 }
 
 /// What a pass yielded.
 #[derive(Debug)]
 pub(crate) enum Output<'a> {
-    /// As nothing was asked for.
+    /// The pass was not over the last token.
     Nothing,
     /// A token and its probability, 0 if there was none to choose.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only GPUs choose"))]
@@ -137,14 +133,14 @@ pub(crate) enum Output<'a> {
     Logits(&'a mut [f32]),
 }
 
-/// A loaded model, one pass at a time.
+/// A loaded model.
 #[derive(Debug)]
 pub(crate) enum Runner {
     /// On the CPU.
     Cpu { executor: Box<Mutex<Executor<Mmap>>>, context: u32 },
     /// On a GPU.
     #[cfg(feature = "cuda")]
-    Gpu(Box<CardModel>),
+    Gpu(CardModel),
 }
 
 /// Keys and values of one conversation.
@@ -199,12 +195,13 @@ impl Runner {
         }
     }
 
-    /// Computes `tokens`, which follow the `base` that the cache holds, and hands what is wanted
-    /// after the last of them to `take`.
+    /// Computes some of the first of `tokens`, which follow the `base` that the cache holds, and
+    /// returns how many. After the last of all it hands what is wanted to `take`.
     ///
     /// # Errors
     /// When the backend fails; what the cache holds from `base` on is then undefined, and
     /// truncating it there makes it good.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "only GPUs choose"))]
     pub(crate) fn pass<T>(
         &self,
         cache: &mut Cache,
@@ -212,19 +209,19 @@ impl Runner {
         tokens: &[u32],
         want: Want,
         take: impl FnOnce(Output<'_>) -> T,
-    ) -> Result<T, GenerateError> {
+    ) -> Result<(usize, T), GenerateError> {
         match (self, cache) {
             (Self::Cpu { executor, .. }, Cache::Cpu(cache)) => {
                 let last = base + tokens.len() - 1;
                 let row = |(position, &token)| {
-                    let logits = want != Want::Nothing && position == last;
+                    let logits = position == last;
                     Row { token, position, cache: 0, logits }
                 };
-                let rows: Vec<_> = (base..).zip(tokens).map(row).collect();
+                let rows: Vec<_> = (base..).zip(tokens).map(row).take(PROMPT_ROWS).collect();
                 let mut executor = lock(executor);
                 let logits = executor.forward(&rows, &mut [cache]);
-                let nothing = want == Want::Nothing;
-                Ok(take(if nothing { Output::Nothing } else { Output::Logits(logits) }))
+                let all = rows.len() == tokens.len();
+                Ok((rows.len(), take(if all { Output::Logits(logits) } else { Output::Nothing })))
             }
             #[cfg(feature = "cuda")]
             (Self::Gpu(model), Cache::Gpu(cache)) => model.pass(cache, base, tokens, want, take),
@@ -233,7 +230,22 @@ impl Runner {
         }
     }
 
-    /// Whether a pass is running.
+    /// Nothing more is computed for a conversation until its user says something: passes with
+    /// others need not wait for it.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "only GPUs share passes"))]
+    pub(crate) fn rest(&self, cache: &Cache) {
+        match self {
+            Self::Cpu { .. } => {}
+            #[cfg(feature = "cuda")]
+            Self::Gpu(model) => {
+                if let Cache::Gpu(cache) = cache {
+                    model.rest(cache);
+                }
+            }
+        }
+    }
+
+    /// Whether the CPU computes a pass.
     #[cfg(test)]
     pub(crate) fn is_busy(&self) -> bool {
         match self {
@@ -241,7 +253,7 @@ impl Runner {
                 matches!(executor.try_lock(), Err(std::sync::TryLockError::WouldBlock))
             }
             #[cfg(feature = "cuda")]
-            Self::Gpu(model) => model.is_busy(),
+            Self::Gpu(_) => false,
         }
     }
 }

@@ -2,10 +2,16 @@
 //! models take there. build.rs compiles the kernels and writes `kernels.rs`.
 
 #[cfg(feature = "cuda")]
+mod batch;
+#[cfg(feature = "cuda")]
 pub(crate) mod card;
+#[cfg(feature = "cuda")]
+mod owner;
 #[cfg(test)]
 #[cfg(feature = "cuda")]
 mod tests;
+#[cfg(feature = "cuda")]
+mod turns;
 
 use std::fmt;
 use std::sync::LazyLock;
@@ -192,6 +198,18 @@ pub enum GpuError {
         free: u64,
         /// Bytes of the device.
         total: u64,
+    },
+    /// The blocks of a launch waited too long for each other.
+    #[error(
+        "the blocks of a launch waited in vain for each other: does another program use the GPU? \
+         decode = \"graph\" goes on beside it"
+    )]
+    Stuck,
+    /// The system has no thread for a model.
+    #[error("no thread could be started to run the model: {reason}")]
+    Thread {
+        /// What it says.
+        reason: String,
     },
     /// The driver or the device.
     #[cfg(feature = "cuda")]

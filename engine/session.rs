@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use m40_sched::sampler::{Sampler, top_logprobs};
 use m40_tokenizer::Detokenizer;
 
-use crate::backend::{Cache, Output, PROMPT_ROWS, Want};
+use crate::backend::{Cache, Output, Want};
 use crate::generate::{
     CancelToken, Chunk, Completion, FinishReason, GenerateError, GenerateParams, TokenLogprob,
 };
@@ -55,6 +55,18 @@ impl Session {
         on_chunk: &mut dyn FnMut(Chunk),
     ) -> Result<Completion, GenerateError> {
         self.check(prompt, params)?;
+        let done = self.run(prompt, params, cancel, on_chunk);
+        self.model.runner().rest(&self.cache);
+        done
+    }
+
+    fn run(
+        &mut self,
+        prompt: &[u32],
+        params: &GenerateParams,
+        cancel: &CancelToken,
+        on_chunk: &mut dyn FnMut(Chunk),
+    ) -> Result<Completion, GenerateError> {
         let start = Instant::now();
         let cached = self.keep_prefix(prompt);
         let mut run = Run::new(self.model.clone(), prompt, params, on_chunk);
@@ -63,9 +75,8 @@ impl Session {
         let mut pending = &prompt[cached..];
         let mut next;
         while !cancel.is_cancelled() {
-            let (now, later) = pending.split_at(pending.len().min(PROMPT_ROWS));
-            let token = self.pass(now, later.is_empty(), &mut run)?;
-            pending = later;
+            let (computed, token) = self.pass(pending, &mut run)?;
+            pending = &pending[computed..];
             let Some(token) = token else { continue };
             first.get_or_insert_with(|| start.elapsed());
             if let Some(reason) = run.take(token, self.room()) {
@@ -127,19 +138,19 @@ impl Session {
         self.model.info().context as usize - self.tokens.len()
     }
 
-    /// Computes `tokens`; samples the next one if they end what is known so far.
+    /// Computes some of the first of `tokens`, which are all that is known, and says how many;
+    /// samples the next one after the last.
     fn pass(
         &mut self,
         tokens: &[u32],
-        sample: bool,
         run: &mut Run<'_>,
-    ) -> Result<Option<u32>, GenerateError> {
-        let want = if sample { run.want } else { Want::Nothing };
-        let base = self.tokens.len();
+    ) -> Result<(usize, Option<u32>), GenerateError> {
+        let (base, want) = (self.tokens.len(), run.want);
         let take = |output: Output<'_>| run.sample(output);
-        let sampled = self.model.runner().pass(&mut self.cache, base, tokens, want, take)?;
-        self.tokens.extend_from_slice(tokens);
-        sampled
+        let (computed, sampled) =
+            self.model.runner().pass(&mut self.cache, base, tokens, want, take)?;
+        self.tokens.extend_from_slice(&tokens[..computed]);
+        Ok((computed, sampled?))
     }
 }
 

@@ -17,6 +17,7 @@ struct Shared {
     u32 ops[2][kOpWords];          // the running op and the next one
     Row rows[kPassRows];
     u32 row_count;
+    u32 going;  // a bit for each row whose sequence has not ended
     u32 failed;
     u32 last;  // whether this block finished an item of attention last
 };

@@ -1,8 +1,9 @@
 // Decode passes of 1 to 8 rows: an interpreter of ops (ops.cuh), one block an SM.
 //
-// decode_bN runs ops first..last of a list, `passes` times over. Resident, all blocks go through the
-// list together, with a barrier where an op reads what others wrote; otherwise a launch is one op
-// and its end is the barrier. Both ways run the same code, so their results are the same.
+// decode_bN runs ops first..last of a list, `passes` times over, or until all rows have ended
+// (choose.cuh). Resident, all blocks go through the list together, with a barrier where an op reads
+// what others wrote; otherwise a launch is one op and its end is the barrier. Both ways run the same
+// code, so their results are the same.
 //
 // Kernels are compiled for one program on one card, when its model is loaded (crates/gpu,
 // specialize.rs): all sizes are known then, loops have constant lengths, and a model's few types of
@@ -10,6 +11,7 @@
 #pragma once
 
 #include "attention.cuh"
+#include "choose.cuh"
 #include "embed.cuh"
 #include "matvec.cuh"
 
@@ -31,37 +33,6 @@ struct Pass {
     Row row[kPassRows];
 };
 
-// The largest logit of each row, from what the blocks of the last matvec found. One warp a row.
-template <class C>
-DEVICE void choose(const Block<C>& block, const SampleOp& op) {
-    const Shared<C>& shared = *block.shared;
-    const u32 lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
-    if (warp != 0) {
-        return;
-    }
-    for (u32 row = blockIdx.x; row < shared.row_count; row += grid_blocks()) {
-        const float* maxima = at<float>(block, op.maxima) + u64{row} * grid_blocks() * 2;
-        Largest largest = {as_float(0xff800000), 0xffffffff};
-        for (u32 i = lane; i < grid_blocks(); i += kLanes) {
-            const Largest other = {load_shared_by_blocks(maxima + 2 * i),
-                                   as_bits(load_shared_by_blocks(maxima + 2 * i + 1))};
-            largest = above(other, largest) ? other : largest;
-        }
-#pragma unroll
-        for (u32 mask = 16; mask > 0; mask /= 2) {
-            const Largest other = {__shfl_xor_sync(kAllLanes, largest.value, mask),
-                                   __shfl_xor_sync(kAllLanes, largest.row, mask)};
-            largest = above(other, largest) ? other : largest;
-        }
-        if (lane == 0) {
-            u32* chosen = at<u32>(block, op.chosen) + 2 * (block.pass * kPassRows + row);
-            const bool any = largest.value > as_float(0xff800000);
-            chosen[0] = any ? largest.row : 0;
-            chosen[1] = as_bits(any ? 1.0f : 0.0f);
-        }
-    }
-}
-
 // Does `what`<Format> for an op's weights: of the one format of an op that is known when it is compiled.
 #define FOR_FORMAT(Op, op, WHAT)                 \
     if constexpr (Op::kKnown) {                  \
@@ -71,7 +42,7 @@ DEVICE void choose(const Block<C>& block, const SampleOp& op) {
     }
 
 template <class C, class Op>
-DEVICE void run(Block<C>& block, const Op& op, bool resident) {
+DEVICE void run(Block<C>& block, const Op& op, bool resident, const u32* cancels) {
     if constexpr (Op::kKind == kMatvec) {
 #define MATVEC(F) matvec<C, F, Op>(block, op, resident);
         FOR_FORMAT(Op, op, MATVEC)
@@ -88,19 +59,19 @@ DEVICE void run(Block<C>& block, const Op& op, bool resident) {
         } else if constexpr (Op::kKind == kNorm) {
             norm_rows(block, op);
         } else {
-            choose(block, op);
+            choose(block, op, cancels);
         }
     }
 }
 
 // Op word 0 is the number of the variant, where a program's are known, else the kind.
 template <class C>
-DEVICE void run_op(Block<C>& block, const u32* op, bool resident) {
+DEVICE void run_op(Block<C>& block, const u32* op, bool resident, const u32* cancels) {
     switch (op[0]) {
 #define CASE(number, Op)                                                            \
     case number:                                                                    \
         run(block, static_cast<const Op&>(*reinterpret_cast<const Op::Words*>(op)), \
-            resident);                                                              \
+            resident, cancels);                                                     \
         break;
         FOR_VARIANTS(CASE)
 #undef CASE
@@ -111,9 +82,10 @@ DEVICE void run_op(Block<C>& block, const u32* op, bool resident) {
 
 // barrier: [counter, the counter's value at the launch, whether waiting for it has failed]
 // chosen: as SampleOp's
+// cancels: [slots], in the host's memory: a sequence ends once its word is its Ending's ticket
 template <class C>
 DEVICE void decode(u8* arena, Place ops, u32 first, u32 last, Place pass_place, u32 passes,
-                   Place barrier, Place chosen) {
+                   Place barrier, Place chosen, const u32* cancels) {
     STATIC_SHARED(Shared<C>, memory, 1);
     Shared<C>& shared = *memory;
     const bool resident = last - first > 1;
@@ -133,6 +105,7 @@ DEVICE void decode(u8* arena, Place ops, u32 first, u32 last, Place pass_place, 
     if (threadIdx.x == 0) {
         shared.row_count = load_word_shared_by_blocks(&pass->rows);
         shared.failed = 0;
+        begin_rows(shared);
     }
     __syncthreads();
     for (; block.pass < passes; ++block.pass) {
@@ -140,7 +113,7 @@ DEVICE void decode(u8* arena, Place ops, u32 first, u32 last, Place pass_place, 
             const u32* op = shared.ops[block.turn];
             block.turn ^= 1;
             block.next = list + u64{i + 1 < last ? i + 1 : first} * kOpWords;
-            run_op(block, op, resident);
+            run_op(block, op, resident, cancels);
             if (resident && op[1] & kAnnounce) {
                 Grid<C>::announce(block.grid);
             } else {
@@ -149,13 +122,9 @@ DEVICE void decode(u8* arena, Place ops, u32 first, u32 last, Place pass_place, 
         }
         if (block.pass + 1 < passes) {
             Grid<C>::await(block.grid, &shared.failed);
-            if (threadIdx.x < shared.row_count) {
-                Row& row = shared.rows[threadIdx.x];
-                row.token = load_word_shared_by_blocks(
-                    at<u32>(block, chosen) + 2 * (block.pass * kPassRows + threadIdx.x));
-                ++row.position;
+            if (!feed_rows(block, chosen)) {
+                break;
             }
-            __syncthreads();
         }
     }
     if (threadIdx.x == 0 && shared.failed != 0) {
@@ -165,8 +134,9 @@ DEVICE void decode(u8* arena, Place ops, u32 first, u32 last, Place pass_place, 
 
 // The kernel for at most kBatch rows.
 #define DECODE(kBatch)                                                                       \
-    KERNEL LAUNCH_BOUNDS(Batch<kBatch>::kThreads, 1)                                                \
+    KERNEL LAUNCH_BOUNDS(Batch<kBatch>::kThreads, 1)                                         \
     decode_b##kBatch(u8* arena, Place ops, u32 first, u32 last, Place pass, u32 passes,      \
-                     Place barrier, Place chosen) {                                          \
-        decode<Batch<kBatch>>(arena, ops, first, last, pass, passes, barrier, chosen);              \
+                     Place barrier, Place chosen, const u32* cancels) {                      \
+        decode<Batch<kBatch>>(arena, ops, first, last, pass, passes, barrier, chosen,        \
+                              cancels);                                                      \
     }

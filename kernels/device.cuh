@@ -17,6 +17,8 @@ typedef unsigned long long u64;
 #define DEVICE static __device__ __forceinline__
 #define DEVICE_MEMBER static __device__ __forceinline__
 #define DEVICE_METHOD __device__ __forceinline__
+// A function that is called: what it needs burdens no loop of its callers.
+#define DEVICE_CALLED static __device__ __noinline__
 #define KERNEL extern "C" __global__ void
 #define LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 
@@ -188,6 +190,8 @@ DEVICE u32 rotate_left(u32 a, u32 bits) { return __funnelshift_l(a, a, bits); }
 DEVICE u64 multiply_high(u64 a, u64 b) { return __umul64hi(a, b); }
 // a * b, rounded: never fused with a sum.
 DEVICE float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+// Tells a called function that a pointer is to shared memory: otherwise it would ask each time.
+DEVICE void assume_shared(const void* p) { __builtin_assume(__isShared(p)); }
 DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
 DEVICE u32 as_bits(float x) { return __float_as_uint(x); }
 // The float of the f16 in the low half of `bits`.

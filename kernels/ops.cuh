@@ -14,7 +14,7 @@ struct alignas(16) Row {
     u32 token;
     u32 position;  // in its sequence
     u32 pages;     // place of the sequence's page table: [pages] u32, the numbers of its pages
-    u32 slot;      // of the sequence, where sampling keeps its state
+    u32 slot;      // of the sequence, where SampleOp keeps its state; kNowhere: it has none
 };
 
 // The KV cache of one layer: pages of kPageTokens tokens. A page is
@@ -29,6 +29,9 @@ enum : u32 { kChunkTokens = 256 };
 
 // Rows of a decode pass, and passes of a launch, at most.
 enum : u32 { kPassRows = 8, kPassesAtOnce = 64 };
+
+// Tokens that a sequence ends with, at most.
+enum : u32 { kMostStops = 16 };
 
 enum OpKind : u32 {
     kEmbed = 0,
@@ -170,18 +173,48 @@ struct NormOp {
     u32 out_stride;
 };
 
-// The next token of each row, from its logits.
+// The next token of each row, from its logits, and whether its sequence ends with it. A row whose
+// sequence has no slot has the likeliest token chosen, and ends where there is none to choose.
 struct SampleOp {
     typedef SampleOp Words;
     static constexpr u32 kKind = kSample;
     static constexpr bool kKnown = false;
     u32 kind, flags;
     u32 vocab;
-    Place logits;                    // [pass rows][stride] f32
+    Place logits;                    // [pass rows][stride] f32; rows may be changed
     u32 stride;
     Place maxima;                    // as MatvecOp's
-    Place choices;                   // [slots] of what sampling keeps (sample.cuh)
-    Place chosen;                    // [passes of the launch][pass rows] {u32 token, f32 probability}
+    Place choices;                   // [slots] Choice (choice.cuh)
+    Place endings;                   // [slots] Ending
+    Place chosen;                    // [passes of the launch][pass rows] Next
+};
+
+// What a pass has chosen for a row.
+struct alignas(16) Next {
+    u32 token;
+    float probability;  // of the token; 0: there was none to choose, and the token is 0
+    u32 end;            // End
+    u32 unused;
+};
+
+// Whether a sequence ends with a token; of several reasons the first.
+enum End : u32 {
+    kGoesOn = 0,
+    kNoToken = 1,    // no logit was usable
+    kStopToken = 2,  // the token is one of Ending::stops
+    kLastToken = 3,  // Ending::left was 1, or 0
+    kCancelled = 4,  // the host asked for it
+    kEnded = 5,      // it had ended in a pass before: there is no token
+};
+
+// When a sequence ends by itself. The host writes it when the sequence goes on; kernels count `left`
+// down.
+struct Ending {
+    u32 ticket;      // cancelled once the host's word of its slot is this; never 0
+    u32 left;        // tokens that may still be chosen
+    u32 stop_count;
+    u32 unused;
+    u32 stops[kMostStops];
 };
 
 // Types of weights, in the order of crates/gpu's table.

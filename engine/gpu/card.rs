@@ -1,18 +1,22 @@
 //! The first GPU: its memory, taken once, and the models in it.
 
-use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use m40_cuda::{ALIGNMENT, Arena, Device};
 use m40_gguf::Gguf;
 use m40_gpu::executor::{Chosen, Executor, ExecutorOptions, Launches, PassError, Plan, Row};
+use m40_gpu::ops::PAGE_TOKENS;
 use m40_gpu::weights::{Loader, Weights, WeightsError};
-use m40_gpu::{Choice, Sequence};
+use m40_gpu::{Choice, Sequence, TooManySequences};
 use m40_program::Program;
 use memmap2::Mmap;
 
+use super::batch::Passes;
+use super::owner::{Owner, Seat};
+use super::turns::Turns;
 use super::{Decode, GpuError, GpuMemory, GpuOptions, VRAM_RESERVE, kernel_image};
 use crate::backend::{Output, Want, lock};
 use crate::generate::{GenerateError, GenerateParams};
@@ -21,12 +25,9 @@ use crate::model::LoadError;
 /// Conversations of a model at a time. They share its KV cache; a place costs little.
 const SEQUENCES: u32 = 64;
 
-/// Tokens of a page, the smallest step of the KV cache.
-const PAGE_TOKENS: u64 = m40_gpu::ops::PAGE_TOKENS as u64;
-
 /// Tokens that a launch that feeds itself chooses at a time: enough for the host to cost little, few
 /// enough that ending early wastes little and streams run smoothly.
-const PASSES_AHEAD: usize = 8;
+const PASSES_AHEAD: u32 = 8;
 
 /// Bytes from the arena's start that kernels can name.
 const REACH: u64 = 64 << 30;
@@ -45,7 +46,7 @@ pub(crate) struct Card {
 
 /// Held during a pass if its launch waits for its own blocks: of two at a time each could hold what
 /// the other waits for.
-type Turn = Option<Arc<Mutex<()>>>;
+type Turn = Option<Arc<Turns>>;
 
 impl Card {
     pub(crate) fn open(options: GpuOptions, threads: usize) -> Result<Self, GpuError> {
@@ -104,7 +105,13 @@ impl Card {
         let on = &mut |_| ControlFlow::Continue(());
         let executor = Executor::load(plan, gguf, &self.arena, memory.kv, &mut loader, on)
             .map_err(|source| refused(path, source))?;
-        Ok(CardModel { executor: Mutex::new(executor), page_bytes, turn: self.turn.clone() })
+        let vocab = executor.program().description.vocab;
+        let passes = OnCard { executor, turn: self.turn.clone() };
+        let ahead = if self.turn.is_some() { PASSES_AHEAD } else { 1 };
+        let owner = Owner::start(passes, context as usize, ahead)
+            .map_err(|error| GpuError::Thread { reason: error.to_string() })
+            .map_err(|source| LoadError::Gpu { path: path.into(), source })?;
+        Ok(CardModel { owner, vocab, page_bytes })
     }
 }
 
@@ -145,7 +152,7 @@ pub(super) fn plan(
         scratch,
         kv: plan.kv_bytes(context as usize).next_multiple_of(ALIGNMENT),
         kv_step: plan.kv_bytes(1),
-        step_tokens: PAGE_TOKENS,
+        step_tokens: PAGE_TOKENS as u64,
         context,
         context_trained: program.description.context,
         free: 0,
@@ -164,68 +171,41 @@ fn refused(path: &Path, source: m40_gpu::executor::LoadError) -> LoadError {
     }
 }
 
-/// A model on the card.
+/// A model on the card, whose sessions share passes.
 #[derive(Debug)]
 pub(crate) struct CardModel {
-    executor: Mutex<Executor>,
+    owner: Owner<OnCard>,
+    vocab: usize,
     /// Bytes of KV cache that a page takes.
     page_bytes: usize,
-    turn: Turn,
 }
 
 /// Keys and values of a conversation, from its first pass on.
 #[derive(Debug)]
 pub(crate) struct CardCache {
-    sequence: Option<Sequence>,
+    seat: Seat<OnCard>,
     page_bytes: usize,
-    ahead: Ahead,
-}
-
-/// What the card has chosen beyond what it was asked for: a launch that feeds itself waits for nobody
-/// between two tokens. Its keys and values are in the sequence already.
-#[derive(Debug, Default)]
-struct Ahead {
-    /// Position of the first one's token.
-    position: usize,
-    /// Tokens that passes were over, and what was chosen after each.
-    passes: VecDeque<(u32, Chosen)>,
-}
-
-impl Ahead {
-    /// What was chosen after this token, if it is the next.
-    fn take(&mut self, position: usize, token: u32) -> Option<Chosen> {
-        let next = self.passes.front().is_some_and(|(over, _)| *over == token);
-        if !next || self.position != position {
-            return None;
-        }
-        self.position += 1;
-        self.passes.pop_front().map(|(_, chosen)| chosen)
-    }
 }
 
 impl CardCache {
     pub(crate) fn truncate(&mut self, len: usize) {
-        self.ahead = Ahead::default();
-        if let Some(sequence) = &mut self.sequence {
-            sequence.truncate(len);
-        }
+        self.seat.truncate(len);
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.sequence.as_ref().map_or(0, |sequence| sequence.pages() * self.page_bytes)
+        self.seat.sequence().map_or(0, |sequence| sequence.pages() * self.page_bytes)
     }
 }
 
 impl CardModel {
     pub(crate) fn cache(&self) -> CardCache {
-        CardCache { sequence: None, page_bytes: self.page_bytes, ahead: Ahead::default() }
+        CardCache { seat: self.owner.seat(), page_bytes: self.page_bytes }
     }
 
     /// Whether the card chooses tokens as these parameters say: the likeliest, whatever came
     /// before.
     pub(crate) fn chooses(&self, params: &GenerateParams) -> bool {
-        let vocab = lock(&self.executor).program().description.vocab;
-        params.logprobs.is_none() && Choice::new(&params.sampling, 0, vocab).takes_largest()
+        params.logprobs.is_none() && Choice::new(&params.sampling, 0, self.vocab).takes_largest()
     }
 
     /// As [`Runner::pass`](crate::backend::Runner::pass).
@@ -236,72 +216,58 @@ impl CardModel {
         tokens: &[u32],
         want: Want,
         take: impl FnOnce(Output<'_>) -> T,
-    ) -> Result<T, GenerateError> {
-        if let (Want::Likeliest, [token]) = (want, tokens)
-            && let Some(Chosen { token, probability }) = cache.ahead.take(base, *token)
-        {
-            return Ok(take(Output::Chosen { token, probability }));
-        }
-        cache.truncate(base);
-        let mut executor = lock(&self.executor);
-        let _turn = self.turn.as_ref().map(|turn| lock(turn));
-        let sequence = match &mut cache.sequence {
-            Some(sequence) => sequence,
-            none => none.insert(
-                executor
-                    .begin()
-                    .map_err(|error| GenerateError::TooManySessions { most: error.most })?,
-            ),
-        };
-        let last = base + tokens.len() - 1;
-        let row = |(position, &token)| {
-            let logits = want == Want::Logits && position == last;
-            Row { token, position, sequence: 0, logits }
-        };
-        let rows: Vec<_> = (base..).zip(tokens).map(row).collect();
-        let chosen_after = if want == Want::Likeliest { rows.len() - 1 } else { rows.len() };
-        let (rows, chosen_after) = rows.split_at(chosen_after);
-        let mut logits: &mut [f32] = &mut [];
-        if !rows.is_empty() {
-            logits = executor.forward(rows, &mut [sequence]).map_err(failed)?;
-        }
-        match want {
-            Want::Nothing => Ok(take(Output::Nothing)),
-            Want::Logits => Ok(take(Output::Logits(logits))),
-            Want::Likeliest => {
-                // The first token after a prompt is wanted as soon as it can be had.
-                let several = self.turn.is_some() && tokens.len() == 1;
-                let passes = if several { PASSES_AHEAD.min(sequence.context() - base) } else { 1 };
-                let mut choose = |passes| executor.choose(chosen_after, &mut [sequence], passes);
-                let chosen = match choose(passes as u32) {
-                    Err(PassError::Pages(_)) if passes > 1 => choose(1),
-                    result => result,
-                };
-                let chosen = chosen.map_err(failed)?;
-                let fed = chosen.iter().map(|chosen| chosen.token);
-                let passes = fed.zip(chosen[1..].iter().copied()).collect();
-                cache.ahead = Ahead { position: base + tokens.len(), passes };
-                let Chosen { token, probability } = chosen[0];
-                Ok(take(Output::Chosen { token, probability }))
-            }
-        }
+    ) -> Result<(usize, T), GenerateError> {
+        self.owner.pass(&mut cache.seat, base, tokens, want, take)
     }
 
-    #[cfg(test)]
-    pub(crate) fn is_busy(&self) -> bool {
-        matches!(self.executor.try_lock(), Err(std::sync::TryLockError::WouldBlock))
+    /// As [`Runner::rest`](crate::backend::Runner::rest).
+    pub(crate) fn rest(&self, cache: &CardCache) {
+        self.owner.rest(&cache.seat);
     }
 }
 
-fn failed(error: PassError) -> GenerateError {
-    match error {
-        PassError::Pages(full) => GenerateError::CacheFull {
-            needed: full.needed as u64 * PAGE_TOKENS,
-            free: full.free as u64 * PAGE_TOKENS,
-            capacity: full.capacity as u64 * PAGE_TOKENS,
-        },
-        PassError::Cuda(error) => GenerateError::Gpu(error.into()),
-        // Sessions check what comes from users, and keep count of positions.
-        error => GenerateError::Pass { reason: error.to_string() },
+/// An executor that takes turns with those of other models.
+#[derive(Debug)]
+struct OnCard {
+    executor: Executor,
+    turn: Turn,
+}
+
+impl Passes for OnCard {
+    type Sequence = Sequence;
+
+    fn pages(&self) -> (usize, usize) {
+        self.executor.pages()
+    }
+
+    fn begin(&mut self) -> Result<Sequence, TooManySequences> {
+        self.executor.begin()
+    }
+
+    fn truncate(sequence: &mut Sequence, len: usize) {
+        sequence.truncate(len);
+    }
+
+    fn forward(
+        &mut self,
+        rows: &[Row],
+        sequences: &mut [&mut Sequence],
+    ) -> Result<&mut [f32], PassError> {
+        let _turn = self.turn.as_deref().map(Turns::wait);
+        self.executor.forward(rows, sequences)
+    }
+
+    fn choose(
+        &mut self,
+        rows: &[Row],
+        sequences: &mut [&mut Sequence],
+        passes: u32,
+    ) -> Result<Vec<Chosen>, PassError> {
+        let _turn = self.turn.as_deref().map(Turns::wait);
+        self.executor.choose(rows, sequences, passes)
+    }
+
+    fn now(&self) -> Instant {
+        Instant::now()
     }
 }

@@ -1,8 +1,10 @@
 // Runs the decode kernels in emulation; the commands are those of arena.h and
 //
-//   run ROWS BLOCKS OPS FIRST LAST PASS PASSES BARRIER CHOSEN
+//   run ROWS BLOCKS OPS FIRST LAST PASS PASSES BARRIER CHOSEN CANCELS
+//   cancel FROM POLLS VALUE
 //
-// the kernel for ROWS rows on BLOCKS blocks, with its arguments.
+// the kernel for ROWS rows on BLOCKS blocks, with its arguments, places all; and, once the word at
+// this byte of the arena has been polled so often, the host writes this value there.
 #define M40_EMULATE
 #include "../device.cuh"
 
@@ -39,19 +41,44 @@ Kernel kernel_for(u32 rows) {
     }
 }
 
-void launch(Arena& arena, const std::string& command) {
+void launch(Arena& arena) {
     u32 rows, blocks, first, last, passes;
-    Place ops, pass, barrier, chosen;
-    if (command != "run" || !(std::cin >> rows >> blocks >> ops >> first >> last >> pass >>
-                              passes >> barrier >> chosen)) {
-        emulate::fail("no such command");
+    Place ops, pass, barrier, chosen, cancels;
+    if (!(std::cin >> rows >> blocks >> ops >> first >> last >> pass >> passes >> barrier >>
+          chosen >> cancels)) {
+        emulate::fail("no such launch");
     }
     const Kernel kernel = kernel_for(rows);
+    const u32* words = reinterpret_cast<u32*>(arena.start() + u64{cancels} * 16);
     emulate::run(blocks, rows <= 2 ? Batch<1>::kThreads : Batch<8>::kThreads, 0, [&] {
-        kernel(arena.start(), ops, first, last, pass, passes, barrier, chosen);
+        kernel(arena.start(), ops, first, last, pass, passes, barrier, chosen, words);
     });
+}
+
+void cancel(Arena& arena) {
+    u64 from;
+    u32 polls, value;
+    if (!(std::cin >> from >> polls >> value)) {
+        emulate::fail("no such word");
+    }
+    char* word = arena.at(from, sizeof(value));
+    emulate::host = [=](const u32* polled) mutable {
+        if (static_cast<const void*>(polled) == word && polls-- == 0) {
+            std::memcpy(word, &value, sizeof(value));
+        }
+    };
+}
+
+void serve_command(Arena& arena, const std::string& command) {
+    if (command == "run") {
+        launch(arena);
+    } else if (command == "cancel") {
+        cancel(arena);
+    } else {
+        emulate::fail("no such command");
+    }
 }
 
 }  // namespace
 
-int main() { return serve(launch); }
+int main() { return serve(serve_command); }

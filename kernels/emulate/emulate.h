@@ -40,6 +40,7 @@
 #define DEVICE [[maybe_unused]] static inline
 #define DEVICE_MEMBER static inline
 #define DEVICE_METHOD inline
+#define DEVICE_CALLED [[maybe_unused]] static
 #define KERNEL extern "C" void
 #define LAUNCH_BOUNDS(threads, blocks)
 #define __device__
@@ -119,6 +120,8 @@ struct Launch {
 };
 
 inline Launch* launch = nullptr;
+// What the host does before a word is polled, if anything.
+inline std::function<void(const u32*)> host;
 // Of launches that have ended, for the next ones.
 inline std::vector<std::unique_ptr<unsigned char[]>> spare_stacks;
 
@@ -419,9 +422,12 @@ DEVICE void load_words_shared_by_blocks_16_if(bool wanted, const void* p, uint4&
     v = wanted ? load_words_shared_by_blocks_16(p) : v;
 }
 DEVICE u32 copied(u32 a) { return a; }
-// A spinning thread must let the thread it waits for run.
+// A spinning thread must let the thread it waits for run, and the host do what it does meanwhile.
 DEVICE u32 load_volatile(const u32* p) {
     emulate::yield();
+    if (emulate::host) {
+        emulate::host(p);
+    }
     return emulate::aligned<u32>(p);
 }
 
@@ -450,6 +456,7 @@ DEVICE u64 multiply_high(u64 a, u64 b) {
     __extension__ typedef unsigned __int128 u128;
     return u64(u128{a} * b >> 64);
 }
+DEVICE void assume_shared(const void*) {}
 // x86-64 code fuses nothing unless it is told that it may.
 DEVICE float rounded_product(float a, float b) { return a * b; }
 DEVICE float as_float(u32 bits) {

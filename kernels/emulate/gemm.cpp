@@ -7,8 +7,9 @@
 
 #include "../gemm.cu"
 
-#include <iostream>
 #include <string>
+
+#include "buffer.h"
 
 namespace {
 
@@ -40,35 +41,6 @@ std::istream& operator>>(std::istream& in, Case& c) {
            c.supers;
 }
 
-// Memory as a GPU gives it, with nothing after its end.
-class Buffer {
-  public:
-    explicit Buffer(u64 bytes) : bytes_(bytes) {
-        if (posix_memalign(&memory_, 256, bytes) != 0) {
-            emulate::fail("out of memory");
-        }
-        std::memset(memory_, 0xff, bytes);
-    }
-    ~Buffer() { std::free(memory_); }
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-
-    void read() {
-        if (!std::cin.read(static_cast<char*>(memory_), static_cast<std::streamsize>(bytes_))) {
-            emulate::fail("a case ends early");
-        }
-    }
-    void write() const {
-        std::cout.write(static_cast<char*>(memory_), static_cast<std::streamsize>(bytes_));
-    }
-    float* floats() { return static_cast<float*>(memory_); }
-    u8* bytes() { return static_cast<u8*>(memory_); }
-
-  private:
-    void* memory_ = nullptr;
-    u64 bytes_;
-};
-
 void run(const Case& c) {
     const Kernel* kernel = nullptr;
     for (const Kernel& candidate : kKernels) {
@@ -79,23 +51,24 @@ void run(const Case& c) {
     if (kernel == nullptr) {
         emulate::fail("no such kernel");
     }
-    const u64 y_bytes = u64{c.m} * c.y_stride * 4;
-    Buffer planes(c.plane_bytes), x(u64{c.m} * c.x_stride * 4), bias(u64{c.rows} * 4);
-    Buffer other(y_bytes), y(y_bytes), partials(c.splits * y_bytes);
+    const u64 outputs = u64{c.m} * c.y_stride;
+    Buffer<u8> planes(c.plane_bytes);
+    Buffer<float> x(u64{c.m} * c.x_stride), bias(c.rows);
+    Buffer<float> other(outputs), y(outputs), partials(c.splits * outputs);
     planes.read();
     x.read();
     bias.read();
     (c.flags & kGemmInPlace ? y : other).read();
     const u32 tiles = (c.m + c.tile - 1) / c.tile * ((c.rows + 127) / 128);
     emulate::run(tiles * c.splits, 2 * c.tile, 0, [&] {
-        kernel->run(planes.bytes(), c.high, c.scales, c.tops, c.supers, c.rows, c.cols, x.floats(),
-                    c.x_stride, c.m, y.floats(), c.y_stride, bias.floats(), other.floats(), c.flags,
-                    c.softcap, partials.floats(), c.splits);
+        kernel->run(planes.data(), c.high, c.scales, c.tops, c.supers, c.rows, c.cols, x.data(),
+                    c.x_stride, c.m, y.data(), c.y_stride, bias.data(), other.data(), c.flags,
+                    c.softcap, partials.data(), c.splits);
     });
     if (c.splits > 1) {
         emulate::run(2, 64, 0, [&] {
-            gemm_sum(partials.floats(), c.splits, c.rows, c.m, y.floats(), c.y_stride,
-                     bias.floats(), other.floats(), c.flags, c.softcap);
+            gemm_sum(partials.data(), c.splits, c.rows, c.m, y.data(), c.y_stride,
+                     bias.data(), other.data(), c.flags, c.softcap);
         });
     }
     y.write();

@@ -66,7 +66,19 @@ void print_sample() {
     using Current = SampleOp;
     print_struct<Current>("SampleOp");
     FIELD(kind) FIELD(flags) FIELD(vocab) FIELD(logits) FIELD(stride) FIELD(maxima) FIELD(choices)
-    FIELD(chosen)
+    FIELD(endings) FIELD(chosen)
+}
+
+void print_next() {
+    using Current = Next;
+    print_struct<Current>("Next");
+    FIELD(token) FIELD(probability) FIELD(end) FIELD(unused)
+}
+
+void print_ending() {
+    using Current = Ending;
+    print_struct<Current>("Ending");
+    FIELD(ticket) FIELD(left) FIELD(stop_count) FIELD(unused) FIELD(stops)
 }
 
 }  // namespace
@@ -79,9 +91,13 @@ int main() {
     print_embed();
     print_norm();
     print_sample();
+    print_next();
+    print_ending();
     CONSTANT(kPageTokens) CONSTANT(kChunkTokens) CONSTANT(kPassRows)
-    CONSTANT(kPassesAtOnce) CONSTANT(kOpWords)
+    CONSTANT(kPassesAtOnce) CONSTANT(kOpWords) CONSTANT(kMostStops)
     CONSTANT(kAwait) CONSTANT(kAnnounce) CONSTANT(kNowhere)
+    CONSTANT(kGoesOn) CONSTANT(kNoToken) CONSTANT(kStopToken) CONSTANT(kLastToken)
+    CONSTANT(kCancelled) CONSTANT(kEnded)
     CONSTANT(kEmbed) CONSTANT(kMatvec) CONSTANT(kAttention) CONSTANT(kNorm) CONSTANT(kSample)
     CONSTANT(kGatedMatvec)
     CONSTANT(kF32) CONSTANT(kF16) CONSTANT(kBF16) CONSTANT(kQ4_0) CONSTANT(kQ4_1) CONSTANT(kQ5_0)

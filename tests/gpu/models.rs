@@ -20,18 +20,18 @@ use super::{Gpu, gpu, say};
 /// both, and where a rounding falls the other way an element differs by 5e-4 of itself.
 const TOLERANCE: f32 = 1e-2;
 
-const LAUNCHES: [Launches; 2] = [Launches::OpByOp, Launches::Whole];
+pub(super) const LAUNCHES: [Launches; 2] = [Launches::OpByOp, Launches::Whole];
 
 /// Tokens of context: more than a chunk of attention.
 const CONTEXT: u32 = 400;
 
-struct Model {
+pub(super) struct Model {
     gguf: Arc<Gguf<Vec<u8>>>,
     program: Arc<Program>,
 }
 
 impl Model {
-    fn new(tiny: &TinyModel) -> Self {
+    pub(super) fn new(tiny: &TinyModel) -> Self {
         let gguf = Gguf::parse(tiny.build()).unwrap_or_else(|error| panic!("{error}"));
         let program = build(&gguf, BuildOptions::default());
         let program = program.unwrap_or_else(|error| panic!("{error}"));
@@ -44,7 +44,7 @@ impl Model {
         Plan::new(self.program.clone(), options, blocks).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    fn load(&self, arena: &Arena, launches: Launches, tokens: usize) -> Executor {
+    pub(super) fn load(&self, arena: &Arena, launches: Launches, tokens: usize) -> Executor {
         let plan = self.plan(arena.device(), launches);
         let kv = plan.kv_bytes(tokens);
         self.try_load(arena, plan, kv).unwrap_or_else(|error| panic!("{error}"))
@@ -71,12 +71,12 @@ impl Model {
     }
 }
 
-fn arena(gpu: &Gpu) -> Arena {
+pub(super) fn arena(gpu: &Gpu) -> Arena {
     Arena::new(&gpu.device, 256 << 20).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Types as files have them.
-fn mixed(architecture: &str) -> TinyModel {
+pub(super) fn mixed(architecture: &str) -> TinyModel {
     TinyModel::new(architecture)
         .weights(TensorType::Q4K)
         .weights_of("attn_v", TensorType::Q6K)
@@ -102,7 +102,7 @@ fn largest(logits: &[f32]) -> u32 {
 }
 
 /// Rows of sequence `sequence`, the last with its logits if `last`.
-fn rows(tokens: &[u32], first: usize, sequence: usize, last: bool) -> Vec<Row> {
+pub(super) fn rows(tokens: &[u32], first: usize, sequence: usize, last: bool) -> Vec<Row> {
     let end = first + tokens.len();
     let row = |(position, &token)| {
         let logits = last && position + 1 == end;
@@ -111,12 +111,16 @@ fn rows(tokens: &[u32], first: usize, sequence: usize, last: bool) -> Vec<Row> {
     (first..).zip(tokens).map(row).collect()
 }
 
-fn forward(executor: &mut Executor, rows: &[Row], sequences: &mut [&mut Sequence]) -> Vec<f32> {
+pub(super) fn forward(
+    executor: &mut Executor,
+    rows: &[Row],
+    sequences: &mut [&mut Sequence],
+) -> Vec<f32> {
     let logits = executor.forward(rows, sequences).unwrap_or_else(|error| panic!("{error}"));
     logits.to_vec()
 }
 
-fn begin(executor: &Executor) -> Sequence {
+pub(super) fn begin(executor: &Executor) -> Sequence {
     executor.begin().unwrap_or_else(|error| panic!("{error}"))
 }
 

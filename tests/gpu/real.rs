@@ -24,6 +24,7 @@ use m40llm::{
     LoadError, Model, ModelOptions, Numerics, SamplingParams,
 };
 
+use super::sessions::PROMPT;
 use super::{gpu, say};
 
 const CONTEXT: u32 = 1024;
@@ -38,7 +39,7 @@ const DECIDED: f32 = 0.01;
 /// How far logits may be apart from the oracle's on average.
 const MEAN_MAX: f64 = 0.01;
 
-const TEXT: &str = "The lighthouse keeper wrote in his diary every evening. Today the sea was calm, \
+pub(super) const TEXT: &str = "The lighthouse keeper wrote in his diary every evening. Today the sea was calm, \
     and three ships passed before noon. The first of them";
 
 /// A model file, and a prompt for it.
@@ -310,7 +311,7 @@ fn gemma3_says_what_the_oracle_says() {
     check_model(&models::gemma3());
 }
 
-fn params(max_tokens: u32) -> GenerateParams {
+pub(super) fn params(max_tokens: u32) -> GenerateParams {
     GenerateParams {
         sampling: SamplingParams::greedy(),
         max_tokens: Some(max_tokens),
@@ -319,7 +320,7 @@ fn params(max_tokens: u32) -> GenerateParams {
     }
 }
 
-fn generate(model: &Model, prompt: &[u32], params: &GenerateParams) -> String {
+pub(super) fn generate(model: &Model, prompt: &[u32], params: &GenerateParams) -> String {
     let mut text = String::new();
     let on_chunk = &mut |chunk: m40llm::Chunk| text.push_str(&chunk.text);
     model
@@ -329,7 +330,7 @@ fn generate(model: &Model, prompt: &[u32], params: &GenerateParams) -> String {
     text
 }
 
-fn engine(device: &Device, mib: u64, decode: Decode) -> Engine {
+pub(super) fn engine(device: &Device, mib: u64, decode: Decode) -> Engine {
     let options = GpuOptions { vram_bytes: Some(mib << 20), decode };
     Engine::on_device(device.clone(), options, None).expect("memory for models")
 }
@@ -388,7 +389,8 @@ fn sessions_share_a_model_and_its_cache_and_a_full_one_says_so() {
     let engine = engine(&gpu.device, 1024, Decode::Graph);
     let options = ModelOptions { context: Some(256), ..ModelOptions::default() };
     let model = engine.load(&models::smollm2(), &options).unwrap();
-    let prompt = model.tokenizer().encode_prompt(TEXT);
+    let mut prompt = model.tokenizer().encode_prompt(TEXT);
+    prompt.truncate(PROMPT);
     let alone = generate(&model, &prompt, &params(32));
     thread::scope(|scope| {
         let together: Vec<_> =

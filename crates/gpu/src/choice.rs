@@ -2,7 +2,7 @@
 //! and `SampleSeen` of `kernels/choice.cuh`, field by field.
 
 use m40_sched::SamplingParams;
-use m40_sched::sampler::{BAN_BIAS, MAX_LOGIT_BIAS};
+use m40_sched::sampler::MAX_LOGIT_BIAS;
 
 use crate::ops::Place;
 
@@ -26,7 +26,7 @@ const NO_TOKEN: u32 = u32::MAX;
 pub fn runs_on_device(params: &SamplingParams) -> bool {
     let greedy = !is_positive(params.temperature);
     (greedy || !is_below_one(params.typical_p))
-        && (!penalises(params) || params.repeat_last_n <= MAX_WINDOW)
+        && (!params.penalises() || params.repeat_last_n <= MAX_WINDOW)
         && params.logit_bias.len() <= MAX_LOGIT_BIAS
 }
 
@@ -55,15 +55,20 @@ impl Choice {
     /// looked at. With parameters that the device cannot do ([`runs_on_device`]), what it can do of
     /// them.
     pub fn new(params: &SamplingParams, seed: u64, vocab: usize) -> Self {
-        let length = if penalises(params) { params.repeat_last_n.min(MAX_WINDOW) } else { 0 };
+        let length = if params.penalises() { params.repeat_last_n.min(MAX_WINDOW) } else { 0 };
         Self {
             params: params.clone(),
             seed,
             position: 0,
-            biases: merged_bias(&params.logit_bias, vocab),
+            biases: params.merged_bias(vocab),
             window: vec![(NO_TOKEN, 0); length as usize],
             next: 0,
         }
+    }
+
+    /// What it was made with.
+    pub fn params(&self) -> &SamplingParams {
+        &self.params
     }
 
     /// Tokens accepted so far.
@@ -164,32 +169,6 @@ fn is_below_one(x: f32) -> bool {
 fn top_p_fraction(top_p: f32) -> u64 {
     // Below 1 a float is at most 1 - 2^-24, so the product is below 2^64; negative ones become 0.
     if is_below_one(top_p) { (f64::from(top_p) * 2.0f64.powi(64)) as u64 } else { TOP_P_OFF }
-}
-
-/// Whether any of the three penalties can change a logit.
-fn penalises(params: &SamplingParams) -> bool {
-    params.repeat_last_n > 0
-        && (params.repeat_penalty != 1.0
-            || params.presence_penalty != 0.0
-            || params.frequency_penalty != 0.0)
-}
-
-/// One entry a token, in the vocabulary, ascending; a ban is -inf and stays so when added to.
-fn merged_bias(bias: &[(u32, f32)], vocab: usize) -> Vec<(u32, f32)> {
-    let mut sorted: Vec<_> = bias
-        .iter()
-        .filter(|(token, _)| (*token as usize) < vocab)
-        .map(|&(token, bias)| (token, if bias <= BAN_BIAS { f32::NEG_INFINITY } else { bias }))
-        .collect();
-    sorted.sort_by_key(|(token, _)| *token);
-    sorted.dedup_by(|later, earlier| {
-        let same = later.0 == earlier.0;
-        if same {
-            earlier.1 += later.1;
-        }
-        same
-    });
-    sorted
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! A model on the card, and passes over it.
 
+mod choose;
 mod error;
 mod prompt;
 
@@ -9,17 +10,19 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use m40_cuda::{
-    Arena, CompileError, CudaError, Device, DeviceSlice, ElementType, Graph, ImageForm, Kernel,
-    KernelSource, Param, Signature, StagingRing,
+    Arena, CompileError, CudaError, Device, DeviceSlice, Element, ElementType, Graph, ImageForm,
+    Kernel, KernelSource, Mailbox, Param, Signature, StagingRing,
 };
 use m40_gguf::Gguf;
 use m40_program::Program;
 
+pub use self::choose::{Canceller, Chosen};
 pub use self::error::{LoadError, PassError};
 use crate::batch::{decode_passes, is_prompt, prompt_passes};
+use crate::continuation::States;
 use crate::kv::KvPlan;
 use crate::lower::{LowerError, Lowered, Places, RegionId, Target, lower};
-use crate::ops::{self, OP_WORDS, PAGE_TOKENS, PASS_ROWS, PASSES_AT_ONCE, Place, decode_threads};
+use crate::ops::{self, NO_SLOT, OP_WORDS, PAGE_TOKENS, PASS_ROWS, Place, decode_threads};
 use crate::prefill::{LOGIT_ROWS, Prefill};
 use crate::sequence::{Pool, Sequence, TooManySequences};
 use crate::specialize::{DecodeSource, HEADERS};
@@ -32,9 +35,6 @@ const PASS_WORDS: usize = 4 + 4 * PASS_ROWS;
 /// have given up waiting.
 const BARRIER_WORDS: usize = 3;
 
-/// Words of what is chosen for a row: the token, and its probability.
-const CHOSEN_WORDS: usize = 2;
-
 /// Rows of a pass over a prompt, at most: enough to read weights seldom, few enough that others do
 /// not wait long.
 const PROMPT_ROWS: usize = 512;
@@ -45,7 +45,7 @@ const STAGING_BYTES: usize = 1 << 20;
 /// Rows of the decode kernels.
 const KERNEL_ROWS: [usize; 4] = [1, 2, 4, 8];
 
-/// The arena; ops, first and last of them; pass; passes; barrier; chosen.
+/// The arena; ops, first and last of them; pass; passes; barrier; chosen; cancels.
 const DECODE_PARAMS: &[Param] = &[
     Param::Arena,
     Param::Scalar(ElementType::U32),
@@ -55,6 +55,7 @@ const DECODE_PARAMS: &[Param] = &[
     Param::Scalar(ElementType::U32),
     Param::Scalar(ElementType::U32),
     Param::Scalar(ElementType::U32),
+    Param::Mailbox,
 ];
 
 /// Makes decode kernels: compiles them, or has them from before.
@@ -119,13 +120,16 @@ pub struct Row {
     pub logits: bool,
 }
 
-/// What was chosen after a row.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Chosen {
-    /// Id in the vocabulary.
-    pub token: u32,
-    /// Of the token; 0 if there was none to choose, and the token is 0 then.
-    pub probability: f32,
+/// What a launch of ops is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Want {
+    /// The logits of one pass. What is chosen is not looked at, and no sequence's state changes.
+    Logits,
+    /// What some passes choose.
+    Tokens {
+        /// How many.
+        passes: u32,
+    },
 }
 
 impl Plan {
@@ -175,6 +179,7 @@ impl Plan {
             4 * self.table_words() as u64,
             4 * PASS_WORDS as u64,
             4 * BARRIER_WORDS as u64,
+            States::bytes(self.options.sequences as usize) as u64,
         ];
         let whole = |bytes: u64| bytes.next_multiple_of(m40_cuda::ALIGNMENT);
         let buffers = self.prefill.buffers.iter().map(|buffer| 4 * buffer.words as u64);
@@ -211,6 +216,12 @@ pub struct Executor {
     pass: DeviceSlice<u32>,
     barrier: DeviceSlice<u32>,
     tables: DeviceSlice<u32>,
+    /// What sequences go on by, as [`States`] has it.
+    states: DeviceSlice<u8>,
+    /// A word for each slot, by which the host ends a sequence while a launch runs.
+    cancels: Mailbox,
+    /// The ticket given last.
+    ticket: u32,
     cache: DeviceSlice<u8>,
     /// Bytes of the cache that belong to each layer.
     layers: Vec<Range<usize>>,
@@ -269,6 +280,8 @@ impl Executor {
         let weights = Weights::load(program, gguf, &lowered.matrices, arena, loader, progress)?;
         let cache = arena.allocate::<u8>(kv.bytes().max(1) as usize)?;
         let scratch = arena.allocate::<u32>(lowered.scratch_bytes().div_ceil(4) as usize)?;
+        let states = arena.allocate::<u8>(States::bytes(sequences).max(1))?;
+        let kept = States::new(sequences, place(&states)?);
         let matrices: Vec<_> =
             weights.matrices().iter().map(|m| (*m.layout(), m.place())).collect();
         let vectors =
@@ -278,7 +291,8 @@ impl Executor {
             vectors: &vectors.collect::<Vec<_>>(),
             caches: &kv.caches(place(&cache)?),
             scratch: place(&scratch)?,
-            choices: Place::NOWHERE,
+            choices: kept.choices(),
+            endings: kept.endings(),
         };
         let mut words = lowered.assemble(program, &places)?;
         source.number(&mut words);
@@ -301,6 +315,9 @@ impl Executor {
             pass: arena.allocate(PASS_WORDS)?,
             barrier: arena.allocate(BARRIER_WORDS)?,
             tables: arena.allocate(plan.table_words().max(1))?,
+            states,
+            cancels: Mailbox::new(&device, sequences)?,
+            ticket: 0,
             cache,
             layers,
             buffers,
@@ -383,7 +400,7 @@ impl Executor {
         } else {
             for pass in decode_passes(rows) {
                 let rows = &rows[pass];
-                self.run(rows, sequences, 1)?;
+                self.run(rows, sequences, Want::Logits)?;
                 self.read_logits(rows, &mut logits)?;
             }
         }
@@ -391,43 +408,8 @@ impl Executor {
         Ok(&mut self.logits)
     }
 
-    /// Runs the program over `rows`, of different sequences and at most [`PASS_ROWS`], `passes`
-    /// times, and each time after the first over what was chosen after each row. Returns what was
-    /// chosen, `[passes][rows]`. Whether rows want their logits is not looked at.
-    ///
-    /// # Errors
-    /// [`PassError`], before anything is computed unless the card fails.
-    pub fn choose(
-        &mut self,
-        rows: &[Row],
-        sequences: &mut [&mut Sequence],
-        passes: u32,
-    ) -> Result<Vec<Chosen>, PassError> {
-        if rows.is_empty() || decode_passes(rows).len() > 1 {
-            return Err(PassError::Rows { rows: rows.len() });
-        }
-        self.prepare(rows, sequences, passes)?;
-        let mut rows = rows.to_vec();
-        // A launch of all ops goes on with what it has chosen; the host does it otherwise.
-        let at_once = match self.plan.options.launches {
-            Launches::OpByOp => 1,
-            Launches::Whole => PASSES_AT_ONCE,
-        };
-        let mut chosen = vec![];
-        while chosen.len() < rows.len() * passes as usize {
-            let left = passes as usize - chosen.len() / rows.len();
-            let now = left.min(at_once);
-            self.run(&rows, sequences, now as u32)?;
-            self.read_chosen(rows.len(), now, &mut chosen)?;
-            let last = &chosen[chosen.len() - rows.len()..];
-            for (row, chosen) in rows.iter_mut().zip(last) {
-                (row.token, row.position) = (chosen.token, row.position + now);
-            }
-        }
-        Ok(chosen)
-    }
-
-    /// Checks rows, and makes room for them and what follows them in `passes` passes.
+    /// Checks rows, and makes room for them and what follows them in `passes` passes, unless their
+    /// sequences end before.
     fn prepare(
         &self,
         rows: &[Row],
@@ -455,7 +437,7 @@ impl Executor {
         for ((sequence, end), before) in sequences.iter().zip(&mut ends).zip(&before) {
             let context = sequence.context();
             if *end > *before {
-                *end += passes.saturating_sub(1) as usize;
+                *end += sequence.passes(passes).saturating_sub(1) as usize;
             }
             if *end > context {
                 return Err(PassError::Context { position: *end - 1, context });
@@ -472,16 +454,22 @@ impl Executor {
         Ok(())
     }
 
-    /// One pass, or several that feed themselves. Rows are checked, and there is room for them.
+    /// One pass, or several that feed themselves. Rows are checked, and there is room for them. A
+    /// launch for each op is one pass.
     fn run(
         &mut self,
         rows: &[Row],
         sequences: &mut [&mut Sequence],
-        passes: u32,
+        want: Want,
     ) -> Result<(), PassError> {
         let mut words = vec![rows.len() as u32, 0, 0, 0];
         for row in rows {
-            words.extend(self.row(row, sequences)?.words());
+            let mut row_words = self.row(row, sequences)?;
+            let sequence = &sequences[row.sequence];
+            if want != Want::Logits && sequence.accepted().is_some() {
+                row_words.slot = sequence.slot();
+            }
+            words.extend(row_words.words());
         }
         upload(&mut self.ring, &mut self.pass, 0..words.len(), &words)?;
         let kernel = kernel_for(rows.len());
@@ -489,6 +477,10 @@ impl Executor {
             Launches::OpByOp => Ok(self.graphs[kernel].launch(self.ring.stream())?),
             Launches::Whole => {
                 self.ring.stream().zero(self.barrier.all_mut())?;
+                let passes = match want {
+                    Want::Logits => 1,
+                    Want::Tokens { passes } => passes,
+                };
                 self.launch(kernel, 0..self.plan.lowered.ops.len(), passes)?;
                 let mut words = [0; BARRIER_WORDS];
                 self.ring.read(self.barrier.all(), &mut words)?;
@@ -510,11 +502,10 @@ impl Executor {
         self.ring.write(self.scratch.all_mut(), &image)
     }
 
-    /// A row for kernels, after its sequence's page table was sent.
+    /// A row for kernels, without a slot, after its sequence's page table was sent.
     fn row(&mut self, row: &Row, sequences: &mut [&mut Sequence]) -> Result<ops::Row, CudaError> {
         let sequence = &mut *sequences[row.sequence];
-        let slot = sequence.slot();
-        let start = self.plan.table_entries() * slot as usize;
+        let start = self.plan.table_entries() * sequence.slot() as usize;
         let (first, news) = sequence.take_news();
         if !news.is_empty() {
             let range = start + first..start + first + news.len();
@@ -522,7 +513,7 @@ impl Executor {
         }
         let pages = place_of(&self.tables).0 + (4 * start as u64 / Place::BYTES) as u32;
         let (token, position) = (row.token, row.position as u32);
-        Ok(ops::Row { token, position, pages: Place(pages), slot })
+        Ok(ops::Row { token, position, pages: Place(pages), slot: NO_SLOT })
     }
 
     /// Enqueues some ops.
@@ -538,6 +529,7 @@ impl Executor {
             .scalar(passes)
             .scalar(place_of(&self.barrier).0)
             .scalar(self.region(self.plan.lowered.chosen).0)
+            .mailbox(&self.cancels, self.plan.options.sequences as usize)
             .on(self.ring.stream())
     }
 
@@ -586,25 +578,6 @@ impl Executor {
         }
         Ok(())
     }
-
-    fn read_chosen(
-        &mut self,
-        rows: usize,
-        passes: usize,
-        to: &mut Vec<Chosen>,
-    ) -> Result<(), CudaError> {
-        let words = self.read(self.plan.lowered.chosen, 0..CHOSEN_WORDS * PASS_ROWS * passes)?;
-        for pass in words.as_chunks::<CHOSEN_WORDS>().0.chunks_exact(PASS_ROWS) {
-            let chosen = pass[..rows].iter();
-            to.extend(
-                chosen.map(|[token, bits]| Chosen {
-                    token: *token,
-                    probability: f32::from_bits(*bits),
-                }),
-            );
-        }
-        Ok(())
-    }
 }
 
 impl Drop for Executor {
@@ -647,16 +620,16 @@ fn place<T: m40_cuda::Element>(slice: &DeviceSlice<T>) -> Result<Place, LoadErro
     if nameable { Ok(place_of(slice)) } else { Err(LoadError::TooFar { offset }) }
 }
 
-/// Enqueues a copy of words.
-fn upload(
+/// Enqueues a copy.
+fn upload<T: Element>(
     ring: &mut StagingRing,
-    slice: &mut DeviceSlice<u32>,
+    slice: &mut DeviceSlice<T>,
     range: Range<usize>,
-    words: &[u32],
+    from: &[T],
 ) -> Result<(), CudaError> {
     let to = slice.view_mut(range).expect("as long as was planned");
     ring.upload(to, |first, room| {
-        room.copy_from_slice(&words[first..first + room.len()]);
+        room.copy_from_slice(&from[first..first + room.len()]);
         Ok(())
     })
 }

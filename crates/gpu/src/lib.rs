@@ -8,12 +8,14 @@
 //! | [`kv`] | pages of the KV cache |
 //! | [`prefill`], [`call`] | passes of many rows, as launches |
 //! | [`specialize`] | decode kernels of one program, as source |
+//! | [`continuation`] | how sequences go on by themselves |
 //! | [`executor`] | a model on the card, and passes over it |
 #![forbid(unsafe_code)]
 
 mod batch;
 pub mod call;
 mod choice;
+pub mod continuation;
 pub mod executor;
 pub mod kv;
 pub mod lower;

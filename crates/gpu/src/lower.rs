@@ -82,7 +82,8 @@ pub struct Lowered {
     pub gathers: Vec<Gather>,
     /// Where the logits are after all of them.
     pub logits: View,
-    /// Where the chosen tokens are: `[passes of a launch][pass rows] {u32 token, f32 probability}`.
+    /// Where the chosen tokens are: `[passes of a launch][pass rows]`
+    /// [`Next`](crate::ops::Next).
     pub chosen: RegionId,
 }
 

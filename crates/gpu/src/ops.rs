@@ -20,6 +20,9 @@ pub const PASS_ROWS: usize = 8;
 /// Passes of a launch, at most.
 pub const PASSES_AT_ONCE: usize = 64;
 
+/// Tokens that a sequence ends with, at most.
+pub const MOST_STOPS: usize = 16;
+
 /// Words of every op.
 pub const OP_WORDS: usize = 48;
 
@@ -136,6 +139,9 @@ macro_rules! structure {
             pub const FIELDS: &[(&str, usize)] =
                 &[$((stringify!($field), <$ty as Words>::COUNT),)+];
 
+            /// Words that it takes.
+            pub const WORDS: usize = 0 $(+ <$ty as Words>::COUNT)+;
+
             /// The words of the structure.
             pub fn words(&self) -> Vec<u32> {
                 let mut words = Vec::with_capacity(OP_WORDS);
@@ -151,7 +157,7 @@ macro_rules! structure {
         }
 
         impl Words for $name {
-            const COUNT: usize = 0 $(+ <$ty as Words>::COUNT)+;
+            const COUNT: usize = $name::WORDS;
             fn put(&self, words: &mut Vec<u32>) {
                 $(self.$field.put(words);)+
             }
@@ -162,6 +168,9 @@ macro_rules! structure {
     };
 }
 
+/// [`Row::slot`] of a sequence whose likeliest tokens are chosen.
+pub const NO_SLOT: u32 = Place::NOWHERE.0;
+
 structure! {
     /// A token of a pass.
     Row {
@@ -171,7 +180,7 @@ structure! {
         position: u32,
         /// The sequence's page table, `[pages] u32`.
         pages: Place,
-        /// The sequence's, where sampling keeps its state.
+        /// The sequence's, where [`SampleOp`] keeps its state; [`NO_SLOT`]: it has none.
         slot: u32,
     }
 }
@@ -397,7 +406,7 @@ structure! {
 }
 
 structure! {
-    /// The next token of each row, from its logits.
+    /// The next token of each row, from its logits, and whether its sequence ends with it.
     SampleOp {
         /// [`Op::SAMPLE`].
         kind: u32,
@@ -405,16 +414,77 @@ structure! {
         flags: u32,
         /// Logits of a row.
         vocab: u32,
-        /// `[pass rows][stride] f32`.
+        /// `[pass rows][stride] f32`; rows may be changed.
         logits: Place,
         /// Floats.
         stride: u32,
         /// As [`MatvecOp::maxima`].
         maxima: Place,
-        /// What sampling keeps, by slot.
+        /// `[slots]` [`Choice::state`](crate::Choice::state).
         choices: Place,
-        /// `[pass rows] {u32 token, f32 probability}`.
+        /// `[slots]` [`Ending`].
+        endings: Place,
+        /// `[passes of the launch][pass rows]` [`Next`].
         chosen: Place,
+    }
+}
+
+structure! {
+    /// What a pass has chosen for a row.
+    Next {
+        /// Id in the vocabulary.
+        token: u32,
+        /// Of the token; 0: there was none to choose.
+        probability: f32,
+        /// [`End`], or 0: the sequence goes on.
+        end: u32,
+        /// Padding.
+        unused: u32,
+    }
+}
+
+structure! {
+    /// When a sequence ends by itself. Passes count `left` down.
+    Ending {
+        /// Cancelled once the host's word of its slot is this; never 0.
+        ticket: u32,
+        /// Tokens that may still be chosen.
+        left: u32,
+        /// Tokens in `stops`.
+        stop_count: u32,
+        /// Padding.
+        unused: u32,
+        /// Tokens that it ends with.
+        stops: [u32; MOST_STOPS],
+    }
+}
+
+/// Why a sequence ends with a token; of several reasons the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// There was none to choose: no logit was usable.
+    NoToken = 1,
+    /// It is one of those that the sequence ends with.
+    StopToken = 2,
+    /// The sequence may have no more.
+    LastToken = 3,
+    /// It was asked for.
+    Cancelled = 4,
+    /// There is no token: the sequence had ended before.
+    Before = 5,
+}
+
+impl End {
+    /// What [`Next::end`] says.
+    pub fn of(number: u32) -> Option<Self> {
+        Some(match number {
+            0 => return None,
+            1 => Self::NoToken,
+            2 => Self::StopToken,
+            3 => Self::LastToken,
+            4 => Self::Cancelled,
+            _ => Self::Before,
+        })
     }
 }
 

@@ -45,7 +45,8 @@ impl Pool {
     /// An empty sequence.
     pub(crate) fn begin(self: &Arc<Self>) -> Result<Sequence, TooManySequences> {
         let slot = self.state().slots.pop().ok_or(TooManySequences { most: self.slots })?;
-        Ok(Sequence { pool: Arc::clone(self), table: PageTable::new(), slot, uploaded: 0 })
+        let (pool, table) = (Arc::clone(self), PageTable::new());
+        Ok(Sequence { pool, table, slot, uploaded: 0, follows: None })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -61,6 +62,18 @@ pub struct Sequence {
     slot: u32,
     /// Entries of the page table that the card has.
     uploaded: usize,
+    /// What it goes on by; none: the likeliest tokens.
+    follows: Option<Follows>,
+}
+
+/// What is known of the state by which the card chooses a sequence's tokens.
+#[derive(Clone, Copy, Debug)]
+struct Follows {
+    /// Tokens that the state has accepted: those that the sequence holds, and the one to be fed next.
+    /// 0, which fits no sequence, if the state is not to be used any more.
+    accepted: u64,
+    /// Tokens that may still be chosen.
+    left: u32,
 }
 
 impl Sequence {
@@ -88,11 +101,45 @@ impl Sequence {
     pub fn truncate(&mut self, len: usize) {
         self.pool.state().pages.truncate(&mut self.table, len);
         self.uploaded = self.uploaded.min(self.table.pages().len());
+        if self.accepted().is_some_and(|accepted| accepted > len as u64 + 1) {
+            self.lose();
+        }
     }
 
     /// Where the card keeps what belongs to it.
     pub(crate) fn slot(&self) -> u32 {
         self.slot
+    }
+
+    /// The card has a state for it from now on, which has accepted so many tokens and will choose
+    /// `left` more at most.
+    pub(crate) fn follow(&mut self, accepted: u64, left: u32) {
+        self.follows = Some(Follows { accepted, left });
+    }
+
+    /// Tokens that the card's state of it has accepted; `None` if it has none.
+    pub(crate) fn accepted(&self) -> Option<u64> {
+        self.follows.map(|follows| follows.accepted)
+    }
+
+    /// The card's state has chosen and accepted so many tokens.
+    pub(crate) fn accept(&mut self, tokens: u32) {
+        if let Some(follows) = &mut self.follows {
+            follows.accepted += u64::from(tokens);
+            follows.left = follows.left.saturating_sub(tokens);
+        }
+    }
+
+    /// The card's state is not to be used any more.
+    pub(crate) fn lose(&mut self) {
+        if let Some(follows) = &mut self.follows {
+            follows.accepted = 0;
+        }
+    }
+
+    /// Passes that it is fed in, of so many.
+    pub(crate) fn passes(&self, passes: u32) -> u32 {
+        self.follows.map_or(passes, |follows| passes.min(follows.left.max(1)))
     }
 
     pub(crate) fn is_of(&self, pool: &Arc<Pool>) -> bool {
@@ -145,6 +192,22 @@ mod tests {
         assert_ne!(a.slot(), b.slot());
         drop(a);
         assert_eq!(pool.pages(), (4, 4));
+    }
+
+    #[test]
+    fn a_state_is_lost_with_tokens_that_it_has_accepted() {
+        let pool = Pool::new(4, 1, 100);
+        let mut sequence = pool.begin().unwrap();
+        assert_eq!((sequence.accepted(), sequence.passes(9)), (None, 9));
+        sequence.grow(10).unwrap();
+        sequence.follow(11, 5);
+        sequence.accept(3);
+        assert_eq!((sequence.accepted(), sequence.passes(9)), (Some(14), 2));
+        sequence.grow(14).unwrap();
+        sequence.truncate(13);
+        assert_eq!(sequence.accepted(), Some(14));
+        sequence.truncate(12);
+        assert_eq!(sequence.accepted(), Some(0));
     }
 
     #[test]

@@ -24,6 +24,8 @@ macro_rules! header {
 pub const HEADERS: &[(&str, &str)] = &[
     header!("attention.cuh"),
     header!("block.cuh"),
+    header!("choice.cuh"),
+    header!("choose.cuh"),
     header!("config.cuh"),
     header!("decode.cuh"),
     header!("device.cuh"),
@@ -32,6 +34,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     header!("ops.cuh"),
     header!("planes.cuh"),
     header!("rotary.cuh"),
+    header!("sample.cuh"),
     header!("staging.cuh"),
 ];
 
@@ -69,6 +72,7 @@ impl DecodeSource {
             caches: &vec![somewhere; program.kv.len()],
             scratch: somewhere,
             choices: somewhere,
+            endings: somewhere,
         };
         let ops = lowered.assemble_ops(program, &places)?;
         Ok(Self::of(&ops, lowered.target.blocks))

@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod pace;
 pub mod sampler;
 
+pub use pace::Pace;
 pub use sampler::{ParamError, Sampled, Sampler, SamplingParams, top_logprobs};

@@ -89,6 +89,20 @@ pub enum PassError {
         /// Sequences given.
         count: usize,
     },
+    /// A sequence is not at the token up to which the card's state of it knows.
+    #[error(
+        "the gpu is to choose the token after position {position}, and its state of the sequence \
+         knows {accepted} tokens: it has to be told anew how the sequence goes on"
+    )]
+    Unknown {
+        /// Tokens that the state has accepted; 0 if it was lost.
+        accepted: u64,
+        /// The row's.
+        position: usize,
+    },
+    /// Parameters, or a vocabulary, that the card does not sample by: the host has to.
+    #[error("the gpu does not choose tokens with these sampling parameters and this vocabulary")]
+    Unsampled,
     /// More rows than a pass has, or two of one sequence, where only one pass is asked for.
     #[error("{rows} rows do not fit in one pass")]
     Rows {

@@ -23,8 +23,10 @@ pub struct Places<'a> {
     pub caches: &'a [Place],
     /// Scratch memory, [`Lowered::scratch_bytes`] long.
     pub scratch: Place,
-    /// What sampling keeps.
+    /// What sampling keeps, `[slots]` [`Choice::state`](crate::Choice::state).
     pub choices: Place,
+    /// When sequences end, `[slots]` [`Ending`](crate::ops::Ending).
+    pub endings: Place,
 }
 
 /// Why places do not fit a lowered program. The places are wrong, not the program.
@@ -351,6 +353,7 @@ impl Assembler<'_> {
             stride,
             maxima: self.region(sample.maxima),
             choices: self.places.choices,
+            endings: self.places.endings,
             chosen: self.region(sample.chosen),
         }
     }

@@ -16,7 +16,7 @@ use super::{
     Attention, Embed, FusedId, Gather, Gating, Input, LowerError, Matvec, Norm, Region, RegionId,
     Rope, Sample, Step, Target, View, chunks,
 };
-use crate::ops::{MAX_NORM_WIDTH, MAX_ROPES, PASS_ROWS, PASSES_AT_ONCE, weight_type};
+use crate::ops::{MAX_NORM_WIDTH, MAX_ROPES, Next, PASS_ROWS, PASSES_AT_ONCE, weight_type};
 
 /// Floats of a vector's last part that weights are padded to: with whole ones, a vector ends where
 /// the next begins.
@@ -489,7 +489,7 @@ impl Fuser<'_> {
         }
         let logits = self.read(self.program.logits)?;
         let maxima = self.store.region("maxima".into(), 2 * target.blocks as usize, PASS_ROWS);
-        let chosen = self.store.region("chosen".into(), 2, PASSES_AT_ONCE * PASS_ROWS);
+        let chosen = self.store.region("chosen".into(), Next::WORDS, PASSES_AT_ONCE * PASS_ROWS);
         match self.steps.last_mut() {
             Some(Step::Matvec(matvec)) if matvec.y == logits => matvec.maxima = Some(maxima),
             _ => return Err("its logits are not made by its last product".into()),

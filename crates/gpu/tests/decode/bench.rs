@@ -67,6 +67,7 @@ impl Bench {
             passes: 1,
             barrier: nowhere,
             chosen: nowhere,
+            cancels: nowhere,
         });
     }
 

@@ -34,6 +34,8 @@ pub(crate) struct Launch {
     /// `{u32 counter, u32 target}`.
     pub(crate) barrier: Place,
     pub(crate) chosen: Place,
+    /// `[slots] u32`.
+    pub(crate) cancels: Place,
 }
 
 impl Card {
@@ -92,13 +94,21 @@ impl Card {
     }
 
     pub(crate) fn run(&mut self, launch: &Launch) {
-        let Launch { rows, blocks, ops, first, last, pass, passes, barrier, chosen } = *launch;
-        let [ops, pass, barrier, chosen] = [ops, pass, barrier, chosen].map(|place| place.0);
+        let Launch { rows, blocks, ops, first, last, pass, passes, barrier, chosen, cancels } =
+            *launch;
+        let [ops, pass, barrier, chosen, cancels] =
+            [ops, pass, barrier, chosen, cancels].map(|place| place.0);
         writeln!(
             self.input,
-            "run {rows} {blocks} {ops} {first} {last} {pass} {passes} {barrier} {chosen}"
+            "run {rows} {blocks} {ops} {first} {last} {pass} {passes} {barrier} {chosen} \
+             {cancels}"
         )
         .unwrap();
+    }
+
+    /// Has the host write a word of the arena once kernels have polled it `polls` times.
+    pub(crate) fn cancel(&mut self, from: u64, polls: u32, value: u32) {
+        writeln!(self.input, "cancel {from} {polls} {value}").unwrap();
     }
 
     /// A launch of any kernel, its arguments as kernels/emulate/prefill.cpp takes them.

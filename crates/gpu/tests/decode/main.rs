@@ -4,6 +4,7 @@
 mod attention;
 mod bench;
 mod card;
+mod choosing;
 mod half;
 mod model;
 mod passes;

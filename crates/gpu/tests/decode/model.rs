@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use m40_cpu::{Executor, ExecutorOptions, KvCache, Numerics, Row as CpuRow};
 use m40_gguf::{Gguf, dequantize};
+use m40_gpu::continuation::{Continuation, States};
 use m40_gpu::kv::{KvPlan, PagePool, PageTable};
 use m40_gpu::lower::{Lowered, Places, Target, lower};
-use m40_gpu::ops::{OP_WORDS, PASS_ROWS, Place, Row};
+use m40_gpu::ops::{NO_SLOT, Next, OP_WORDS, PASS_ROWS, Place, Row};
 use m40_program::{BuildOptions, Matrix, MatrixId, Program, build};
 use m40_repack::{Layout, repack};
 use m40_testkit::gguf::TinyModel;
@@ -131,7 +132,9 @@ pub(crate) enum Way {
 /// A sequence on the card.
 pub(crate) struct Sequence {
     table: PageTable,
-    place: Place,
+    /// Of its table, and its slot once it has one.
+    number: u32,
+    slot: u32,
     pub(crate) tokens: usize,
 }
 
@@ -146,7 +149,14 @@ pub(crate) struct Placed {
     /// All pages.
     cache: Place,
     pool: PagePool,
-    table_places: Vec<Place>,
+    tables: Vec<Place>,
+    /// Tables that no sequence has.
+    free: Vec<u32>,
+    states: States,
+    /// Where they are.
+    states_start: Place,
+    /// A word for each slot.
+    cancels: Place,
     target: Target,
 }
 
@@ -158,9 +168,10 @@ impl Placed {
         let table_bytes = 4 * target.context.div_ceil(32) as usize;
         let ops_bytes = 4 * OP_WORDS * lowered.ops.len();
         let pass_bytes = 4 * (HEADER_WORDS + 4 * PASS_ROWS);
-        let sizes =
-            [plan.bytes() as usize, lowered.scratch_bytes() as usize, ops_bytes, pass_bytes, 16];
-        let sizes = sizes.into_iter().chain([table_bytes; PASS_ROWS]).map(Card::taken);
+        let states_bytes = States::bytes(PASS_ROWS);
+        let sizes = [plan.bytes() as usize, lowered.scratch_bytes() as usize, ops_bytes];
+        let sizes = sizes.into_iter().chain([pass_bytes, 16, states_bytes, 4 * PASS_ROWS]);
+        let sizes = sizes.chain([table_bytes; PASS_ROWS]).map(Card::taken);
         let bytes = model.weight_bytes(&lowered) + sizes.sum::<usize>();
         let mut card = Card::start(emulation, bytes);
         let (matrices, vectors) = model.place(&mut card, &lowered);
@@ -168,12 +179,17 @@ impl Placed {
         let caches = plan.caches(cache);
         let scratch = card.allocate(lowered.scratch_bytes() as usize);
         place_scratch(&mut card, &lowered, scratch);
+        let states_start = card.allocate(states_bytes);
+        let states = States::new(PASS_ROWS, states_start);
+        let cancels = card.allocate(4 * PASS_ROWS);
+        card.write_words(cancels, &[0; PASS_ROWS]);
         let places = Places {
             matrices: &matrices,
             vectors: &vectors,
             caches: &caches,
             scratch,
-            choices: Place::NOWHERE,
+            choices: states.choices(),
+            endings: states.endings(),
         };
         let words = lowered.assemble(program, &places).unwrap();
         let ops = card.allocate(ops_bytes);
@@ -181,14 +197,49 @@ impl Placed {
         let pass = card.allocate(pass_bytes);
         let barrier = card.allocate(16);
         card.write_words(barrier, &[0; 4]);
-        let table_places = (0..PASS_ROWS).map(|_| card.allocate(table_bytes)).collect();
+        let tables = (0..PASS_ROWS).map(|_| card.allocate(table_bytes)).collect();
+        let free = (0..PASS_ROWS as u32).rev().collect();
         let pool = PagePool::new(plan.pages());
-        Self { card, lowered, ops, scratch, pass, barrier, cache, pool, table_places, target }
+        Self {
+            card,
+            lowered,
+            ops,
+            scratch,
+            pass,
+            barrier,
+            cache,
+            pool,
+            tables,
+            free,
+            states,
+            states_start,
+            cancels,
+            target,
+        }
     }
 
     pub(crate) fn sequence(&mut self) -> Sequence {
-        let place = self.table_places.pop().expect("no more sequences than rows");
-        Sequence { table: PageTable::new(), place, tokens: 0 }
+        let number = self.free.pop().expect("no more sequences than rows");
+        Sequence { table: PageTable::new(), number, slot: NO_SLOT, tokens: 0 }
+    }
+
+    /// Has a sequence go on so; it is cancelled by this ticket.
+    pub(crate) fn continue_with(
+        &mut self,
+        sequence: &mut Sequence,
+        continuation: &Continuation,
+        ticket: u32,
+    ) {
+        sequence.slot = sequence.number;
+        for (at, bytes) in self.states.contents(sequence.slot, continuation, ticket) {
+            self.card.write(Place(self.states_start.0 + (at / 16) as u32), &bytes);
+        }
+    }
+
+    /// Has the host write a ticket into a sequence's word once it has been polled `polls` times.
+    pub(crate) fn cancel_after(&mut self, polls: u32, sequence: &Sequence, ticket: u32) {
+        let word = self.cancels.bytes() + 4 * u64::from(sequence.slot);
+        self.card.cancel(word, polls, ticket);
     }
 
     /// A sequence whose first tokens are in pages that were filled elsewhere, from page 0 on.
@@ -203,7 +254,7 @@ impl Placed {
     }
 
     pub(crate) fn release(&mut self, sequence: Sequence) {
-        self.table_places.push(sequence.place);
+        self.free.push(sequence.number);
         self.pool.release(sequence.table);
     }
 
@@ -228,19 +279,66 @@ impl Placed {
         rows: &mut [(&mut Sequence, u32)],
         passes: u32,
     ) -> Vec<(Vec<f32>, u32)> {
-        let mut words = vec![rows.len() as u32, 0, 0, 0];
-        for (slot, (sequence, token)) in rows.iter_mut().enumerate() {
-            let position = sequence.tokens;
-            sequence.tokens += passes as usize;
-            self.pool.grow(&mut sequence.table, sequence.tokens).unwrap();
-            self.card.write_words(sequence.place, sequence.table.pages());
-            let (token, slot) = (*token, slot as u32);
-            let row = Row { token, position: position as u32, pages: sequence.place, slot };
-            words.extend(row.words());
-        }
-        self.card.write_words(self.pass, &words);
+        self.write_pass(rows, passes);
         self.launch(way, rows.len(), passes);
         self.results(rows.len(), passes)
+    }
+
+    /// As [`passes`](Self::passes), launched as executors do: what each row was given until its
+    /// sequence has ended.
+    pub(crate) fn choose(
+        &mut self,
+        way: Way,
+        rows: Vec<(&mut Sequence, u32)>,
+        passes: u32,
+    ) -> Vec<Vec<[u32; Next::WORDS]>> {
+        let mut texts: Vec<Vec<[u32; Next::WORDS]>> = vec![vec![]; rows.len()];
+        let mut going: Vec<_> = (0..).zip(rows).collect();
+        let at_once = if way == Way::Resident { passes } else { 1 };
+        for _ in 0..passes / at_once {
+            let (numbers, mut rows): (Vec<usize>, Vec<_>) = going.into_iter().unzip();
+            if rows.is_empty() {
+                break;
+            }
+            self.write_pass(&mut rows, at_once);
+            self.launch(way, rows.len(), at_once);
+            let nexts = self.nexts(at_once);
+            going = vec![];
+            for (place, (i, (sequence, _))) in numbers.into_iter().zip(rows).enumerate() {
+                let of_row = nexts.iter().skip(place).step_by(PASS_ROWS);
+                let end = of_row.clone().position(|[.., end, _]| *end != 0);
+                let fed = end.map_or(at_once as usize, |end| end + 1);
+                texts[i].extend(of_row.take(fed));
+                sequence.tokens -= at_once as usize - fed;
+                self.pool.truncate(&mut sequence.table, sequence.tokens);
+                if end.is_none() {
+                    going.push((i, (sequence, texts[i][texts[i].len() - 1][0])));
+                }
+            }
+        }
+        texts
+    }
+
+    /// Feeds a sequence a token for its logits alone: whatever it goes on by, it is where it was.
+    pub(crate) fn pass_for_logits(&mut self, sequence: &mut Sequence, token: u32) {
+        let slot = std::mem::replace(&mut sequence.slot, NO_SLOT);
+        self.pass(Way::Resident, &mut [(&mut *sequence, token)]);
+        sequence.slot = slot;
+        sequence.tokens -= 1;
+    }
+
+    /// Writes rows, and makes room for them.
+    fn write_pass(&mut self, rows: &mut [(&mut Sequence, u32)], passes: u32) {
+        let mut words = vec![rows.len() as u32, 0, 0, 0];
+        for (sequence, token) in rows {
+            let position = sequence.tokens as u32;
+            sequence.tokens += passes as usize;
+            self.pool.grow(&mut sequence.table, sequence.tokens).unwrap();
+            let pages = self.tables[sequence.number as usize];
+            self.card.write_words(pages, sequence.table.pages());
+            words.extend(Row { token: *token, position, pages, slot: sequence.slot }.words());
+        }
+        self.card.write_words(self.pass, &words);
     }
 
     fn launch(&mut self, way: Way, rows: usize, passes: u32) {
@@ -254,6 +352,7 @@ impl Placed {
             passes,
             barrier: self.barrier,
             chosen: self.region(self.lowered.chosen),
+            cancels: self.cancels,
         };
         match way {
             Way::Resident => {
@@ -280,9 +379,21 @@ impl Placed {
 
     /// The token that a pass of the last launch has chosen for a row.
     pub(crate) fn chosen(&mut self, pass: u32, row: usize) -> u32 {
-        let words = 2 * PASS_ROWS * (pass as usize + 1);
+        self.nexts(pass + 1)[PASS_ROWS * pass as usize + row][0]
+    }
+
+    /// The words of what the last launch has chosen, `[passes][PASS_ROWS]` [`Next`].
+    pub(crate) fn nexts(&mut self, passes: u32) -> Vec<[u32; Next::WORDS]> {
+        let words = Next::WORDS * PASS_ROWS * passes as usize;
         let words = self.card.read_words(self.region(self.lowered.chosen), words);
-        words[2 * (PASS_ROWS * pass as usize + row)]
+        words.as_chunks().0.to_vec()
+    }
+
+    /// Nothing is chosen, as before the first launch.
+    pub(crate) fn forget_chosen(&mut self) {
+        let region = self.lowered.region(self.lowered.chosen);
+        let words = vec![u32::MAX; region.rows * region.stride];
+        self.card.write_words(self.region(self.lowered.chosen), &words);
     }
 
     pub(crate) fn end(self) {

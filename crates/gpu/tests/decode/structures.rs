@@ -5,8 +5,9 @@ use std::process::Command;
 
 use m40_gguf::TensorType;
 use m40_gpu::ops::{
-    ANNOUNCE, AWAIT, AttentionOp, CHUNK_TOKENS, EmbedOp, MatvecOp, NormOp, OP_WORDS, Op,
-    PAGE_TOKENS, PASS_ROWS, PASSES_AT_ONCE, Place, RopeAngles, Row, SampleOp, weight_type,
+    ANNOUNCE, AWAIT, AttentionOp, CHUNK_TOKENS, EmbedOp, End, Ending, MOST_STOPS, MatvecOp,
+    NO_SLOT, Next, NormOp, OP_WORDS, Op, PAGE_TOKENS, PASS_ROWS, PASSES_AT_ONCE, RopeAngles, Row,
+    SampleOp, weight_type,
 };
 use m40_testkit::emulation::compile;
 
@@ -33,6 +34,8 @@ fn the_host_writes_ops_as_kernels_read_them() {
     structure(&mut expected, "EmbedOp", EmbedOp::FIELDS);
     structure(&mut expected, "NormOp", NormOp::FIELDS);
     structure(&mut expected, "SampleOp", SampleOp::FIELDS);
+    structure(&mut expected, "Next", Next::FIELDS);
+    structure(&mut expected, "Ending", Ending::FIELDS);
     let ty = |ty| weight_type(ty).unwrap();
     let constants = [
         ("PageTokens", PAGE_TOKENS as u32),
@@ -40,9 +43,16 @@ fn the_host_writes_ops_as_kernels_read_them() {
         ("PassRows", PASS_ROWS as u32),
         ("PassesAtOnce", PASSES_AT_ONCE as u32),
         ("OpWords", OP_WORDS as u32),
+        ("MostStops", MOST_STOPS as u32),
         ("Await", AWAIT),
         ("Announce", ANNOUNCE),
-        ("Nowhere", Place::NOWHERE.0),
+        ("Nowhere", NO_SLOT),
+        ("GoesOn", 0),
+        ("NoToken", End::NoToken as u32),
+        ("StopToken", End::StopToken as u32),
+        ("LastToken", End::LastToken as u32),
+        ("Cancelled", End::Cancelled as u32),
+        ("Ended", End::Before as u32),
         ("Embed", Op::EMBED),
         ("Matvec", Op::MATVEC),
         ("Attention", Op::ATTENTION),

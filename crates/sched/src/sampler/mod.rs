@@ -78,7 +78,7 @@ impl Sampler {
     /// far as they make sense, without a panic. `seed` decides the draws; `params.seed` is not
     /// looked at here, the caller has resolved it.
     pub fn new(params: SamplingParams, seed: u64, vocab: usize) -> Self {
-        let bias = merged_bias(&params.logit_bias, vocab);
+        let bias = params.merged_bias(vocab);
         let window = Window::new(if params.penalises() { params.repeat_last_n } else { 0 });
         Self {
             params,
@@ -290,24 +290,6 @@ fn pick(weights: impl Iterator<Item = (u32, f32)>, target: f64, total: f64) -> S
 /// The smallest logit that min-p keeps.
 fn min_p_bar(max: f32, min_p: f32) -> f32 {
     max + min_p.ln()
-}
-
-/// One entry a token, in the vocabulary, ascending; a ban is -inf and stays so when added to.
-fn merged_bias(bias: &[(u32, f32)], vocab: usize) -> Vec<(u32, f32)> {
-    let mut sorted: Vec<_> = bias
-        .iter()
-        .filter(|(id, _)| (*id as usize) < vocab)
-        .map(|&(id, bias)| (id, if bias <= BAN_BIAS { f32::NEG_INFINITY } else { bias }))
-        .collect();
-    sorted.sort_by_key(|(id, _)| *id);
-    sorted.dedup_by(|later, earlier| {
-        let same = later.0 == earlier.0;
-        if same {
-            earlier.1 += later.1;
-        }
-        same
-    });
-    sorted
 }
 
 /// The latest tokens and how often each is among them.

@@ -127,11 +127,31 @@ impl SamplingParams {
     }
 
     /// Whether any of the three penalties can change a logit.
-    pub(super) fn penalises(&self) -> bool {
+    pub fn penalises(&self) -> bool {
         self.repeat_last_n > 0
             && (self.repeat_penalty != 1.0
                 || self.presence_penalty != 0.0
                 || self.frequency_penalty != 0.0)
+    }
+
+    /// The biases of tokens of a vocabulary of `vocab`, by ascending id and one a token; a ban is
+    /// -inf, and stays so when added to.
+    pub fn merged_bias(&self, vocab: usize) -> Vec<(u32, f32)> {
+        let mut sorted: Vec<_> = self
+            .logit_bias
+            .iter()
+            .filter(|(id, _)| (*id as usize) < vocab)
+            .map(|&(id, bias)| (id, if bias <= BAN_BIAS { f32::NEG_INFINITY } else { bias }))
+            .collect();
+        sorted.sort_by_key(|(id, _)| *id);
+        sorted.dedup_by(|later, earlier| {
+            let same = later.0 == earlier.0;
+            if same {
+                earlier.1 += later.1;
+            }
+            same
+        });
+        sorted
     }
 }
 

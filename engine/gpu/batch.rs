@@ -1,0 +1,385 @@
+//! Sessions of one model share passes, and prompts are computed in slices between them.
+//!
+//! A session asks for what follows its next tokens, [`Job`] by [`Job`], and waits. A job of one token
+//! is a row of the next pass, with those of up to seven other sessions; of more tokens some are
+//! computed in a slice, and the session asks again for the rest. So sessions join and leave between
+//! any two passes, and nobody has a session's sequence while it has it itself.
+//!
+//! Here is which pass comes next; the thread and the waiting are in [`owner`](super::owner).
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::slice;
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+
+use m40_gpu::TooManySequences;
+use m40_gpu::executor::{Chosen, PassError, Row};
+use m40_gpu::kv::OutOfPages;
+use m40_gpu::ops::{PAGE_TOKENS, PASS_ROWS};
+use m40_sched::Pace;
+
+use super::GpuError;
+use crate::backend::PROMPT_ROWS;
+use crate::generate::GenerateError;
+
+/// Passes between two slices, at most.
+const PASSES_MAX: u32 = 8;
+
+/// What computes passes: the executor, or what stands in for it in tests.
+pub(super) trait Passes: Send + 'static {
+    /// Keys and values of one session.
+    type Sequence: Send;
+
+    /// Pages of the KV cache that nobody has, and all.
+    fn pages(&self) -> (usize, usize);
+
+    /// An empty sequence.
+    fn begin(&mut self) -> Result<Self::Sequence, TooManySequences>;
+
+    /// Forgets what a sequence has from position `len` on.
+    fn truncate(sequence: &mut Self::Sequence, len: usize);
+
+    /// As [`Executor::forward`](m40_gpu::executor::Executor::forward).
+    fn forward(
+        &mut self,
+        rows: &[Row],
+        sequences: &mut [&mut Self::Sequence],
+    ) -> Result<&mut [f32], PassError>;
+
+    /// As [`Executor::choose`](m40_gpu::executor::Executor::choose).
+    fn choose(
+        &mut self,
+        rows: &[Row],
+        sequences: &mut [&mut Self::Sequence],
+        passes: u32,
+    ) -> Result<Vec<Chosen>, PassError>;
+
+    /// The time.
+    fn now(&self) -> Instant;
+}
+
+/// What a session asks for and what came of it. It goes to the model's owner and back with the
+/// sequence in it, and is used again for the session's next question.
+#[derive(Debug)]
+pub(super) struct Job<S> {
+    pub(super) session: u64,
+    /// Where it goes when it is done.
+    pub(super) back: SyncSender<Box<Self>>,
+    /// None before the first pass.
+    pub(super) sequence: Option<S>,
+    /// Tokens that the sequence has.
+    pub(super) position: usize,
+    /// Tokens that follow, at least one; of a long prompt the first ones.
+    pub(super) tokens: Vec<u32>,
+    /// Tokens that follow, all of them.
+    pub(super) pending: usize,
+    /// Whether the logits of the last token are wanted, not the likeliest token after it.
+    pub(super) wants_logits: bool,
+    /// Tokens that may be chosen at a time, each after the one before.
+    pub(super) ahead: u32,
+    /// Launches that the session had a row in, or would have had if it had been there before.
+    turns: u64,
+    /// How many of `tokens` were computed.
+    pub(super) computed: usize,
+    /// What was chosen after the last token, and after what was chosen before.
+    pub(super) chosen: Vec<Chosen>,
+    /// Logits after the last token, if it was computed and nothing was chosen.
+    pub(super) logits: Vec<f32>,
+    /// Why nothing was computed.
+    pub(super) failure: Option<GenerateError>,
+}
+
+impl<S> Job<S> {
+    pub(super) fn new(session: u64, back: SyncSender<Box<Self>>) -> Self {
+        Self {
+            session,
+            back,
+            sequence: None,
+            position: 0,
+            tokens: vec![],
+            pending: 0,
+            wants_logits: false,
+            ahead: 1,
+            turns: 0,
+            computed: 0,
+            chosen: vec![],
+            logits: vec![],
+            failure: None,
+        }
+    }
+
+    fn sequence(&mut self) -> &mut S {
+        self.sequence.as_mut().expect("it was begun when the job came")
+    }
+
+    fn answer(self: Box<Self>) {
+        let back = self.back.clone();
+        // Nobody waits only if the session's thread is gone.
+        let _ = back.send(self);
+    }
+}
+
+/// What sessions say to their model's owner.
+#[derive(Debug)]
+pub(super) enum Message<S> {
+    /// Something is to be computed.
+    Ask(Box<Job<S>>),
+    /// This session asks for nothing more for now.
+    Rest(u64),
+}
+
+/// What is to be done next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Nothing, until somebody asks.
+    Nothing,
+    /// Wait so long for sessions that should ask soon.
+    Wait(Duration),
+    /// [`Batcher::slice`].
+    Slice,
+    /// [`Batcher::launch`].
+    Launch,
+}
+
+/// What sessions of one model have asked for and do not have yet.
+#[derive(Debug)]
+pub(super) struct Batcher<P: Passes> {
+    passes: P,
+    pace: Pace,
+    /// Passes of a launch, at most.
+    ahead: u32,
+    /// Jobs of one token, those that had fewest turns first: of more than a pass has room for, who
+    /// comes back quickest would else be in every pass.
+    rows: VecDeque<Box<Job<P::Sequence>>>,
+    /// Turns that the first row of the latest launch had had.
+    turns: u64,
+    /// Jobs of more tokens, in the order in which they came.
+    prompts: VecDeque<Box<Job<P::Sequence>>>,
+    /// Sessions that had a row in the latest launch and have said nothing since, and until when
+    /// they are waited for.
+    awaited: Vec<u64>,
+    patience: Instant,
+    /// The session that had the latest slice, until it asks for the rest of its prompt.
+    sliced: Option<u64>,
+    /// Passes since the latest slice.
+    since_slice: u32,
+}
+
+impl<P: Passes> Batcher<P> {
+    /// Launches have `ahead` passes at most.
+    pub(super) fn new(passes: P, ahead: u32) -> Self {
+        let patience = passes.now();
+        Self {
+            passes,
+            pace: Pace::new(PASSES_MAX, PROMPT_ROWS),
+            ahead,
+            rows: VecDeque::new(),
+            turns: 0,
+            prompts: VecDeque::new(),
+            awaited: vec![],
+            patience,
+            sliced: None,
+            since_slice: PASSES_MAX,
+        }
+    }
+
+    pub(super) fn take(&mut self, message: Message<P::Sequence>) {
+        let session = match &message {
+            Message::Ask(job) => job.session,
+            Message::Rest(session) => *session,
+        };
+        self.awaited.retain(|awaited| *awaited != session);
+        self.sliced = self.sliced.filter(|sliced| *sliced != session);
+        if let Message::Ask(job) = message {
+            self.enqueue(job);
+        }
+    }
+
+    fn enqueue(&mut self, mut job: Box<Job<P::Sequence>>) {
+        job.chosen.clear();
+        job.logits.clear();
+        job.computed = 0;
+        if job.sequence.is_none() {
+            match self.passes.begin() {
+                Ok(sequence) => job.sequence = Some(sequence),
+                Err(error) => {
+                    job.failure = Some(GenerateError::TooManySessions { most: error.most });
+                    return job.answer();
+                }
+            }
+        }
+        if job.tokens.len() > 1 {
+            return self.prompts.push_back(job);
+        }
+        job.turns = job.turns.max(self.turns);
+        let place = self.rows.partition_point(|other| other.turns <= job.turns);
+        self.rows.insert(place, job);
+    }
+
+    pub(super) fn next(&self) -> Next {
+        if self.rows.is_empty() && self.prompts.is_empty() {
+            return Next::Nothing;
+        }
+        let due = self.since_slice >= self.pace.passes() || !self.streams_run();
+        if !self.prompts.is_empty() && due {
+            return Next::Slice;
+        }
+        if !self.awaited.is_empty() && self.rows.len() < PASS_ROWS {
+            return Next::Wait(self.patience.saturating_duration_since(self.passes.now()));
+        }
+        Next::Launch
+    }
+
+    /// Those who are awaited have taken too long: nothing waits for them any more.
+    pub(super) fn wait_no_more(&mut self) {
+        self.awaited.clear();
+    }
+
+    fn streams_run(&self) -> bool {
+        !self.rows.is_empty() || !self.awaited.is_empty()
+    }
+
+    /// Computes a slice of the prompt that has waited longest, but not its last token: that is a
+    /// row like those of streams.
+    pub(super) fn slice(&mut self) {
+        let Some(mut job) = self.prompts.pop_front() else { return };
+        if let Err(full) = self.has_room(&job) {
+            job.failure = Some(failed(&full.into()));
+            return job.answer();
+        }
+        let most = if self.streams_run() { self.pace.rows() } else { PROMPT_ROWS };
+        let count = most.min(job.tokens.len() - 1);
+        let row = |(position, &token)| Row { token, position, sequence: 0, logits: false };
+        let rows: Vec<_> = (job.position..).zip(&job.tokens[..count]).map(row).collect();
+        let begun = self.passes.now();
+        match self.passes.forward(&rows, &mut [job.sequence()]) {
+            Ok(_) => {
+                self.pace.sliced(count, self.passes.now() - begun);
+                job.computed = count;
+                self.sliced = Some(job.session);
+            }
+            Err(error) => job.failure = Some(failed(&error)),
+        }
+        self.since_slice = 0;
+        job.answer();
+    }
+
+    /// Whether the cache holds the rest of a prompt. One that it does not hold must not take, slice by
+    /// slice, the pages that streams will need.
+    fn has_room(&self, job: &Job<P::Sequence>) -> Result<(), OutOfPages> {
+        let end = job.position + job.pending;
+        let needed = end.div_ceil(PAGE_TOKENS) - job.position.div_ceil(PAGE_TOKENS);
+        let (free, capacity) = self.passes.pages();
+        if needed > free { Err(OutOfPages { needed, free, capacity }) } else { Ok(()) }
+    }
+
+    /// Computes the rows whose turn it is, as many as a pass has.
+    pub(super) fn launch(&mut self) {
+        let prompt_waits = self.sliced.take().is_some() || !self.prompts.is_empty();
+        let before_slice = self.pace.passes().saturating_sub(self.since_slice).max(1);
+        let passes = if prompt_waits { before_slice.min(self.ahead) } else { self.ahead };
+        let count = self.rows.len().min(PASS_ROWS);
+        let mut jobs: Vec<_> = self.rows.drain(..count).collect();
+        self.turns = jobs.first().map_or(self.turns, |job| job.turns);
+        jobs.iter_mut().for_each(|job| job.turns += 1);
+        self.compute(&mut jobs, passes);
+        let served = jobs.iter().filter(|job| job.failure.is_none());
+        self.awaited.clear();
+        self.awaited.extend(served.map(|job| job.session));
+        self.patience = self.passes.now() + self.pace.patience();
+        jobs.into_iter().for_each(Job::answer);
+    }
+
+    /// Has each job computed, or its failure noted.
+    fn compute(&mut self, jobs: &mut [Box<Job<P::Sequence>>], passes: u32) {
+        let mut result = self.pass(jobs, passes);
+        if passes > 1 && matches!(result, Err(PassError::Pages(_))) {
+            result = self.pass(jobs, 1);
+        }
+        match result {
+            Ok(()) => {}
+            // Nothing was computed, since one of them cannot be. Alone it hurts no others.
+            Err(error) if jobs.len() > 1 && !is_of_card(&error) => {
+                jobs.iter_mut().for_each(|job| self.compute(slice::from_mut(job), 1));
+            }
+            Err(error) => {
+                let failure = failed(&error);
+                jobs.iter_mut().for_each(|job| job.failure = Some(failure.clone()));
+            }
+        }
+    }
+
+    /// One launch, over a row of each job: as many passes as everybody takes, at most `passes`.
+    fn pass(&mut self, jobs: &mut [Box<Job<P::Sequence>>], passes: u32) -> Result<(), PassError> {
+        let logits = jobs.iter().any(|job| job.wants_logits);
+        let rows = jobs.iter().enumerate().map(|(sequence, job)| {
+            let (token, position) = (job.tokens[0], job.position);
+            Row { token, position, sequence, logits }
+        });
+        let rows: Vec<_> = rows.collect();
+        let most = if logits { 1 } else { passes };
+        let passes = jobs.iter().map(|job| job.ahead).fold(most, u32::min);
+        self.since_slice = self.since_slice.saturating_add(passes);
+        let begun = self.passes.now();
+        if logits {
+            self.logits(&rows, jobs)?;
+        } else {
+            self.choose(&rows, jobs, passes)?;
+        }
+        self.pace.ran(passes, self.passes.now() - begun);
+        jobs.iter_mut().for_each(|job| job.computed = 1);
+        Ok(())
+    }
+
+    /// One pass whose logits all have, also those who need only the likeliest token.
+    fn logits(
+        &mut self,
+        rows: &[Row],
+        jobs: &mut [Box<Job<P::Sequence>>],
+    ) -> Result<(), PassError> {
+        let mut sequences: Vec<_> = jobs.iter_mut().map(|job| job.sequence()).collect();
+        let logits = self.passes.forward(rows, &mut sequences)?;
+        let vocab = logits.len() / rows.len();
+        for (job, logits) in jobs.iter_mut().zip(logits.chunks_exact(vocab)) {
+            job.logits.extend_from_slice(logits);
+        }
+        Ok(())
+    }
+
+    /// Passes that feed themselves.
+    fn choose(
+        &mut self,
+        rows: &[Row],
+        jobs: &mut [Box<Job<P::Sequence>>],
+        passes: u32,
+    ) -> Result<(), PassError> {
+        let mut sequences: Vec<_> = jobs.iter_mut().map(|job| job.sequence()).collect();
+        let chosen = self.passes.choose(rows, &mut sequences, passes)?;
+        for (index, job) in jobs.iter_mut().enumerate() {
+            job.chosen.extend(chosen.iter().skip(index).step_by(rows.len()));
+        }
+        Ok(())
+    }
+}
+
+/// Whether it is no sequence's fault.
+fn is_of_card(error: &PassError) -> bool {
+    matches!(error, PassError::Stuck | PassError::Cuda(_))
+}
+
+fn failed(error: &PassError) -> GenerateError {
+    match error {
+        PassError::Pages(full) => GenerateError::CacheFull {
+            needed: (full.needed * PAGE_TOKENS) as u64,
+            free: (full.free * PAGE_TOKENS) as u64,
+            capacity: (full.capacity * PAGE_TOKENS) as u64,
+        },
+        PassError::Stuck => GenerateError::Gpu(GpuError::Stuck),
+        PassError::Cuda(error) => GenerateError::Gpu(error.clone().into()),
+        // Sessions check what comes from users, and keep count of positions.
+        error => GenerateError::Pass { reason: error.to_string() },
+    }
+}

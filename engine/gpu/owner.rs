@@ -1,0 +1,233 @@
+//! The thread that has a model, and how sessions ask it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+use std::{fmt, io};
+
+use m40_gpu::executor::Chosen;
+
+use super::batch::{Batcher, Job, Message, Next, Passes};
+use crate::backend::{Output, PROMPT_ROWS, Want};
+use crate::generate::GenerateError;
+
+/// Messages that wait for the thread before sessions wait to send more.
+const MESSAGES: usize = 64;
+
+/// A model and the thread that runs its passes. Dropping it ends the thread and frees the model.
+pub(super) struct Owner<P: Passes> {
+    /// None only while it is dropped.
+    messages: Option<SyncSender<Message<P::Sequence>>>,
+    thread: Option<JoinHandle<()>>,
+    /// Sessions that there have been.
+    sessions: AtomicU64,
+    context: usize,
+    ahead: u32,
+}
+
+/// A session's place with its model's owner.
+pub(super) struct Seat<P: Passes> {
+    session: u64,
+    /// None if the owner ended while it had it.
+    job: Option<Box<Job<P::Sequence>>>,
+    back: Receiver<Box<Job<P::Sequence>>>,
+    ahead: Ahead,
+    /// Whether the next token is the first after a prompt.
+    first: bool,
+}
+
+/// What the card has chosen beyond what it was asked for: a launch that feeds itself waits for nobody
+/// between two tokens. Its keys and values are in the sequence already.
+#[derive(Debug, Default)]
+struct Ahead {
+    /// Position of the first one's token.
+    position: usize,
+    /// Tokens that passes were over, and what was chosen after each.
+    passes: VecDeque<(u32, Chosen)>,
+}
+
+impl Ahead {
+    fn clear(&mut self) {
+        self.passes.clear();
+    }
+
+    /// What a launch has chosen: the first after the token before `position`.
+    fn fill(&mut self, position: usize, chosen: &[Chosen]) {
+        let pairs = chosen.iter().zip(chosen.iter().skip(1));
+        self.passes.clear();
+        self.passes.extend(pairs.map(|(fed, chosen)| (fed.token, *chosen)));
+        self.position = position;
+    }
+
+    /// What was chosen after this token, if it is the next.
+    fn take(&mut self, position: usize, token: u32) -> Option<Chosen> {
+        let next = self.passes.front().is_some_and(|(over, _)| *over == token);
+        if !next || self.position != position {
+            return None;
+        }
+        self.position += 1;
+        self.passes.pop_front().map(|(_, chosen)| chosen)
+    }
+}
+
+impl<P: Passes> Seat<P> {
+    /// Forgets all tokens from position `len` on: a prompt follows.
+    pub(super) fn truncate(&mut self, len: usize) {
+        self.ahead.clear();
+        self.first = true;
+        self.forget(len);
+    }
+
+    /// Keys and values, once there are any.
+    pub(super) fn sequence(&self) -> Option<&P::Sequence> {
+        self.job.as_ref()?.sequence.as_ref()
+    }
+
+    fn forget(&mut self, len: usize) {
+        let job = self.job.as_mut();
+        if let Some(sequence) = job.and_then(|job| job.sequence.as_mut()) {
+            P::truncate(sequence, len);
+        }
+    }
+}
+
+impl<P: Passes> fmt::Debug for Seat<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Seat").field("session", &self.session).finish_non_exhaustive()
+    }
+}
+
+impl<P: Passes> Owner<P> {
+    /// Gives a model to a thread. Sequences have `context` tokens at most, launches `ahead` passes.
+    ///
+    /// # Errors
+    /// When the system has no thread.
+    pub(super) fn start(passes: P, context: usize, ahead: u32) -> io::Result<Self> {
+        let (messages, inbox) = sync_channel(MESSAGES);
+        let batcher = Batcher::new(passes, ahead);
+        let thread = thread::Builder::new().name("m40-passes".into());
+        let thread = thread.spawn(move || serve(batcher, &inbox))?;
+        Ok(Self {
+            messages: Some(messages),
+            thread: Some(thread),
+            sessions: AtomicU64::new(0),
+            context,
+            ahead,
+        })
+    }
+
+    /// A place for one more session.
+    pub(super) fn seat(&self) -> Seat<P> {
+        let session = self.sessions.fetch_add(1, Ordering::Relaxed);
+        // A session has one job, which is somewhere else while it is sent back.
+        let (back, receiver) = sync_channel(1);
+        let job = Some(Box::new(Job::new(session, back)));
+        Seat { session, job, back: receiver, ahead: Ahead::default(), first: true }
+    }
+
+    /// As [`Runner::pass`](crate::backend::Runner::pass).
+    pub(super) fn pass<T>(
+        &self,
+        seat: &mut Seat<P>,
+        base: usize,
+        tokens: &[u32],
+        want: Want,
+        take: impl FnOnce(Output<'_>) -> T,
+    ) -> Result<(usize, T), GenerateError> {
+        if let (Want::Likeliest, [token]) = (want, tokens)
+            && let Some(Chosen { token, probability, .. }) = seat.ahead.take(base, *token)
+        {
+            return Ok((1, take(Output::Chosen { token, probability })));
+        }
+        seat.ahead.clear();
+        seat.forget(base);
+        let job = seat.job.as_mut().ok_or_else(ended)?;
+        job.position = base;
+        job.tokens.clear();
+        job.tokens.extend_from_slice(&tokens[..tokens.len().min(PROMPT_ROWS + 1)]);
+        job.pending = tokens.len();
+        job.wants_logits = want == Want::Logits;
+        // The first token after a prompt is wanted as soon as it can be had.
+        let room = self.context.saturating_sub(base).max(1);
+        job.ahead = if seat.first { 1 } else { self.ahead.min(room as u32) };
+        let job = self.ask(seat)?;
+        let computed = job.computed;
+        if computed < tokens.len() {
+            return Ok((computed, take(Output::Nothing)));
+        }
+        let Some(&Chosen { token, probability, .. }) = job.chosen.first() else {
+            let output = Output::Logits(&mut job.logits);
+            return Ok((computed, take(output)));
+        };
+        Ok((computed, take(Output::Chosen { token, probability })))
+    }
+
+    /// Has a session's job done.
+    fn ask<'a>(&self, seat: &'a mut Seat<P>) -> Result<&'a mut Job<P::Sequence>, GenerateError> {
+        let job = seat.job.take().ok_or_else(ended)?;
+        self.send(Message::Ask(job))?;
+        // If the thread ends, so does the job, and with it the other end of this channel.
+        let mut job = seat.back.recv().map_err(|_| ended())?;
+        let failure = job.failure.take();
+        if job.tokens.len() == job.computed {
+            seat.first = false;
+            seat.ahead.fill(job.position + 1, &job.chosen);
+        }
+        let job = seat.job.insert(job);
+        failure.map_or(Ok(job), Err)
+    }
+
+    /// A session asks for nothing more for now.
+    pub(super) fn rest(&self, seat: &Seat<P>) {
+        // A thread that has ended waits for nobody.
+        let _ = self.send(Message::Rest(seat.session));
+    }
+
+    fn send(&self, message: Message<P::Sequence>) -> Result<(), GenerateError> {
+        let messages = self.messages.as_ref().ok_or_else(ended)?;
+        messages.send(message).map_err(|_| ended())
+    }
+}
+
+impl<P: Passes> Drop for Owner<P> {
+    fn drop(&mut self) {
+        self.messages = None;
+        if let Some(thread) = self.thread.take() {
+            // It has said why it panicked, if it did.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl<P: Passes> fmt::Debug for Owner<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Owner").field("sessions", &self.sessions).finish_non_exhaustive()
+    }
+}
+
+/// What sessions are told when the thread panicked.
+fn ended() -> GenerateError {
+    GenerateError::Pass { reason: "the thread that runs the model has ended".into() }
+}
+
+/// Does what sessions ask for until there can be none any more.
+fn serve<P: Passes>(mut batcher: Batcher<P>, inbox: &Receiver<Message<P::Sequence>>) {
+    loop {
+        while let Ok(message) = inbox.try_recv() {
+            batcher.take(message);
+        }
+        match batcher.next() {
+            Next::Launch => batcher.launch(),
+            Next::Slice => batcher.slice(),
+            Next::Wait(time) => match inbox.recv_timeout(time) {
+                Ok(message) => batcher.take(message),
+                Err(_) => batcher.wait_no_more(),
+            },
+            Next::Nothing => match inbox.recv() {
+                Ok(message) => batcher.take(message),
+                Err(_) => return,
+            },
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Sessions of one model side by side on a device: each says what it says alone.
+
+use std::thread;
+
+use m40_testkit::models;
+use m40llm::{
+    CancelToken, Decode, FinishReason, GenerateError, GenerateParams, Model, ModelOptions,
+};
+
+use super::real::{TEXT, engine, params};
+use super::{Gpu, gpu, say};
+
+/// Tokens of context, and of the KV cache that all sessions share.
+const CONTEXT: u32 = 4096;
+
+/// Tokens of a prompt at most: those of a slice of the least size, and the last one. Longer prompts
+/// may be cut otherwise beside others, and then differ in the last bits.
+pub(super) const PROMPT: usize = 17;
+
+fn load(gpu: &Gpu, decode: Decode) -> Model {
+    let options = ModelOptions { context: Some(CONTEXT), ..ModelOptions::default() };
+    let model = engine(&gpu.device, 1024, decode).load(&models::smollm2(), &options);
+    model.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Prompts that have little in common, of several lengths.
+fn prompts(model: &Model, count: usize) -> Vec<Vec<u32>> {
+    let all = model.tokenizer().encode_prompt(TEXT);
+    (0..count).map(|i| all.iter().copied().skip(i).take(PROMPT - i % 5).collect()).collect()
+}
+
+/// What a session holds after it has generated: its prompt and all tokens but the last.
+fn said(model: &Model, prompt: &[u32], params: &GenerateParams) -> Vec<u32> {
+    let mut session = model.session();
+    let done = session.generate(prompt, params, &CancelToken::new(), &mut |_| {});
+    let done = done.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(Some(done.completion_tokens), params.max_tokens);
+    session.tokens().to_vec()
+}
+
+/// A prompt of so many tokens.
+fn long_prompt(model: &Model, tokens: usize) -> Vec<u32> {
+    model.tokenizer().encode_prompt(TEXT).into_iter().cycle().take(tokens).collect()
+}
+
+#[test]
+fn sessions_side_by_side_say_what_each_says_alone() {
+    let Some(gpu) = gpu() else { return };
+    for decode in [Decode::Graph, Decode::Persistent] {
+        let model = load(&gpu, decode);
+        for count in [4, 12] {
+            let prompts = prompts(&model, count);
+            let params = |i: usize| params(48 + 3 * i as u32);
+            let alone: Vec<_> =
+                prompts.iter().enumerate().map(|(i, p)| said(&model, p, &params(i))).collect();
+            thread::scope(|scope| {
+                for (i, prompt) in prompts.iter().enumerate() {
+                    let (model, alone, params) = (&model, &alone[i], params(i));
+                    let what = format!("session {i} of {count}, {decode}");
+                    scope.spawn(move || assert_eq!(said(model, prompt, &params), *alone, "{what}"));
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn sessions_that_the_host_samples_for_and_others_share_passes() {
+    let Some(gpu) = gpu() else { return };
+    let model = load(&gpu, Decode::Persistent);
+    let prompts = prompts(&model, 6);
+    let params = |i: usize| {
+        let mut params = params(60);
+        if i % 2 == 1 {
+            params.sampling.temperature = 0.8;
+            params.sampling.seed = Some(i as u64);
+            params.logprobs = Some(2);
+        }
+        params
+    };
+    let alone: Vec<_> =
+        prompts.iter().enumerate().map(|(i, p)| said(&model, p, &params(i))).collect();
+    thread::scope(|scope| {
+        for (i, prompt) in prompts.iter().enumerate() {
+            let (model, alone, params) = (&model, &alone[i], params(i));
+            scope.spawn(move || assert_eq!(said(model, prompt, &params), *alone, "session {i}"));
+        }
+    });
+}
+
+#[test]
+fn streams_say_the_same_beside_a_long_prompt() {
+    let Some(gpu) = gpu() else { return };
+    for decode in [Decode::Graph, Decode::Persistent] {
+        let model = load(&gpu, decode);
+        let streams = prompts(&model, 4);
+        let long = long_prompt(&model, 2048);
+        let alone: Vec<_> = streams.iter().map(|p| said(&model, p, &params(200))).collect();
+        let long_alone = said(&model, &long, &params(20));
+        let beside = thread::scope(|scope| {
+            for (prompt, alone) in streams.iter().zip(&alone) {
+                let model = &model;
+                scope.spawn(move || assert_eq!(said(model, prompt, &params(200)), *alone));
+            }
+            said(&model, &long, &params(20))
+        });
+        let same = beside.iter().zip(&long_alone).take_while(|(a, b)| a == b).count();
+        say(&format!(
+            "{decode}: after a prompt cut into slices {} of 19 tokens are those of large slices",
+            same - long.len()
+        ));
+    }
+}
+
+#[test]
+fn who_is_cancelled_or_finds_no_room_leaves_the_others_as_they_were() {
+    let Some(gpu) = gpu() else { return };
+    let model = load(&gpu, Decode::Persistent);
+    let streams = prompts(&model, 3);
+    let alone: Vec<_> = streams.iter().map(|p| said(&model, p, &params(300))).collect();
+    // It leaves less of the cache than another prompt like it needs.
+    let mut large = model.session();
+    let long = long_prompt(&model, 2600);
+    large
+        .generate(&long, &params(1), &CancelToken::new(), &mut |_| {})
+        .unwrap_or_else(|error| panic!("{error}"));
+    thread::scope(|scope| {
+        for (prompt, alone) in streams.iter().zip(&alone) {
+            let model = &model;
+            scope.spawn(move || assert_eq!(said(model, prompt, &params(300)), *alone));
+        }
+        for i in 0..5 {
+            let cancel = CancelToken::new();
+            let mut pieces = 0;
+            let mut on_chunk = |_| {
+                pieces += 1;
+                if pieces == 3 + i {
+                    cancel.cancel();
+                }
+            };
+            let done = model.session().generate(&streams[0], &params(300), &cancel, &mut on_chunk);
+            assert_eq!(done.unwrap().finish, FinishReason::Cancelled);
+        }
+        let refused = model.session().generate(&long, &params(1), &CancelToken::new(), &mut |_| {});
+        assert!(matches!(refused, Err(GenerateError::CacheFull { .. })), "{refused:?}");
+    });
+    drop(large);
+    said(&model, &long, &params(2));
+}

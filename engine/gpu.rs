@@ -6,6 +6,8 @@ mod batch;
 #[cfg(feature = "cuda")]
 pub(crate) mod card;
 #[cfg(feature = "cuda")]
+mod kernels;
+#[cfg(feature = "cuda")]
 mod owner;
 #[cfg(test)]
 #[cfg(feature = "cuda")]
@@ -28,6 +30,12 @@ static IMAGE: Option<KernelImage> = include!(concat!(env!("OUT_DIR"), "/kernels.
 #[cfg(feature = "cuda")]
 pub fn kernel_image() -> Option<&'static KernelImage> {
     IMAGE.as_ref()
+}
+
+/// What compiles decode kernels for models, and keeps them, as the environment says.
+#[cfg(feature = "cuda")]
+pub fn kernel_builder() -> impl m40_gpu::executor::BuildKernels {
+    kernels::Kernels::of_environment()
 }
 
 /// This build: its version and its GPU kernels, as in `0.1.0 (GPU kernels 59c2d4f0a1b7 by nvrtc

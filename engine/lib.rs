@@ -35,9 +35,9 @@ mod tests;
 pub use generate::{
     CancelToken, Chunk, Completion, FinishReason, GenerateError, GenerateParams, TokenLogprob,
 };
-#[cfg(feature = "cuda")]
-pub use gpu::kernel_image;
 pub use gpu::{Decode, GpuError, GpuMemory, GpuOptions, check_gpu, version};
+#[cfg(feature = "cuda")]
+pub use gpu::{kernel_builder, kernel_image};
 pub use m40_cpu::Numerics;
 pub use m40_sched::sampler::{ParamError, SamplingParams};
 pub use m40_tokenizer::{ChatTemplate, Special, TemplateError, TemplateInput, Tokenizer};

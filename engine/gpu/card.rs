@@ -15,6 +15,7 @@ use m40_program::Program;
 use memmap2::Mmap;
 
 use super::batch::Passes;
+use super::kernels::Kernels;
 use super::owner::{Owner, Seat};
 use super::turns::Turns;
 use super::{Decode, GpuError, GpuMemory, GpuOptions, VRAM_RESERVE, kernel_image};
@@ -40,7 +41,7 @@ pub(crate) struct Card {
     arena: Arena,
     decode: Decode,
     /// Held while a model is loaded, so that no other takes the memory that was counted for it.
-    loader: Mutex<Loader>,
+    loader: Mutex<(Loader, Kernels)>,
     turn: Turn,
 }
 
@@ -59,7 +60,7 @@ impl Card {
         options: GpuOptions,
         threads: usize,
     ) -> Result<Self, GpuError> {
-        let loader = Mutex::new(Loader::new(&device, threads)?);
+        let loader = Mutex::new((Loader::new(&device, threads)?, Kernels::of_environment()));
         let memory = device.memory()?;
         let bytes = budget(options.vram_bytes, memory.free, memory.total)?;
         let arena = Arena::new(&device, bytes)?;
@@ -95,7 +96,8 @@ impl Card {
         context: u32,
     ) -> Result<CardModel, LoadError> {
         let (plan, memory) = self.plan(path, program, context)?;
-        let mut loader = lock(&self.loader);
+        let mut held = lock(&self.loader);
+        let (loader, kernels) = &mut *held;
         let usage = self.arena.usage();
         let memory = GpuMemory { free: usage.free, capacity: usage.capacity, ..memory };
         if !memory.fits() {
@@ -103,7 +105,7 @@ impl Card {
         }
         let page_bytes = plan.kv_bytes(1) as usize;
         let on = &mut |_| ControlFlow::Continue(());
-        let executor = Executor::load(plan, gguf, &self.arena, memory.kv, &mut loader, on)
+        let executor = Executor::load(plan, gguf, &self.arena, memory.kv, loader, kernels, on)
             .map_err(|source| refused(path, source))?;
         let vocab = executor.program().description.vocab;
         let passes = OnCard { executor, turn: self.turn.clone() };

@@ -53,7 +53,7 @@ impl Model {
     fn try_load(&self, arena: &Arena, plan: Plan, kv: u64) -> Result<Executor, LoadError> {
         let mut loader = Loader::new(arena.device(), 2)?;
         let on = &mut |_| ControlFlow::Continue(());
-        Executor::load(plan, &self.gguf, arena, kv, &mut loader, on)
+        Executor::load(plan, &self.gguf, arena, kv, &mut loader, &mut m40llm::kernel_builder(), on)
     }
 
     /// Logits after each token, by the oracle.

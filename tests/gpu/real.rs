@@ -72,8 +72,16 @@ impl Real {
         let kv_bytes = plan.kv_bytes(CONTEXT as usize) * BATCH as u64;
         let mut loader = Loader::new(device, 4).expect("pinned memory");
         let on = &mut |_| ControlFlow::Continue(());
-        Executor::load(plan, &self.gguf, arena, kv_bytes, &mut loader, on)
-            .unwrap_or_else(|error| panic!("{}: {error}", self.name))
+        Executor::load(
+            plan,
+            &self.gguf,
+            arena,
+            kv_bytes,
+            &mut loader,
+            &mut m40llm::kernel_builder(),
+            on,
+        )
+        .unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }
 
     /// The oracle's logits after each token from `first` on.

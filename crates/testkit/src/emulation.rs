@@ -1,5 +1,6 @@
 //! Kernels compiled for the host (kernels/emulate), with sanitizers.
 
+use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,28 +15,58 @@ use std::time::SystemTime;
 /// # Panics
 /// Without g++ under CI: it must be there.
 pub fn compile(name: &str, folder: &str) -> Result<Option<PathBuf>, String> {
-    let missing = Command::new("g++").arg("--version").output().err();
-    if let Some(error) = missing {
-        assert!(std::env::var_os("CI").is_none(), "g++ cannot be run: {error}");
-        say(&format!(
-            "emulated {name}: skipped: no g++ (apt install g++ runs kernels without a GPU)"
-        ));
+    let program = Path::new(folder).join(name);
+    if !has_compiler(name) {
         return Ok(None);
     }
-    let emulate = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels/emulate");
-    let program = Path::new(folder).join(name);
-    if changed(&program).is_some_and(|made| newest(&emulate.join("..")) < Some(made)) {
+    if changed(&program).is_some_and(|made| newest(&kernels()) < Some(made)) {
         return Ok(Some(program));
     }
+    run_compiler(name, &program, &[]).map(Some)
+}
+
+/// The same of kernels for one program, which `text` describes as kernels/decode.cuh has it.
+///
+/// # Errors
+/// As [`compile`]; or the file of the text is not written.
+///
+/// # Panics
+/// As [`compile`].
+pub fn compile_for(name: &str, folder: &str, text: &str) -> Result<Option<PathBuf>, String> {
+    if !has_compiler(name) {
+        return Ok(None);
+    }
+    let described = Path::new(folder).join(format!("{name}.program.cuh"));
+    fs::write(&described, text).map_err(|error| format!("{}: {error}", described.display()))?;
+    let define = format!("-DM40_PROGRAM=\"{}\"", described.display());
+    let include = format!("-I{}", kernels().display());
+    let program = Path::new(folder).join(format!("{name}.program"));
+    run_compiler(name, &program, &[&define, &include]).map(Some)
+}
+
+fn kernels() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels")
+}
+
+fn has_compiler(name: &str) -> bool {
+    let missing = Command::new("g++").arg("--version").output().err();
+    let Some(error) = missing else { return true };
+    assert!(std::env::var_os("CI").is_none(), "g++ cannot be run: {error}");
+    say(&format!("emulated {name}: skipped: no g++ (apt install g++ runs kernels without a GPU)"));
+    false
+}
+
+fn run_compiler(name: &str, program: &Path, more: &[&str]) -> Result<PathBuf, String> {
     let output = Command::new("g++")
         .args(["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"])
         .args(["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-o"])
-        .arg(&program)
-        .arg(emulate.join(format!("{name}.cpp")))
+        .arg(program)
+        .args(more)
+        .arg(kernels().join(format!("emulate/{name}.cpp")))
         .output()
         .expect("g++ has just been run");
     let said = String::from_utf8_lossy(&output.stderr);
-    if output.status.success() { Ok(Some(program)) } else { Err(said.into_owned()) }
+    if output.status.success() { Ok(program.to_owned()) } else { Err(said.into_owned()) }
 }
 
 /// When a file was changed last.

@@ -9,6 +9,7 @@ use m40_gpu::continuation::{Continuation, States};
 use m40_gpu::kv::{KvPlan, PagePool, PageTable};
 use m40_gpu::lower::{Lowered, Places, Target, lower};
 use m40_gpu::ops::{NO_SLOT, Next, OP_WORDS, PASS_ROWS, Place, Row};
+use m40_gpu::specialize::DecodeSource;
 use m40_program::{BuildOptions, Matrix, MatrixId, Program, build};
 use m40_repack::{Layout, repack};
 use m40_testkit::gguf::TinyModel;
@@ -94,6 +95,12 @@ impl Model {
         (matrices, places.collect())
     }
 
+    /// Decode kernels for this model alone.
+    pub(crate) fn source(&self, target: Target) -> DecodeSource {
+        let lowered = lower(&self.program, target).unwrap();
+        DecodeSource::new(&lowered, &self.program, &self.layouts(&lowered)).unwrap()
+    }
+
     /// The oracle, for one sequence at a time.
     pub(crate) fn oracle(&self) -> Oracle {
         let options =
@@ -162,6 +169,17 @@ pub(crate) struct Placed {
 
 impl Placed {
     pub(crate) fn new(emulation: &Path, model: &Model, target: Target, pages: usize) -> Self {
+        Self::with(emulation, model, target, pages, None)
+    }
+
+    /// On an emulation of kernels for this program, which `source` describes.
+    pub(crate) fn with(
+        emulation: &Path,
+        model: &Model,
+        target: Target,
+        pages: usize,
+        source: Option<&DecodeSource>,
+    ) -> Self {
         let program = &*model.program;
         let lowered = lower(program, target).unwrap();
         let plan = KvPlan::new(&program.kv, u64::MAX, pages);
@@ -191,7 +209,8 @@ impl Placed {
             choices: states.choices(),
             endings: states.endings(),
         };
-        let words = lowered.assemble(program, &places).unwrap();
+        let mut words = lowered.assemble(program, &places).unwrap();
+        source.into_iter().for_each(|source| source.number(&mut words));
         let ops = card.allocate(ops_bytes);
         card.write_words(ops, &words);
         let pass = card.allocate(pass_bytes);

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use m40_gguf::TensorType;
 use m40_gpu::lower::Target;
-use m40_testkit::emulation::compile;
+use m40_testkit::emulation::{compile, compile_for};
 use m40_testkit::gguf::{Noise, TinyModel};
 
 use crate::model::{Model, Placed, Way};
@@ -127,6 +127,26 @@ fn a_row_is_the_same_alone_and_beside_others_resident_or_op_by_op() {
         for (found, expected) in found.iter().zip(&together[first..]) {
             assert!(found == expected, "{} rows", rows.len());
         }
+    }
+    placed.end();
+}
+
+/// What a GPU runs: all sizes are constants. The same bits as of kernels that know nothing.
+#[test]
+fn kernels_for_one_program_compute_what_those_for_any_do() {
+    let Some(emulation) = emulation() else { return };
+    let model = Model::new(&mixed("gemma3").layers(2));
+    let source = model.source(TARGET);
+    let of_program = compile_for("decode", env!("CARGO_TARGET_TMPDIR"), source.text());
+    let of_program = of_program.unwrap_or_else(|error| panic!("{error}")).unwrap();
+    let prompts: Vec<_> = (0..8).map(|seed| tokens(2, 30 + seed)).collect();
+    let mut any = Placed::new(&emulation, &model, TARGET, 8);
+    let expected = check(&model, &mut any, Way::Resident, &prompts);
+    any.end();
+    let mut placed = Placed::with(&of_program, &model, TARGET, 8, Some(&source));
+    for (way, rows) in [(Way::Resident, 0..8), (Way::OpByOp, 2..3), (Way::Resident, 5..7)] {
+        let found = check(&model, &mut placed, way, &prompts[rows.clone()]);
+        assert!(found == expected[rows.clone()], "rows {rows:?}");
     }
     placed.end();
 }

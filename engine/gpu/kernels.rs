@@ -1,0 +1,153 @@
+//! Decode kernels of models: compiled by NVRTC when a model is first loaded, and kept.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process;
+
+use m40_cuda::{CompileError, Compiler, ImageForm, KernelSource};
+use m40_gpu::executor::BuildKernels;
+use sha2::{Digest, Sha256};
+
+/// NVRTC's file name: the last that compiles for Maxwell.
+const NVRTC: &str = "libnvrtc.so.12";
+
+/// Where a package puts it.
+const PACKAGED: &str = "/usr/lib/m40d";
+
+/// Compiles kernels, and keeps what came of it in a folder.
+#[derive(Debug)]
+pub(crate) struct Kernels {
+    folder: Option<PathBuf>,
+    compiler: Option<Compiler>,
+}
+
+impl Kernels {
+    /// Keeps them where this process may: `$CACHE_DIRECTORY`, as systemd sets it, else the user's
+    /// cache.
+    pub(crate) fn of_environment() -> Self {
+        let folder = set("CACHE_DIRECTORY").or_else(user_cache).map(|cache| cache.join("programs"));
+        Self { folder, compiler: None }
+    }
+
+    fn compiler(&mut self) -> Result<&Compiler, CompileError> {
+        match &mut self.compiler {
+            Some(compiler) => Ok(compiler),
+            none => Ok(none.insert(open_compiler()?)),
+        }
+    }
+}
+
+impl BuildKernels for Kernels {
+    fn build(
+        &mut self,
+        source: KernelSource<'_>,
+        form: ImageForm,
+    ) -> Result<Vec<u8>, CompileError> {
+        let kept = self.folder.as_ref().map(|folder| folder.join(file_name(source, form)));
+        if let Some(image) = kept.as_ref().and_then(|kept| fs::read(kept).ok()) {
+            return Ok(image);
+        }
+        let image = self.compiler()?.compile(source, form)?;
+        if let Some(kept) = kept {
+            // What cannot be kept costs the next load its time, and this one nothing.
+            let _ = keep(&kept, &image);
+        }
+        Ok(image)
+    }
+}
+
+/// Whoever reads the file finds all of it: it is written aside.
+fn keep(file: &Path, image: &[u8]) -> io::Result<()> {
+    fs::create_dir_all(file.parent().unwrap_or(Path::new(".")))?;
+    let aside = file.with_extension(format!("new-{}", process::id()));
+    fs::write(&aside, image)?;
+    fs::rename(&aside, file)
+}
+
+/// A name that says all that the image depends on.
+fn file_name(source: KernelSource<'_>, form: ImageForm) -> String {
+    let mut hash = Sha256::new();
+    let headers = source.headers.iter().flat_map(|(name, text)| [*name, *text]);
+    for part in [source.text].into_iter().chain(headers) {
+        // Lengths first, so that no two sources hash the same bytes.
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    let hash: String = hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect();
+    let extension = match form {
+        ImageForm::MachineCode => "cubin",
+        ImageForm::Ptx => "ptx",
+    };
+    format!("{hash}.{extension}")
+}
+
+/// The first that there is: `M40_NVRTC`, of `CUDA_HOME`, the package's, what `make nvrtc` fetched, the
+/// loader's.
+fn open_compiler() -> Result<Compiler, CompileError> {
+    if let Some(named) = set("M40_NVRTC") {
+        return Compiler::open(&named);
+    }
+    let files = [
+        set("CUDA_HOME").map(|home| home.join("lib64").join(NVRTC)),
+        Some(Path::new(PACKAGED).join(NVRTC)),
+        user_cache().map(|cache| cache.join("nvrtc-12.9").join(NVRTC)),
+    ];
+    let found = files.into_iter().flatten().find_map(|file| Compiler::open(&file).ok());
+    found.map_or_else(|| Compiler::open(Path::new(NVRTC)), Ok)
+}
+
+/// This program's among the user's caches.
+fn user_cache() -> Option<PathBuf> {
+    let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
+    Some(cache?.join("m40d"))
+}
+
+fn set(variable: &str) -> Option<PathBuf> {
+    env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOURCE: KernelSource<'_> = KernelSource {
+        name: "test",
+        text: "#include \"one.cuh\"\nextern \"C\" __global__ void one(int* x) { *x = kOne; }\n",
+        headers: &[("one.cuh", "enum { kOne = 1 };\n")],
+    };
+
+    fn in_folder(folder: &Path) -> Kernels {
+        Kernels { folder: Some(folder.to_owned()), compiler: None }
+    }
+
+    #[test]
+    fn what_was_compiled_is_kept_and_taken_again() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join(file_name(SOURCE, ImageForm::Ptx));
+        fs::write(&file, b"kept\0").expect("a file");
+        let image = in_folder(folder.path()).build(SOURCE, ImageForm::Ptx);
+        assert_eq!(image.expect("no compiler is asked for"), b"kept\0");
+    }
+
+    #[test]
+    fn the_compiler_makes_ptx_and_machine_code_and_says_what_it_does_not_take() {
+        if let Err(error) = open_compiler() {
+            assert!(env::var_os("CI").is_none(), "{error}");
+            eprintln!("skipped: no NVRTC (make nvrtc): {error}");
+            return;
+        }
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut kernels = in_folder(folder.path());
+        let ptx = kernels.build(SOURCE, ImageForm::Ptx).expect("it compiles");
+        let text = String::from_utf8_lossy(&ptx);
+        assert!(text.contains(".entry one(") && text.contains(".target sm_52"), "{text}");
+        assert_eq!(fs::read(folder.path().join(file_name(SOURCE, ImageForm::Ptx))).ok(), Some(ptx));
+        let code = kernels.build(SOURCE, ImageForm::MachineCode).expect("it compiles");
+        assert!(code.starts_with(b"\x7fELF"));
+        let wrong = KernelSource { text: "void wrong(", ..SOURCE };
+        let error = kernels.build(wrong, ImageForm::Ptx).expect_err("no CUDA").to_string();
+        assert!(error.contains("test") && error.contains("expected"), "{error}");
+    }
+}

@@ -68,10 +68,11 @@ fn embed(out: &Path) -> Result<()> {
         );
         return write(&out.join("kernels.rs"), "None");
     };
-    let sources = sources()?;
+    // What kernels/inspect-sm52 looks at is compiled too; nothing runs it.
+    let (embedded, inspected) = (sources("kernels")?, sources("kernels/reference")?);
     let cache = Cache::of_user();
     let mut changed = vec![];
-    for source in &sources {
+    for source in embedded.iter().chain(&inspected) {
         let images = Images::new(source, &compiler)?;
         let there = images.are_in(out) || cache.as_ref().is_some_and(|c| c.fetch(&images, out));
         if !there {
@@ -79,7 +80,7 @@ fn embed(out: &Path) -> Result<()> {
         }
     }
     compile_all(&changed, &compiler, cache.as_ref(), out)?;
-    let modules: String = sources.iter().map(|source| module(source)).collect();
+    let modules: String = embedded.iter().map(|source| module(source)).collect();
     let compiler = compiler.describe();
     write(
         &out.join("kernels.rs"),
@@ -284,10 +285,9 @@ fn run(command: &mut Command) -> Result<()> {
     Err(format!("{command:?}: {}\n{said}", output.status))
 }
 
-/// kernels/*.cu, in the order of their names.
-fn sources() -> Result<Vec<PathBuf>> {
-    let folder =
-        fs::read_dir("kernels").map_err(|error| format!("cannot list kernels/: {error}"))?;
+/// The *.cu of a folder, in the order of their names.
+fn sources(folder: &str) -> Result<Vec<PathBuf>> {
+    let folder = fs::read_dir(folder).map_err(|error| format!("cannot list {folder}: {error}"))?;
     let mut files: Vec<_> = folder
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.extension() == Some(OsStr::new("cu")))

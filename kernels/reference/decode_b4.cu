@@ -1,0 +1,3 @@
+#include "reference/ops.cuh"
+
+REFERENCES(4)

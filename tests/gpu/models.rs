@@ -11,6 +11,7 @@ use m40_gpu::executor::{
     Chosen, Executor, ExecutorOptions, Launches, LoadError, PassError, Plan, Row,
 };
 use m40_gpu::weights::Loader;
+use m40_program::diff::Comparison;
 use m40_program::{BuildOptions, Program, build};
 use m40_testkit::gguf::{Noise, TinyModel};
 
@@ -56,12 +57,16 @@ impl Model {
         Executor::load(plan, &self.gguf, arena, kv, &mut loader, on)
     }
 
-    /// Logits after each token, by the oracle.
-    fn oracle(&self, tokens: &[u32]) -> Vec<Vec<f32>> {
+    fn oracle_executor(&self) -> m40_cpu::Executor<Vec<u8>> {
         let options = CpuOptions { numerics: Numerics::Oracle, ..CpuOptions::default() };
         let (program, gguf) = (self.program.clone(), self.gguf.clone());
         let executor = m40_cpu::Executor::new(program, gguf, options);
-        let mut executor = executor.unwrap_or_else(|error| panic!("{error}"));
+        executor.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Logits after each token, by the oracle.
+    fn oracle(&self, tokens: &[u32]) -> Vec<Vec<f32>> {
+        let mut executor = self.oracle_executor();
         let mut cache: KvCache = executor.cache(tokens.len());
         let row = |(position, &token)| CpuRow { token, position, cache: 0, logits: true };
         let rows: Vec<_> = tokens.iter().enumerate().map(row).collect();
@@ -303,4 +308,40 @@ fn what_does_not_fit_is_refused_and_memory_comes_back() {
         assert_eq!(executor.pages(), (2, 2));
     }
     assert_eq!(arena.usage().free, free);
+}
+
+#[test]
+fn every_op_that_can_be_seen_is_the_oracles() {
+    let Some(gpu) = gpu() else { return };
+    let arena = arena(&gpu);
+    for architecture in TinyModel::architectures() {
+        let model = Model::new(&mixed(architecture));
+        for launches in LAUNCHES {
+            let mut executor = model.load(&arena, launches, CONTEXT as usize);
+            let mut sequence = executor.begin().unwrap();
+            let mut oracle = model.oracle_executor();
+            let mut cache = oracle.cache(4);
+            let mut comparison = Comparison::new();
+            for (position, token) in tokens(4, 31).into_iter().enumerate() {
+                comparison.begin_pass();
+                let row = CpuRow { token, position, cache: 0, logits: true };
+                oracle.forward_observed(&[row], &mut [&mut cache], &mut |output| {
+                    comparison.expect(output);
+                    ControlFlow::Continue(())
+                });
+                let row = Row { token, position, sequence: 0, logits: true };
+                let observed =
+                    executor.decode_observed(&[row], &mut [&mut sequence], &mut |output| {
+                        comparison.find(output);
+                        ControlFlow::Continue(())
+                    });
+                observed.unwrap_or_else(|error| panic!("{error}"));
+            }
+            let first = comparison.departs(2e-3);
+            let first =
+                first.map(|(op, ..)| model.program.text_of(&model.program.ops[op]).to_string());
+            assert_eq!(first, None, "{architecture}, {launches:?}");
+            assert!(comparison.differences().count() > 5, "{architecture}");
+        }
+    }
 }

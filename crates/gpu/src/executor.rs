@@ -1,6 +1,7 @@
 //! A model on the card, and passes over it.
 
 mod error;
+mod observe;
 mod prompt;
 
 use std::collections::HashMap;
@@ -458,11 +459,7 @@ impl Executor {
         sequences: &mut [&mut Sequence],
         passes: u32,
     ) -> Result<(), PassError> {
-        let mut words = vec![rows.len() as u32, 0, 0, 0];
-        for row in rows {
-            words.extend(self.row(row, sequences)?.words());
-        }
-        upload(&mut self.ring, &mut self.pass, 0..words.len(), &words)?;
+        self.send_pass(rows, sequences)?;
         let kernel = kernel_for(rows.len());
         match self.plan.options.launches {
             Launches::OpByOp => Ok(self.graphs[kernel].launch(self.ring.stream())?),
@@ -479,6 +476,19 @@ impl Executor {
                 Err(PassError::Stuck)
             }
         }
+    }
+
+    /// Tells the card of the rows of a pass.
+    fn send_pass(
+        &mut self,
+        rows: &[Row],
+        sequences: &mut [&mut Sequence],
+    ) -> Result<(), CudaError> {
+        let mut words = vec![rows.len() as u32, 0, 0, 0];
+        for row in rows {
+            words.extend(self.row(row, sequences)?.words());
+        }
+        upload(&mut self.ring, &mut self.pass, 0..words.len(), &words)
     }
 
     /// Scratch memory as passes expect it.

@@ -8,6 +8,7 @@
 //! | [`kv`] | pages of the KV cache |
 //! | [`prefill`], [`call`] | passes of many rows, as launches |
 //! | [`executor`] | a model on the card, and passes over it |
+//! | [`observe`] | what of a program a pass leaves to be looked at |
 #![forbid(unsafe_code)]
 
 mod batch;
@@ -16,6 +17,7 @@ mod choice;
 pub mod executor;
 pub mod kv;
 pub mod lower;
+pub mod observe;
 pub mod ops;
 pub mod prefill;
 mod sequence;

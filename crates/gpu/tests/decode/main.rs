@@ -6,6 +6,7 @@ mod bench;
 mod card;
 mod half;
 mod model;
+mod observe;
 mod passes;
 mod products;
 mod prompt;

@@ -7,7 +7,9 @@ use m40_cpu::{Executor, ExecutorOptions, KvCache, Numerics, Row as CpuRow};
 use m40_gguf::{Gguf, dequantize};
 use m40_gpu::kv::{KvPlan, PagePool, PageTable};
 use m40_gpu::lower::{Lowered, Places, Target, lower};
+use m40_gpu::observe::visible;
 use m40_gpu::ops::{OP_WORDS, PASS_ROWS, Place, Row};
+use m40_program::diff::{Observer, Output};
 use m40_program::{BuildOptions, Matrix, MatrixId, Program, build};
 use m40_repack::{Layout, repack};
 use m40_testkit::gguf::TinyModel;
@@ -116,6 +118,17 @@ impl Oracle {
         let rows: Vec<_> = tokens.iter().enumerate().map(row).collect();
         let logits = self.executor.forward(&rows, &mut [&mut cache]);
         logits.chunks_exact(vocab).map(<[f32]>::to_vec).collect()
+    }
+
+    /// A cache for [`observed`](Self::observed).
+    pub(crate) fn cache(&self, tokens: usize) -> KvCache {
+        self.executor.cache(tokens)
+    }
+
+    /// A pass of a token, showing what each op computes.
+    pub(crate) fn observed(&mut self, cache: &mut KvCache, token: u32, observe: &mut Observer<'_>) {
+        let row = CpuRow { token, position: cache.len(), cache: 0, logits: true };
+        self.executor.forward_observed(&[row], &mut [cache], observe);
     }
 }
 
@@ -228,6 +241,33 @@ impl Placed {
         rows: &mut [(&mut Sequence, u32)],
         passes: u32,
     ) -> Vec<(Vec<f32>, u32)> {
+        self.send(rows, passes);
+        self.launch(way, rows.len(), passes);
+        self.results(rows.len(), passes)
+    }
+
+    /// A pass of a token, op by op, showing what each leaves to be looked at.
+    pub(crate) fn observed(
+        &mut self,
+        program: &Program,
+        (sequence, token): (&mut Sequence, u32),
+        observe: &mut dyn FnMut(Output<'_>),
+    ) {
+        self.send(&mut [(sequence, token)], 1);
+        let visible = visible(program, &self.lowered);
+        for step in 0..self.lowered.ops.len() {
+            self.card.run(&Launch { first: step, last: step + 1, ..self.whole(1, 1) });
+            for seen in visible.iter().filter(|seen| seen.step == step) {
+                let region = self.region(seen.view.region);
+                let stride = self.lowered.region(seen.view.region).stride;
+                let values = &self.card.read_floats(region, stride)[seen.view.columns()];
+                observe(Output { op: seen.op, buffer: seen.buffer, values });
+            }
+        }
+    }
+
+    /// Puts a pass and its page tables onto the card.
+    fn send(&mut self, rows: &mut [(&mut Sequence, u32)], passes: u32) {
         let mut words = vec![rows.len() as u32, 0, 0, 0];
         for (slot, (sequence, token)) in rows.iter_mut().enumerate() {
             let position = sequence.tokens;
@@ -239,12 +279,11 @@ impl Placed {
             words.extend(row.words());
         }
         self.card.write_words(self.pass, &words);
-        self.launch(way, rows.len(), passes);
-        self.results(rows.len(), passes)
     }
 
-    fn launch(&mut self, way: Way, rows: usize, passes: u32) {
-        let launch = Launch {
+    /// All ops in one launch.
+    fn whole(&self, rows: usize, passes: u32) -> Launch {
+        Launch {
             rows: rows.next_power_of_two(),
             blocks: self.target.blocks,
             ops: self.ops,
@@ -254,7 +293,11 @@ impl Placed {
             passes,
             barrier: self.barrier,
             chosen: self.region(self.lowered.chosen),
-        };
+        }
+    }
+
+    fn launch(&mut self, way: Way, rows: usize, passes: u32) {
+        let launch = self.whole(rows, passes);
         match way {
             Way::Resident => {
                 // The counter and what it is awaited from.

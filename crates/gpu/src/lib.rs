@@ -9,6 +9,7 @@
 //! | [`prefill`], [`call`] | passes of many rows, as launches |
 //! | [`executor`] | a model on the card, and passes over it |
 //! | [`observe`] | what of a program a pass leaves to be looked at |
+//! | [`predict`] | what a Tesla M40 will make of a pass, from machine code |
 #![forbid(unsafe_code)]
 
 mod batch;
@@ -19,6 +20,7 @@ pub mod kv;
 pub mod lower;
 pub mod observe;
 pub mod ops;
+pub mod predict;
 pub mod prefill;
 mod sequence;
 pub mod weights;

@@ -1,6 +1,7 @@
 //! A model on the card, and passes over it.
 
 mod error;
+mod measure;
 mod observe;
 mod prompt;
 
@@ -17,6 +18,7 @@ use m40_gguf::Gguf;
 use m40_program::Program;
 
 pub use self::error::{LoadError, PassError};
+pub use self::measure::idle_ops;
 use crate::batch::{decode_passes, is_prompt, prompt_passes};
 use crate::kv::KvPlan;
 use crate::lower::{LowerError, Lowered, Places, RegionId, Target, lower};

@@ -116,7 +116,7 @@ impl Slots {
             let at = types.split(", ").position(|one| one == name)?;
             let mut slots = slots.clone();
             slots.sort_by(f64::total_cmp);
-            slots.get(at).or(slots.last()).copied()
+            slots.get(at).or_else(|| slots.last()).copied()
         })
     }
 

@@ -13,6 +13,7 @@ use m40_gguf::Gguf;
 use m40_program::Program;
 use memmap2::Mmap;
 
+use crate::bench::{CpuSubject, Subject};
 use crate::generate::{GenerateError, GenerateParams};
 use crate::gpu::GpuError;
 #[cfg(feature = "cuda")]
@@ -230,6 +231,17 @@ impl Runner {
             (Self::Gpu(model), Cache::Gpu(cache)) => model.pass(cache, base, tokens, want, take),
             #[cfg(feature = "cuda")]
             _ => unreachable!("a session's cache is of its own model"),
+        }
+    }
+
+    /// Hands the model to a benchmark; passes of sessions wait meanwhile.
+    pub(crate) fn measure<T>(&self, with: impl FnOnce(&mut dyn Subject) -> T) -> T {
+        match self {
+            Self::Cpu { executor, context } => {
+                with(&mut CpuSubject::new(&mut lock(executor), *context as usize))
+            }
+            #[cfg(feature = "cuda")]
+            Self::Gpu(model) => model.measure(with),
         }
     }
 

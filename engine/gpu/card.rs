@@ -15,6 +15,8 @@ use memmap2::Mmap;
 
 use super::{Decode, GpuError, GpuMemory, GpuOptions, VRAM_RESERVE, kernel_image};
 use crate::backend::{Output, Want, lock};
+use crate::bench::Subject;
+use crate::bench::card::CardSubject;
 use crate::generate::{GenerateError, GenerateParams};
 use crate::model::LoadError;
 
@@ -287,13 +289,20 @@ impl CardModel {
         }
     }
 
+    /// As [`Runner::measure`](crate::backend::Runner::measure).
+    pub(crate) fn measure<T>(&self, with: impl FnOnce(&mut dyn Subject) -> T) -> T {
+        let mut executor = lock(&self.executor);
+        let _turn = self.turn.as_ref().map(|turn| lock(turn));
+        with(&mut CardSubject::new(&mut executor))
+    }
+
     #[cfg(test)]
     pub(crate) fn is_busy(&self) -> bool {
         matches!(self.executor.try_lock(), Err(std::sync::TryLockError::WouldBlock))
     }
 }
 
-fn failed(error: PassError) -> GenerateError {
+pub(crate) fn failed(error: PassError) -> GenerateError {
     match error {
         PassError::Pages(full) => GenerateError::CacheFull {
             needed: full.needed as u64 * PAGE_TOKENS,

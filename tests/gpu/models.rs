@@ -14,6 +14,7 @@ use m40_gpu::weights::Loader;
 use m40_program::diff::Comparison;
 use m40_program::{BuildOptions, Program, build};
 use m40_testkit::gguf::{Noise, TinyModel};
+use m40llm::{BenchLine, BenchOptions, bench_executor};
 
 use super::{Gpu, gpu, say};
 
@@ -343,5 +344,42 @@ fn every_op_that_can_be_seen_is_the_oracles() {
             assert_eq!(first, None, "{architecture}, {launches:?}");
             assert!(comparison.differences().count() > 5, "{architecture}");
         }
+    }
+}
+
+#[test]
+fn every_figure_of_a_benchmark_is_measured() {
+    let Some(gpu) = gpu() else { return };
+    let arena = Arena::new(&gpu.device, 1 << 30).unwrap();
+    let model = Model::new(&mixed("llama"));
+    let options = BenchOptions {
+        repeats: 2,
+        prompt: 64,
+        tokens: 4,
+        depths: vec![0, 300, 100_000],
+        batches: vec![1, 9],
+    };
+    for launches in LAUNCHES {
+        let mut executor = model.load(&arena, launches, 9 * CONTEXT as usize);
+        let mut rows = vec![];
+        let mut left_out = vec![];
+        let on_line = &mut |line| {
+            match line {
+                BenchLine::Row(row) => rows.push(row),
+                BenchLine::LeftOut { what, .. } => left_out.push(what),
+            }
+            ControlFlow::Continue(())
+        };
+        bench_executor(&mut executor, &options, on_line).unwrap_or_else(|error| panic!("{error}"));
+        let names: Vec<_> = rows.iter().map(|row| row.what.as_str()).collect();
+        let decodes = ["decode 1 at 0", "decode 9 at 0", "decode 1 at 300", "decode 9 at 300"];
+        assert_eq!(names[..3], ["copy", "barrier", "prefill 64"]);
+        assert_eq!(names[3..], decodes);
+        assert_eq!(left_out, ["decode 1 at 100000", "decode 9 at 100000"]);
+        rows.iter().for_each(|row| say(&format!("{launches:?}: {row:?}")));
+        assert!(rows.iter().all(|row| row.value.mean > 0.0), "{rows:?}");
+        assert!(rows[3..].iter().all(|row| row.copy_share.is_some()), "{rows:?}");
+        // Its sequences have gone back.
+        assert_eq!(executor.pages().0, executor.pages().1);
     }
 }

@@ -222,7 +222,10 @@ fn prompt(
     subject.prompt(&tokens)?;
     let rate = || Ok(Some(tokens.len() as f64 / subject.prompt(&tokens)?.as_secs_f64()));
     let rate = figures(options.repeats.max(1), rate)?.expect("measured at least once");
-    Ok(on_line(BenchLine::Row(BenchRow::plain(&what, "tokens/s", rate))))
+    Ok(on_line(BenchLine::Row(BenchRow {
+        m40_tokens_per_s: predicted_prompt(subject.program(), options.prompt),
+        ..BenchRow::plain(&what, "tokens/s", rate)
+    })))
 }
 
 fn decode(
@@ -275,6 +278,18 @@ fn predicted(program: &Program, sequences: usize, depth: usize) -> Option<f64> {
     use m40_gpu::predict::{M40, Slots, predict};
     let prediction = predict(program, sequences, depth, &Slots::of_this_build(), &M40).ok()?;
     Some(prediction.tokens_per_second())
+}
+
+#[cfg(feature = "cuda")]
+fn predicted_prompt(program: &Program, tokens: usize) -> Option<f64> {
+    use m40_gpu::predict::{M40, Slots, predict_prompt};
+    let prediction = predict_prompt(program, tokens, &Slots::of_this_build(), &M40).ok()?;
+    Some(prediction.tokens_per_second())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn predicted_prompt(_: &Program, _: usize) -> Option<f64> {
+    None
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -1,7 +1,7 @@
-//! What a Tesla M40 will make of decode passes, from the machine code of the kernels: a prediction
-//! by roofline and issue slots, not a measurement.
+//! What a Tesla M40 will make of decode passes and prompts, from the machine code of the kernels: a
+//! prediction by roofline and issue slots, not a measurement.
 //!
-//! A pass takes the sum over its ops of
+//! A pass of decoding takes the sum over its ops of
 //!
 //! ```text
 //! max(bytes / bandwidth, work * slots / lane slots) + barrier, if the op awaits others
@@ -13,15 +13,20 @@
 //!   written by kernels/inspect-sm52); N is what the pass's rows are rounded up to.
 //! * *bandwidth*, *lane slots* and *barrier*: of the [`Card`].
 //!
+//! A prompt takes the same sum over its products and attentions, without barriers: work is
+//! multiplications, slots those of `gemm_TYPE_m128` and `rows_attention_dN`, and weights are read once
+//! for each 128 rows.
+//!
 //! So nothing is counted that loops do not do all the time, nor waiting for memory that other warps
 //! do not hide: it is what the code allows at best.
 
 use std::collections::HashMap;
 
 use m40_gguf::TensorType;
-use m40_program::Program;
+use m40_program::{AttentionShape, MatrixId, Op, Program, RowSet};
 use m40_repack::Layout;
 
+use crate::call::{ATTENTION, TILES};
 use crate::lower::{Attention, Gating, LowerError, Matvec, Step, Target, lower};
 use crate::ops::PASS_ROWS;
 
@@ -120,17 +125,17 @@ impl Slots {
         })
     }
 
-    /// Slots of a multiplication of attention.
-    fn of_attention(&self, kernel: &str) -> Option<f64> {
+    /// Slots of a multiplication in loops that read no weights by themselves.
+    fn of_multiplication(&self, kernel: &str) -> Option<f64> {
         let (slots, ffma) = self.kernels.get(kernel)?.others;
         (ffma > 0.0).then_some(slots / ffma)
     }
 }
 
-/// Seconds of one token of each sequence, by what they are spent on.
+/// Seconds of one token of each sequence, or of a prompt, by what they are spent on.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Prediction {
-    /// Sequences.
+    /// Sequences, or tokens of the prompt.
     pub rows: usize,
     /// In ops that memory bounds.
     pub memory: f64,
@@ -149,6 +154,15 @@ impl Prediction {
     /// Of all sequences together.
     pub fn tokens_per_second(&self) -> f64 {
         self.rows as f64 / self.seconds()
+    }
+
+    fn add(&mut self, work: Work, card: &Card) {
+        let (memory, issue) = (work.bytes / card.bandwidth, work.slots / card.lane_slots);
+        if memory >= issue {
+            self.memory += memory;
+        } else {
+            self.issue += issue;
+        }
     }
 }
 
@@ -171,15 +185,27 @@ pub fn predict(
         let rows = PASS_ROWS.min(rows - first);
         let pass = Pass { program, slots, rows, seen: depth + 1 };
         for op in &lowered.ops {
-            let work = pass.work(&op.step)?;
-            let (memory, issue) = (work.bytes / card.bandwidth, work.slots / card.lane_slots);
-            if memory >= issue {
-                prediction.memory += memory;
-            } else {
-                prediction.issue += issue;
-            }
+            prediction.add(pass.work(&op.step)?, card);
             prediction.barriers += if op.awaits { card.barrier } else { 0.0 };
         }
+    }
+    Ok(prediction)
+}
+
+/// Predicts a prompt of `rows` tokens in an empty sequence, the logits of whose last are wanted.
+///
+/// # Errors
+/// [`PredictError`].
+pub fn predict_prompt(
+    program: &Program,
+    rows: usize,
+    slots: &Slots,
+    card: &Card,
+) -> Result<Prediction, PredictError> {
+    let prompt = Prompt { program, slots, rows };
+    let mut prediction = Prediction { rows, ..Prediction::default() };
+    for op in &program.ops {
+        prompt.work(op)?.into_iter().for_each(|work| prediction.add(work, card));
     }
     Ok(prediction)
 }
@@ -230,7 +256,7 @@ impl Pass<'_> {
         let multiplications = seen * shape.heads * (shape.key_dim + shape.value_dim);
         let missing =
             || PredictError::NoLoop { kernel: self.kernel(), work: "attention".to_owned() };
-        let slots = self.slots.of_attention(&self.kernel()).ok_or_else(missing)?;
+        let slots = self.slots.of_multiplication(&self.kernel()).ok_or_else(missing)?;
         Ok(Work {
             bytes: (self.rows * seen * cached) as f64,
             slots: (self.rows * multiplications) as f64 * slots,
@@ -238,9 +264,61 @@ impl Pass<'_> {
     }
 }
 
+struct Prompt<'a> {
+    program: &'a Program,
+    slots: &'a Slots,
+    rows: usize,
+}
+
+impl Prompt<'_> {
+    fn work(&self, op: &Op) -> Result<Vec<Work>, PredictError> {
+        let rows = |buffer| match self.program.buffer(buffer).rows {
+            RowSet::All => self.rows,
+            RowSet::Logits => 1,
+        };
+        match op {
+            Op::Project { x, outputs } => {
+                outputs.iter().map(|output| self.product(output.weight, rows(*x))).collect()
+            }
+            Op::GatedProject { x, gate, up, .. } => {
+                [gate, up].into_iter().map(|id| self.product(*id, rows(*x))).collect()
+            }
+            Op::Attention { layer, shape, .. } => Ok(vec![self.attention(*layer, shape)?]),
+            _ => Ok(vec![]),
+        }
+    }
+
+    fn slots(&self, kernel: String) -> Result<f64, PredictError> {
+        let slots = self.slots.of_multiplication(&kernel);
+        slots.ok_or_else(|| PredictError::NoLoop { kernel, work: "products".to_owned() })
+    }
+
+    fn product(&self, matrix: MatrixId, rows: usize) -> Result<Work, PredictError> {
+        let matrix = self.program.matrix(matrix);
+        let [most, .., least] = TILES;
+        let name = matrix.ty.name().to_lowercase();
+        let slots = self.slots(format!("gemm_{name}_m{most}"))?;
+        let multiplications = matrix.rows * matrix.cols * rows.next_multiple_of(least);
+        let bytes = matrix.bytes() * rows.div_ceil(most) as u64;
+        Ok(Work { bytes: bytes as f64, slots: multiplications as f64 * slots })
+    }
+
+    fn attention(&self, layer: u16, shape: &AttentionShape) -> Result<Work, PredictError> {
+        let kernel = ATTENTION.iter().find(|kernel| kernel.value_dim >= shape.value_dim);
+        let most = kernel.map_or(shape.value_dim, |kernel| kernel.value_dim);
+        let slots = self.slots(format!("rows_attention_d{most}"))?;
+        let window = shape.window.map_or(self.rows, |window| window as usize);
+        let seen: usize = (1..=self.rows).map(|row| row.min(window)).sum();
+        let cached = 2 * self.program.kv[usize::from(layer)].elements_per_token();
+        let multiplications = seen * shape.heads * (shape.key_dim + shape.value_dim);
+        Ok(Work { bytes: (self.rows * cached) as f64, slots: multiplications as f64 * slots })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use m40_gguf::Gguf;
+    use m40_program::cost::PassShape;
     use m40_program::{BuildOptions, build};
     use m40_testkit::gguf::TinyModel;
 
@@ -256,6 +334,9 @@ decode_b1     2   2976    278   128     1      0     0    262  49 %
 decode_b1     3   1856    174    64     1      0     8     96  67 %  f16, bf16          64   1.50    23.7   6 %
 decode_b1     5   2176    202    66    89      0     2    303  22 %  q4_0, iq4_nl       64   4.73     6.7  71 %
 decode_b1     6   2176    202    66    89      0     2    189  35 %  q4_0, iq4_nl       64   2.95     6.7  44 %
+
+gemm_f16_m128        1  12768   1197  1000    18      0     1   1250  90 %
+rows_attention_d64     1   1824    171   100     0      0     2    300  92 %
 ";
 
     fn program(model: &TinyModel) -> Program {
@@ -272,7 +353,7 @@ decode_b1     6   2176    202    66    89      0     2    189  35 %  q4_0, iq4_n
             (of(TensorType::Q8_0), slots.of_weight("decode_b2", TensorType::F16)),
             (None, None)
         );
-        assert_eq!(slots.of_attention("decode_b1"), Some(2.0));
+        assert_eq!(slots.of_multiplication("decode_b1"), Some(2.0));
     }
 
     #[test]
@@ -280,7 +361,7 @@ decode_b1     6   2176    202    66    89      0     2    189  35 %  q4_0, iq4_n
         use TensorType::*;
         let slots = Slots::of_this_build();
         for kernel in ["decode_b1", "decode_b2", "decode_b4", "decode_b8"] {
-            assert!(slots.of_attention(kernel).is_some(), "{kernel}");
+            assert!(slots.of_multiplication(kernel).is_some(), "{kernel}");
             for ty in [
                 F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, IQ4NL,
                 IQ4XS, MXFP4,
@@ -324,6 +405,48 @@ decode_b1     6   2176    202    66    89      0     2    189  35 %  q4_0, iq4_n
         let found = predict(&program, 1, 0, &slots, &waits).unwrap();
         assert_eq!(found.barriers, (5 * program.description.layers + 3) as f64);
         assert!((found.tokens_per_second() - 1.0 / found.seconds()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn prompts_take_what_multiplications_do() {
+        let (program, weights) = one_type();
+        let slots = Slots::parse(TABLE);
+        let busy = Card { multiprocessors: 24, bandwidth: 1e18, lane_slots: 1e9, barrier: 1.0 };
+        let seconds = |rows| {
+            let found = predict_prompt(&program, rows, &slots, &busy).unwrap();
+            assert_eq!((found.barriers, found.rows), (0.0, rows));
+            found.issue * 1e9
+        };
+        // After the last attention one row goes on, and 16 are computed.
+        let late = program.ops.iter().map(|op| match op {
+            Op::Project { x, .. } | Op::GatedProject { x, .. }
+                if program.buffer(*x).rows == RowSet::Logits =>
+            {
+                let shape = PassShape { rows: 1, logit_rows: 1, context: 1, kv_element_bytes: 2 };
+                program.cost(op, shape).flops / 2
+            }
+            _ => 0,
+        });
+        let late = late.sum::<u64>() as f64;
+        let attention = |rows: f64| {
+            let all = program.ops.iter().filter_map(|op| match op {
+                Op::Attention { shape, .. } => {
+                    Some((shape.heads * (shape.key_dim + shape.value_dim)) as f64)
+                }
+                _ => None,
+            });
+            3.0 * rows * (rows + 1.0) / 2.0 * all.sum::<f64>()
+        };
+        let products = |rows: f64| (weights - late) * rows + late * 16.0;
+        let expected = |rows: f64| 1.25 * products(rows) + attention(rows);
+        for rows in [16, 512] {
+            assert!((seconds(rows) / expected(rows as f64) - 1.0).abs() < 1e-9, "{rows} rows");
+        }
+        for model in [TinyModel::new("gemma3"), TinyModel::new("phi3").weights(TensorType::Q4K)] {
+            let prediction =
+                predict_prompt(&self::program(&model), 64, &Slots::of_this_build(), &M40);
+            assert!(prediction.unwrap().tokens_per_second() > 0.0);
+        }
     }
 
     #[test]

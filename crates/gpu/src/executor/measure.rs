@@ -78,7 +78,8 @@ impl Executor {
     }
 
     /// What an op takes longer for awaiting the one before it: a barrier across all blocks; `None`
-    /// where not all blocks of a launch run at once, or no memory is free.
+    /// where not all blocks of a launch run at once, as when something else holds a part of the card,
+    /// or no memory is free.
     ///
     /// # Errors
     /// When the card fails.
@@ -87,20 +88,23 @@ impl Executor {
         if self.kernels[0].resident_blocks(DECODE_THREADS, 0)? < blocks {
             return Ok(None);
         }
-        match self.idle_time(true).and_then(|with| Ok((with, self.idle_time(false)?))) {
-            Ok((with, without)) => Ok(Some(with.saturating_sub(without) / IDLE_OPS as u32)),
+        let times = [true, false].map(|awaits| match self.idle_time(awaits) {
             Err(CudaError::ArenaExhausted { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
+            measured => measured,
+        });
+        let [with, without] = times;
+        let more = with?.zip(without?).map(|(with, without)| with.saturating_sub(without));
+        Ok(more.map(|more| more / IDLE_OPS as u32))
     }
 
-    /// How long a launch of ops takes that do nothing, the second time.
-    fn idle_time(&mut self, awaits: bool) -> Result<Duration, CudaError> {
+    /// How long a launch of ops takes that do nothing, the second time; `None` if its blocks have
+    /// given up waiting for each other.
+    fn idle_time(&mut self, awaits: bool) -> Result<Option<Duration>, CudaError> {
         let mut ops = self.arena.allocate::<u32>(IDLE_OPS * OP_WORDS)?;
         let mut pass = self.arena.allocate::<u32>(PASS_WORDS)?;
         self.ring.write(ops.all_mut(), &idle_ops(IDLE_OPS, awaits))?;
         self.ring.write(pass.all_mut(), &[0; PASS_WORDS])?;
-        let mut time = Duration::ZERO;
+        let mut time = None;
         for _ in 0..2 {
             self.ring.write(self.barrier.all_mut(), &[0; BARRIER_WORDS])?;
             let begun = Instant::now();
@@ -117,7 +121,10 @@ impl Executor {
                 .scalar(self.region(self.plan.lowered.chosen).0)
                 .on(self.ring.stream())?;
             self.ring.stream().wait()?;
-            time = begun.elapsed();
+            let elapsed = begun.elapsed();
+            let mut words = [0; BARRIER_WORDS];
+            self.ring.read(self.barrier.all(), &mut words)?;
+            time = (words[2] == 0).then_some(elapsed);
         }
         Ok(time)
     }

@@ -7,7 +7,7 @@ use super::model_ref;
 use crate::error::CommandError;
 use crate::output::Output;
 
-/// Measure how fast a model is, and loads it when it is not
+/// Measure how fast a model is; loads it when it is not loaded
 ///
 /// Prompts of 512 tokens, and tokens of several sequences at several depths: the mean, half the
 /// range, tokens a second of each sequence, weights read and their share of what a copy moves on the

@@ -338,7 +338,8 @@ impl Models {
         }
     }
 
-    fn device_failed(&self, error: GpuError) {
+    /// Notes an error of the GPU, which may be its loss.
+    pub(crate) fn device_failed(&self, error: GpuError) {
         if error.is_lost() {
             error!(%error, "the GPU is lost");
             self.inner.device_lost.send_replace(Some(error));

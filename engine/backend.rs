@@ -13,6 +13,7 @@ use m40_gguf::Gguf;
 use m40_program::Program;
 use memmap2::Mmap;
 
+use crate::bench::{BenchOptions, CpuSubject, OnLine, bench};
 use crate::generate::{GenerateError, GenerateParams};
 use crate::gpu::GpuError;
 #[cfg(feature = "cuda")]
@@ -227,6 +228,25 @@ impl Runner {
             (Self::Gpu(model), Cache::Gpu(cache)) => model.pass(cache, base, tokens, want, take),
             #[cfg(feature = "cuda")]
             _ => unreachable!("a session's cache is of its own model"),
+        }
+    }
+
+    /// Measures the model; passes of sessions wait meanwhile.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    pub(crate) fn bench(
+        &self,
+        options: &BenchOptions,
+        on_line: &mut OnLine<'_>,
+    ) -> Result<(), GenerateError> {
+        match self {
+            Self::Cpu { executor, context } => {
+                let mut executor = lock(executor);
+                bench(&mut CpuSubject::new(&mut executor, *context as usize), options, on_line)
+            }
+            #[cfg(feature = "cuda")]
+            Self::Gpu(model) => model.bench(options, on_line),
         }
     }
 

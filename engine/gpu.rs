@@ -17,6 +17,8 @@ use std::fmt;
 use std::sync::LazyLock;
 
 #[cfg(feature = "cuda")]
+pub(crate) use batch::failed;
+#[cfg(feature = "cuda")]
 use m40_cuda::{Arena, CudaError, Device, KernelImage};
 #[cfg(feature = "cuda")]
 use sha2::{Digest, Sha256};

@@ -137,6 +137,11 @@ impl Worker {
         })
     }
 
+    /// Whether it was not told to end.
+    pub(crate) fn takes_jobs(&self) -> bool {
+        lock(&self.queue).is_some()
+    }
+
     /// Takes no more jobs and ends the thread after those it has, which are cut short when there
     /// is a reason.
     pub(crate) fn end(&self, cut_short: Option<Reason>) {

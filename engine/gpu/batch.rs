@@ -123,13 +123,17 @@ impl<S> Job<S> {
 }
 
 /// What sessions say to their model's owner.
-#[derive(Debug)]
-pub(super) enum Message<S> {
+pub(super) enum Message<P: Passes> {
     /// Something is to be computed.
-    Ask(Box<Job<S>>),
+    Ask(Box<Job<P::Sequence>>),
     /// This session asks for nothing more for now.
     Rest(u64),
+    /// Something is to be done between two passes.
+    Do(Task<P>),
 }
+
+/// Something else than passes.
+pub(super) struct Task<P>(pub(super) Box<dyn FnOnce(&mut P) + Send>);
 
 /// What is to be done next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,16 +190,21 @@ impl<P: Passes> Batcher<P> {
         }
     }
 
-    pub(super) fn take(&mut self, message: Message<P::Sequence>) {
-        let session = match &message {
-            Message::Ask(job) => job.session,
-            Message::Rest(session) => *session,
-        };
+    pub(super) fn take(&mut self, message: Message<P>) {
+        match message {
+            Message::Ask(job) => {
+                self.heard(job.session);
+                self.enqueue(job);
+            }
+            Message::Rest(session) => self.heard(session),
+            Message::Do(task) => (task.0)(&mut self.passes),
+        }
+    }
+
+    /// Nothing waits for this session any more.
+    fn heard(&mut self, session: u64) {
         self.awaited.retain(|awaited| *awaited != session);
         self.sliced = self.sliced.filter(|sliced| *sliced != session);
-        if let Message::Ask(job) = message {
-            self.enqueue(job);
-        }
     }
 
     fn enqueue(&mut self, mut job: Box<Job<P::Sequence>>) {
@@ -370,7 +379,8 @@ fn is_of_card(error: &PassError) -> bool {
     matches!(error, PassError::Stuck | PassError::Cuda(_))
 }
 
-fn failed(error: &PassError) -> GenerateError {
+/// As sessions are told.
+pub(crate) fn failed(error: &PassError) -> GenerateError {
     match error {
         PassError::Pages(full) => GenerateError::CacheFull {
             needed: (full.needed * PAGE_TOKENS) as u64,

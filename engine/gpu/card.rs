@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -19,6 +20,8 @@ use super::owner::{Owner, Seat};
 use super::turns::Turns;
 use super::{Decode, GpuError, GpuMemory, GpuOptions, VRAM_RESERVE, kernel_image};
 use crate::backend::{Output, Want, lock};
+use crate::bench::card::CardSubject;
+use crate::bench::{BenchOptions, OnLine, bench};
 use crate::generate::{GenerateError, GenerateParams};
 use crate::model::LoadError;
 
@@ -223,6 +226,31 @@ impl CardModel {
     /// As [`Runner::rest`](crate::backend::Runner::rest).
     pub(crate) fn rest(&self, cache: &CardCache) {
         self.owner.rest(&cache.seat);
+    }
+
+    /// As [`Runner::bench`](crate::backend::Runner::bench): on the model's thread, which hears after
+    /// each line whether to go on.
+    pub(crate) fn bench(
+        &self,
+        options: &BenchOptions,
+        on_line: &mut OnLine<'_>,
+    ) -> Result<(), GenerateError> {
+        let options = options.clone();
+        let (lines, told) = sync_channel(0);
+        let (answers, answered) = sync_channel(0);
+        let result = self.owner.lend(move |on_card| {
+            let _turn = on_card.turn.as_deref().map(Turns::wait);
+            let on_line = &mut |line| match lines.send(line) {
+                Ok(()) => answered.recv().unwrap_or(ControlFlow::Break(())),
+                Err(_) => ControlFlow::Break(()),
+            };
+            bench(&mut CardSubject::new(&mut on_card.executor), &options, on_line)
+        })?;
+        for line in told {
+            // The thread waits for it, unless it has ended.
+            let _ = answers.send(on_line(line));
+        }
+        result.wait()
     }
 }
 

@@ -8,7 +8,7 @@ use std::{fmt, io};
 
 use m40_gpu::executor::Chosen;
 
-use super::batch::{Batcher, Job, Message, Next, Passes};
+use super::batch::{Batcher, Job, Message, Next, Passes, Task};
 use crate::backend::{Output, PROMPT_ROWS, Want};
 use crate::generate::GenerateError;
 
@@ -18,7 +18,7 @@ const MESSAGES: usize = 64;
 /// A model and the thread that runs its passes. Dropping it ends the thread and frees the model.
 pub(super) struct Owner<P: Passes> {
     /// None only while it is dropped.
-    messages: Option<SyncSender<Message<P::Sequence>>>,
+    messages: Option<SyncSender<Message<P>>>,
     thread: Option<JoinHandle<()>>,
     /// Sessions that there have been.
     sessions: AtomicU64,
@@ -35,6 +35,16 @@ pub(super) struct Seat<P: Passes> {
     ahead: Ahead,
     /// Whether the next token is the first after a prompt.
     first: bool,
+}
+
+/// What comes of work that the thread does besides passes.
+pub(super) struct Lent<T>(Receiver<T>);
+
+impl<T> Lent<Result<T, GenerateError>> {
+    /// Waits until it is done.
+    pub(super) fn wait(self) -> Result<T, GenerateError> {
+        self.0.recv().map_err(|_| ended())?
+    }
 }
 
 /// What the card has chosen beyond what it was asked for: a launch that feeds itself waits for nobody
@@ -184,7 +194,21 @@ impl<P: Passes> Owner<P> {
         let _ = self.send(Message::Rest(seat.session));
     }
 
-    fn send(&self, message: Message<P::Sequence>) -> Result<(), GenerateError> {
+    /// Has the thread do something else with what computes passes, which wait meanwhile.
+    pub(super) fn lend<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut P) -> T + Send + 'static,
+    ) -> Result<Lent<T>, GenerateError> {
+        let (sender, result) = sync_channel(1);
+        let work = move |passes: &mut P| {
+            // Whoever lent it may have lost interest.
+            let _ = sender.send(work(passes));
+        };
+        self.send(Message::Do(Task(Box::new(work))))?;
+        Ok(Lent(result))
+    }
+
+    fn send(&self, message: Message<P>) -> Result<(), GenerateError> {
         let messages = self.messages.as_ref().ok_or_else(ended)?;
         messages.send(message).map_err(|_| ended())
     }
@@ -212,7 +236,7 @@ fn ended() -> GenerateError {
 }
 
 /// Does what sessions ask for until there can be none any more.
-fn serve<P: Passes>(mut batcher: Batcher<P>, inbox: &Receiver<Message<P::Sequence>>) {
+fn serve<P: Passes>(mut batcher: Batcher<P>, inbox: &Receiver<Message<P>>) {
     loop {
         while let Ok(message) = inbox.try_recv() {
             batcher.take(message);

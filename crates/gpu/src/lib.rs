@@ -9,6 +9,8 @@
 //! | [`prefill`], [`call`] | passes of many rows, as launches |
 //! | [`continuation`] | how sequences go on by themselves |
 //! | [`executor`] | a model on the card, and passes over it |
+//! | [`observe`] | what of a program a pass leaves to be looked at |
+//! | [`predict`] | what a Tesla M40 will make of a pass, from machine code |
 #![forbid(unsafe_code)]
 
 mod batch;
@@ -18,7 +20,9 @@ pub mod continuation;
 pub mod executor;
 pub mod kv;
 pub mod lower;
+pub mod observe;
 pub mod ops;
+pub mod predict;
 pub mod prefill;
 mod sequence;
 pub mod weights;

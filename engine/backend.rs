@@ -14,7 +14,7 @@ use m40_program::Program;
 use memmap2::Mmap;
 
 use crate::bench::{BenchOptions, CpuSubject, OnLine, bench};
-use crate::generate::{GenerateError, GenerateParams};
+use crate::generate::{CancelToken, GenerateError, GenerateParams};
 use crate::gpu::GpuError;
 #[cfg(feature = "cuda")]
 use crate::gpu::GpuOptions;
@@ -111,15 +111,16 @@ impl Backend {
     }
 }
 
-/// What is to come of the last token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Want {
-    /// The likeliest token, chosen by the backend. Only if it says that it can, and it may give the
-    /// logits nevertheless.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only GPUs choose"))]
-    Likeliest,
-    /// Its logits.
-    Logits,
+/// A prompt, and how it is to go on.
+#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only GPUs choose"))]
+pub(crate) struct Start<'a> {
+    pub(crate) prompt: &'a [u32],
+    pub(crate) params: &'a GenerateParams,
+    /// Of the draws.
+    pub(crate) seed: u64,
+    /// Tokens that end the answer.
+    pub(crate) stops: Vec<u32>,
+    pub(crate) cancel: &'a CancelToken,
 }
 
 /// What a pass yielded.
@@ -184,31 +185,28 @@ impl Runner {
         }
     }
 
-    /// What to ask for where a token is to be chosen.
+    /// A prompt follows, of which the cache was truncated to the start.
     #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "only GPUs choose"))]
-    pub(crate) fn want(&self, params: &GenerateParams) -> Want {
-        match self {
-            Self::Cpu { .. } => Want::Logits,
+    pub(crate) fn begin(&self, cache: &mut Cache, start: &Start<'_>) {
+        match (self, cache) {
             #[cfg(feature = "cuda")]
-            Self::Gpu(model) if model.chooses(params) => Want::Likeliest,
-            #[cfg(feature = "cuda")]
-            Self::Gpu(_) => Want::Logits,
+            (Self::Gpu(model), Cache::Gpu(cache)) => model.begin(cache, start),
+            _ => {}
         }
     }
 
     /// Computes some of the first of `tokens`, which follow the `base` that the cache holds, and
-    /// returns how many. After the last of all it hands what is wanted to `take`.
+    /// returns how many. After the last of all it hands the token that it chose to `take`, or the logits
+    /// for the caller to choose.
     ///
     /// # Errors
     /// When the backend fails; what the cache holds from `base` on is then undefined, and
     /// truncating it there makes it good.
-    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "only GPUs choose"))]
     pub(crate) fn pass<T>(
         &self,
         cache: &mut Cache,
         base: usize,
         tokens: &[u32],
-        want: Want,
         take: impl FnOnce(Output<'_>) -> T,
     ) -> Result<(usize, T), GenerateError> {
         match (self, cache) {
@@ -225,7 +223,7 @@ impl Runner {
                 Ok((rows.len(), take(if all { Output::Logits(logits) } else { Output::Nothing })))
             }
             #[cfg(feature = "cuda")]
-            (Self::Gpu(model), Cache::Gpu(cache)) => model.pass(cache, base, tokens, want, take),
+            (Self::Gpu(model), Cache::Gpu(cache)) => model.pass(cache, base, tokens, take),
             #[cfg(feature = "cuda")]
             _ => unreachable!("a session's cache is of its own model"),
         }
@@ -253,7 +251,7 @@ impl Runner {
     /// Nothing more is computed for a conversation until its user says something: passes with
     /// others need not wait for it.
     #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "only GPUs share passes"))]
-    pub(crate) fn rest(&self, cache: &Cache) {
+    pub(crate) fn rest(&self, cache: &mut Cache) {
         match self {
             Self::Cpu { .. } => {}
             #[cfg(feature = "cuda")]

@@ -9,7 +9,8 @@ use std::{fmt, io};
 use m40_gpu::executor::Chosen;
 
 use super::batch::{Batcher, Job, Message, Next, Passes, Task};
-use crate::backend::{Output, PROMPT_ROWS, Want};
+use super::going::Going;
+use crate::backend::{Output, PROMPT_ROWS};
 use crate::generate::GenerateError;
 
 /// Messages that wait for the thread before sessions wait to send more.
@@ -22,7 +23,6 @@ pub(super) struct Owner<P: Passes> {
     thread: Option<JoinHandle<()>>,
     /// Sessions that there have been.
     sessions: AtomicU64,
-    context: usize,
     ahead: u32,
 }
 
@@ -30,9 +30,13 @@ pub(super) struct Owner<P: Passes> {
 pub(super) struct Seat<P: Passes> {
     session: u64,
     /// None if the owner ended while it had it.
-    job: Option<Box<Job<P::Sequence>>>,
-    back: Receiver<Box<Job<P::Sequence>>>,
+    job: Option<Box<Job<P>>>,
+    back: Receiver<Box<Job<P>>>,
     ahead: Ahead,
+    /// How the card chooses tokens; none: the host does, from logits.
+    going: Option<Box<Going>>,
+    /// Whether the executor knows of that.
+    told: bool,
     /// Whether the next token is the first after a prompt.
     first: bool,
 }
@@ -58,10 +62,6 @@ struct Ahead {
 }
 
 impl Ahead {
-    fn clear(&mut self) {
-        self.passes.clear();
-    }
-
     /// What a launch has chosen: the first after the token before `position`.
     fn fill(&mut self, position: usize, chosen: &[Chosen]) {
         let pairs = chosen.iter().zip(chosen.iter().skip(1));
@@ -84,9 +84,14 @@ impl Ahead {
 impl<P: Passes> Seat<P> {
     /// Forgets all tokens from position `len` on: a prompt follows.
     pub(super) fn truncate(&mut self, len: usize) {
-        self.ahead.clear();
         self.first = true;
         self.forget(len);
+    }
+
+    /// Has tokens of the answer to a prompt chosen so.
+    pub(super) fn begin(&mut self, going: Option<Going>) {
+        self.going = going.map(Box::new);
+        self.told = false;
     }
 
     /// Keys and values, once there are any.
@@ -95,6 +100,8 @@ impl<P: Passes> Seat<P> {
     }
 
     fn forget(&mut self, len: usize) {
+        self.told &= self.ahead.passes.is_empty();
+        self.ahead.passes.clear();
         let job = self.job.as_mut();
         if let Some(sequence) = job.and_then(|job| job.sequence.as_mut()) {
             P::truncate(sequence, len);
@@ -109,11 +116,11 @@ impl<P: Passes> fmt::Debug for Seat<P> {
 }
 
 impl<P: Passes> Owner<P> {
-    /// Gives a model to a thread. Sequences have `context` tokens at most, launches `ahead` passes.
+    /// Gives a model to a thread. Launches have `ahead` passes at most.
     ///
     /// # Errors
     /// When the system has no thread.
-    pub(super) fn start(passes: P, context: usize, ahead: u32) -> io::Result<Self> {
+    pub(super) fn start(passes: P, ahead: u32) -> io::Result<Self> {
         let (messages, inbox) = sync_channel(MESSAGES);
         let batcher = Batcher::new(passes, ahead);
         let thread = thread::Builder::new().name("m40-passes".into());
@@ -122,7 +129,6 @@ impl<P: Passes> Owner<P> {
             messages: Some(messages),
             thread: Some(thread),
             sessions: AtomicU64::new(0),
-            context,
             ahead,
         })
     }
@@ -133,7 +139,15 @@ impl<P: Passes> Owner<P> {
         // A session has one job, which is somewhere else while it is sent back.
         let (back, receiver) = sync_channel(1);
         let job = Some(Box::new(Job::new(session, back)));
-        Seat { session, job, back: receiver, ahead: Ahead::default(), first: true }
+        Seat {
+            session,
+            job,
+            back: receiver,
+            ahead: Ahead::default(),
+            going: None,
+            told: false,
+            first: true,
+        }
     }
 
     /// As [`Runner::pass`](crate::backend::Runner::pass).
@@ -142,25 +156,27 @@ impl<P: Passes> Owner<P> {
         seat: &mut Seat<P>,
         base: usize,
         tokens: &[u32],
-        want: Want,
         take: impl FnOnce(Output<'_>) -> T,
     ) -> Result<(usize, T), GenerateError> {
-        if let (Want::Likeliest, [token]) = (want, tokens)
+        if let Some(going) = &mut seat.going {
+            going.learn(base, tokens);
+        }
+        if let [token] = tokens
             && let Some(Chosen { token, probability, .. }) = seat.ahead.take(base, *token)
         {
             return Ok((1, take(Output::Chosen { token, probability })));
         }
-        seat.ahead.clear();
         seat.forget(base);
         let job = seat.job.as_mut().ok_or_else(ended)?;
         job.position = base;
         job.tokens.clear();
         job.tokens.extend_from_slice(&tokens[..tokens.len().min(PROMPT_ROWS + 1)]);
         job.pending = tokens.len();
-        job.wants_logits = want == Want::Logits;
+        job.wants_logits = seat.going.is_none();
+        let to_tell = seat.going.as_ref().filter(|_| tokens.len() == 1 && !seat.told);
+        job.tell = to_tell.map(|going| going.tell());
         // The first token after a prompt is wanted as soon as it can be had.
-        let room = self.context.saturating_sub(base).max(1);
-        job.ahead = if seat.first { 1 } else { self.ahead.min(room as u32) };
+        job.ahead = if seat.first { 1 } else { self.ahead };
         let job = self.ask(seat)?;
         let computed = job.computed;
         if computed < tokens.len() {
@@ -174,12 +190,13 @@ impl<P: Passes> Owner<P> {
     }
 
     /// Has a session's job done.
-    fn ask<'a>(&self, seat: &'a mut Seat<P>) -> Result<&'a mut Job<P::Sequence>, GenerateError> {
+    fn ask<'a>(&self, seat: &'a mut Seat<P>) -> Result<&'a mut Job<P>, GenerateError> {
         let job = seat.job.take().ok_or_else(ended)?;
         self.send(Message::Ask(job))?;
         // If the thread ends, so does the job, and with it the other end of this channel.
         let mut job = seat.back.recv().map_err(|_| ended())?;
         let failure = job.failure.take();
+        seat.told = job.chosen.last().is_some_and(|chosen| chosen.end.is_none());
         if job.tokens.len() == job.computed {
             seat.first = false;
             seat.ahead.fill(job.position + 1, &job.chosen);
@@ -189,7 +206,8 @@ impl<P: Passes> Owner<P> {
     }
 
     /// A session asks for nothing more for now.
-    pub(super) fn rest(&self, seat: &Seat<P>) {
+    pub(super) fn rest(&self, seat: &mut Seat<P>) {
+        seat.begin(None);
         // A thread that has ended waits for nobody.
         let _ = self.send(Message::Rest(seat.session));
     }

@@ -27,5 +27,5 @@ pub mod prefill;
 mod sequence;
 pub mod weights;
 
-pub use choice::{Choice, MAX_VOCAB, MAX_WINDOW, runs_on_device};
+pub use choice::{Choice, MAX_VOCAB, MAX_WINDOW, runs_on_device, samples};
 pub use sequence::{Sequence, TooManySequences};

@@ -19,7 +19,7 @@ use crate::gpu::GpuError;
 #[cfg(feature = "cuda")]
 use crate::gpu::GpuOptions;
 #[cfg(feature = "cuda")]
-use crate::gpu::card::{Card, CardCache, CardModel};
+use crate::gpu::card::{Card, CardCache, CardModel, SEQUENCES};
 use crate::model::{Device, EngineOptions, LoadError};
 
 /// Tokens of a prompt computed at a time, at most: enough to amortise unpacking weights, few enough
@@ -176,6 +176,15 @@ impl Cache {
 }
 
 impl Runner {
+    /// Conversations that gain by going on at a time.
+    pub(crate) fn side_by_side(&self) -> usize {
+        match self {
+            Self::Cpu { .. } => 1,
+            #[cfg(feature = "cuda")]
+            Self::Gpu(_) => SEQUENCES as usize,
+        }
+    }
+
     /// An empty cache.
     pub(crate) fn cache(&self) -> Cache {
         match self {

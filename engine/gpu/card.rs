@@ -30,7 +30,7 @@ use crate::generate::{Cancel, GenerateError};
 use crate::model::LoadError;
 
 /// Conversations of a model at a time. They share its KV cache; a place costs little.
-const SEQUENCES: u32 = 64;
+pub(crate) const SEQUENCES: u32 = 64;
 
 /// Tokens that a launch that feeds itself chooses at a time: enough for the host to cost little, few
 /// enough that ending early wastes little and streams run smoothly.

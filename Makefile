@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 
-.PHONY: help build demo test sm52 models nvrtc nvdisasm bench lint verify-unit clean
+.PHONY: help build demo test sm52 models nvrtc nvdisasm bench bench-gpu lint verify-unit clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -34,6 +34,9 @@ nvdisasm: ## fetch the reader of the M40's machine code (155 MB, once); without 
 
 bench: models nvrtc ## print a table of the CPU backend's speed
 	cargo bench --locked --bench throughput
+
+bench-gpu: nvrtc ## print tables of the GPU's speed; MODELS="8b-q4_0 FILE.gguf" names shapes and files
+	cargo bench --locked --bench models -- $(MODELS)
 
 lint: nvrtc ## formatting and lints
 	cargo fmt --all --check

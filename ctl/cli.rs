@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{load, pull, run, unload};
+use crate::commands::{bench, load, pull, run, unload};
 
 /// Administer m40d: models, status, and a chat in the terminal.
 ///
@@ -35,4 +35,5 @@ pub(crate) enum Command {
     Load(load::LoadArgs),
     Unload(unload::UnloadArgs),
     Run(run::RunArgs),
+    Bench(bench::BenchArgs),
 }

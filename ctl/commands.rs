@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub(crate) mod bench;
 pub(crate) mod list;
 pub(crate) mod load;
 pub(crate) mod pull;
@@ -27,6 +28,7 @@ pub(crate) async fn run(
         Command::Pull(args) => pull::run(args, client, output).await,
         Command::Load(args) => load::run(args, client, output).await,
         Command::Unload(args) => unload::run(args, client, output).await,
+        Command::Bench(args) => bench::run(args, client, output).await,
         Command::Run(args) => run::run(args, client, output).await,
     }
 }

@@ -16,8 +16,8 @@ use axum::{Json, Router};
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use m40_control::{
-    ApiError, ErrorBody, ErrorCode, ImportEvent, ImportRequest, LoadRequest, ModelEntry, ModelList,
-    RunEvent, RunRequest, Status, UnloadRequest,
+    ApiError, BenchRequest, ErrorBody, ErrorCode, ImportEvent, ImportRequest, LoadRequest,
+    ModelEntry, ModelList, RunEvent, RunRequest, Status, UnloadRequest,
 };
 use m40_sched::sampler::SamplingParams;
 use m40llm::GenerateParams;
@@ -25,6 +25,7 @@ use serde::Serialize;
 use serde_json::{Map, json};
 use tokio::sync::mpsc;
 
+use crate::bench;
 use crate::generation::{self, Answer, Input};
 use crate::http::{BodyError, BodyLimits, read_json};
 use crate::models::Models;
@@ -57,6 +58,7 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/models/import", post(import))
         .route("/models/load", post(load))
         .route("/models/unload", post(unload))
+        .route("/models/bench", post(bench_model))
         .route("/run", post(run))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
@@ -158,10 +160,13 @@ async fn import(
             Err(error) => ImportEvent::Error { error: error.into() },
         });
     });
-    let events = stream::unfold(receiver, |mut receiver: mpsc::UnboundedReceiver<_>| async move {
+    Ok(lines(received(receiver)))
+}
+
+fn received<E>(receiver: mpsc::UnboundedReceiver<E>) -> impl Stream<Item = E> {
+    stream::unfold(receiver, |mut receiver| async move {
         receiver.recv().await.map(|event| (event, receiver))
-    });
-    Ok(lines(events))
+    })
 }
 
 fn run_import(
@@ -178,6 +183,17 @@ fn run_import(
             send(ImportEvent::Progress { done_bytes, total_bytes });
         }
     })
+}
+
+async fn bench_model(
+    State(context): State<Context>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Refused> {
+    let request: BenchRequest = read_json(&headers, body, context.body_limits).await?;
+    let options = bench::options(&request)?;
+    let loaded = context.models.load(&request.model).await?;
+    Ok(lines(received(bench::start(&context.models, loaded, options))))
 }
 
 async fn run(

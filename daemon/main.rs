@@ -6,6 +6,7 @@
 //! [`models`] what is loaded · [`generation`] one answer · [`store`] what is on disk.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod config;
 mod control;
 mod exit;

@@ -12,7 +12,8 @@
 //!
 //! * A load belongs to nobody: whoever needs the model waits for it, and it goes on when they
 //!   all leave. Loading runs on a blocking thread.
-//! * A ready model has one [`worker`], a thread that answers its queue in order.
+//! * A ready model has one [`worker`], which answers its queue in order; several jobs at a time if the
+//!   model runs on a GPU.
 //! * Only a ready model takes jobs. One that is unloading first ends its jobs (finished, or cut
 //!   short when forced), and who asks for it meanwhile waits and loads it again.
 
@@ -301,7 +302,8 @@ impl Models {
         let (models, ending_slot) = (self.clone(), Arc::clone(slot));
         let ended = move |ending| models.worker_ended(&ending_slot, ending);
         let limit = self.inner.limits.queued_jobs_max;
-        match Worker::spawn(slot.name(), &model, limit, ended) {
+        let side_by_side = model.sessions_side_by_side();
+        match Worker::spawn(slot.name(), &model, side_by_side, limit, ended) {
             Ok(worker) => {
                 info!(model = slot.name(), ms = load_time.as_millis() as u64, "loaded");
                 let name = slot.name().to_owned();
@@ -338,7 +340,8 @@ impl Models {
         }
     }
 
-    fn device_failed(&self, error: GpuError) {
+    /// Notes an error of the GPU, which may be its loss.
+    pub(crate) fn device_failed(&self, error: GpuError) {
         if error.is_lost() {
             error!(%error, "the GPU is lost");
             self.inner.device_lost.send_replace(Some(error));

@@ -13,12 +13,13 @@ use m40_gguf::Gguf;
 use m40_program::Program;
 use memmap2::Mmap;
 
-use crate::generate::{GenerateError, GenerateParams};
+use crate::bench::{BenchOptions, CpuSubject, OnLine, bench};
+use crate::generate::{CancelToken, GenerateError, GenerateParams};
 use crate::gpu::GpuError;
 #[cfg(feature = "cuda")]
 use crate::gpu::GpuOptions;
 #[cfg(feature = "cuda")]
-use crate::gpu::card::{Card, CardCache, CardModel};
+use crate::gpu::card::{Card, CardCache, CardModel, SEQUENCES};
 use crate::model::{Device, EngineOptions, LoadError};
 
 /// Tokens of a prompt computed at a time, at most: enough to amortise unpacking weights, few enough
@@ -110,15 +111,16 @@ impl Backend {
     }
 }
 
-/// What is to come of the last token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Want {
-    /// The likeliest token, chosen by the backend. Only if it says that it can, and it may give the
-    /// logits nevertheless.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only GPUs choose"))]
-    Likeliest,
-    /// Its logits.
-    Logits,
+/// A prompt, and how it is to go on.
+#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only GPUs choose"))]
+pub(crate) struct Start<'a> {
+    pub(crate) prompt: &'a [u32],
+    pub(crate) params: &'a GenerateParams,
+    /// Of the draws.
+    pub(crate) seed: u64,
+    /// Tokens that end the answer.
+    pub(crate) stops: Vec<u32>,
+    pub(crate) cancel: &'a CancelToken,
 }
 
 /// What a pass yielded.
@@ -174,6 +176,15 @@ impl Cache {
 }
 
 impl Runner {
+    /// Conversations that gain by going on at a time.
+    pub(crate) fn side_by_side(&self) -> usize {
+        match self {
+            Self::Cpu { .. } => 1,
+            #[cfg(feature = "cuda")]
+            Self::Gpu(_) => SEQUENCES as usize,
+        }
+    }
+
     /// An empty cache.
     pub(crate) fn cache(&self) -> Cache {
         match self {
@@ -183,31 +194,28 @@ impl Runner {
         }
     }
 
-    /// What to ask for where a token is to be chosen.
+    /// A prompt follows, of which the cache was truncated to the start.
     #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "only GPUs choose"))]
-    pub(crate) fn want(&self, params: &GenerateParams) -> Want {
-        match self {
-            Self::Cpu { .. } => Want::Logits,
+    pub(crate) fn begin(&self, cache: &mut Cache, start: &Start<'_>) {
+        match (self, cache) {
             #[cfg(feature = "cuda")]
-            Self::Gpu(model) if model.chooses(params) => Want::Likeliest,
-            #[cfg(feature = "cuda")]
-            Self::Gpu(_) => Want::Logits,
+            (Self::Gpu(model), Cache::Gpu(cache)) => model.begin(cache, start),
+            _ => {}
         }
     }
 
     /// Computes some of the first of `tokens`, which follow the `base` that the cache holds, and
-    /// returns how many. After the last of all it hands what is wanted to `take`.
+    /// returns how many. After the last of all it hands the token that it chose to `take`, or the logits
+    /// for the caller to choose.
     ///
     /// # Errors
     /// When the backend fails; what the cache holds from `base` on is then undefined, and
     /// truncating it there makes it good.
-    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "only GPUs choose"))]
     pub(crate) fn pass<T>(
         &self,
         cache: &mut Cache,
         base: usize,
         tokens: &[u32],
-        want: Want,
         take: impl FnOnce(Output<'_>) -> T,
     ) -> Result<(usize, T), GenerateError> {
         match (self, cache) {
@@ -224,16 +232,35 @@ impl Runner {
                 Ok((rows.len(), take(if all { Output::Logits(logits) } else { Output::Nothing })))
             }
             #[cfg(feature = "cuda")]
-            (Self::Gpu(model), Cache::Gpu(cache)) => model.pass(cache, base, tokens, want, take),
+            (Self::Gpu(model), Cache::Gpu(cache)) => model.pass(cache, base, tokens, take),
             #[cfg(feature = "cuda")]
             _ => unreachable!("a session's cache is of its own model"),
+        }
+    }
+
+    /// Measures the model; passes of sessions wait meanwhile.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    pub(crate) fn bench(
+        &self,
+        options: &BenchOptions,
+        on_line: &mut OnLine<'_>,
+    ) -> Result<(), GenerateError> {
+        match self {
+            Self::Cpu { executor, context } => {
+                let mut executor = lock(executor);
+                bench(&mut CpuSubject::new(&mut executor, *context as usize), options, on_line)
+            }
+            #[cfg(feature = "cuda")]
+            Self::Gpu(model) => model.bench(options, on_line),
         }
     }
 
     /// Nothing more is computed for a conversation until its user says something: passes with
     /// others need not wait for it.
     #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "only GPUs share passes"))]
-    pub(crate) fn rest(&self, cache: &Cache) {
+    pub(crate) fn rest(&self, cache: &mut Cache) {
         match self {
             Self::Cpu { .. } => {}
             #[cfg(feature = "cuda")]

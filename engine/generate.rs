@@ -1,11 +1,13 @@
 //! What is asked of a generation, what it yields, and how it ends.
 
-use std::sync::Arc;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use m40_sched::sampler::{ParamError, SamplingParams};
 
+use crate::backend::lock;
 use crate::gpu::GpuError;
 
 /// What to generate and when to stop.
@@ -78,7 +80,20 @@ pub struct Completion {
 
 /// Ends a generation from another thread, between two tokens or two pieces of a long prompt.
 #[derive(Clone, Debug, Default)]
-pub struct CancelToken(Arc<AtomicBool>);
+pub struct CancelToken(Arc<Cancelled>);
+
+#[derive(Debug, Default)]
+struct Cancelled {
+    asked: AtomicBool,
+    /// What is to hear of it at once.
+    also: Mutex<Vec<Weak<dyn Cancel>>>,
+}
+
+/// Something that goes on by itself until it is cancelled.
+pub(crate) trait Cancel: fmt::Debug + Send + Sync {
+    /// Ends it.
+    fn cancel(&self);
+}
 
 impl CancelToken {
     /// A token that nobody has cancelled.
@@ -88,12 +103,26 @@ impl CancelToken {
 
     /// Asks the generation to end.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.asked.store(true, Ordering::Relaxed);
+        lock(&self.0.also).iter().filter_map(Weak::upgrade).for_each(|also| also.cancel());
     }
 
     /// Whether somebody asked.
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.asked.load(Ordering::Relaxed)
+    }
+
+    /// Cancels this too when somebody asks, while it lives; now if somebody has.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn cancels(&self, also: &Arc<impl Cancel + 'static>) {
+        let mut all = lock(&self.0.also);
+        all.retain(|other| other.strong_count() > 0);
+        all.push(Arc::downgrade(also) as Weak<dyn Cancel>);
+        drop(all);
+        // Who asks meanwhile finds it in the list.
+        if self.is_cancelled() {
+            also.cancel();
+        }
     }
 }
 

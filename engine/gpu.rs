@@ -6,6 +6,8 @@ mod batch;
 #[cfg(feature = "cuda")]
 pub(crate) mod card;
 #[cfg(feature = "cuda")]
+mod going;
+#[cfg(feature = "cuda")]
 mod kernels;
 #[cfg(feature = "cuda")]
 mod owner;
@@ -18,6 +20,8 @@ mod turns;
 use std::fmt;
 use std::sync::LazyLock;
 
+#[cfg(feature = "cuda")]
+pub(crate) use batch::failed;
 #[cfg(feature = "cuda")]
 use m40_cuda::{Arena, CudaError, Device, KernelImage};
 #[cfg(feature = "cuda")]

@@ -23,6 +23,7 @@
 #![deny(unsafe_code)]
 
 mod backend;
+mod bench;
 mod generate;
 mod gpu;
 mod mapping;
@@ -32,6 +33,9 @@ mod stop;
 #[cfg(test)]
 mod tests;
 
+#[cfg(feature = "cuda")]
+pub use bench::bench_executor;
+pub use bench::{BenchLine, BenchOptions, BenchRow, OnLine, Spread};
 pub use generate::{
     CancelToken, Chunk, Completion, FinishReason, GenerateError, GenerateParams, TokenLogprob,
 };

@@ -405,6 +405,12 @@ impl Model {
         Session::new(self.clone())
     }
 
+    /// Sessions that gain by generating at a time: on a GPU they share passes, on the CPU they wait
+    /// for each other's.
+    pub fn sessions_side_by_side(&self) -> usize {
+        self.runner().side_by_side()
+    }
+
     /// What computes passes of it.
     pub(crate) fn runner(&self) -> &Runner {
         &self.0.runner

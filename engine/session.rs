@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use m40_sched::sampler::{Sampler, top_logprobs};
 use m40_tokenizer::Detokenizer;
 
-use crate::backend::{Cache, Output, Want};
+use crate::backend::{Cache, Output, Start};
 use crate::generate::{
     CancelToken, Chunk, Completion, FinishReason, GenerateError, GenerateParams, TokenLogprob,
 };
@@ -56,7 +56,7 @@ impl Session {
     ) -> Result<Completion, GenerateError> {
         self.check(prompt, params)?;
         let done = self.run(prompt, params, cancel, on_chunk);
-        self.model.runner().rest(&self.cache);
+        self.model.runner().rest(&mut self.cache);
         done
     }
 
@@ -69,7 +69,10 @@ impl Session {
     ) -> Result<Completion, GenerateError> {
         let start = Instant::now();
         let cached = self.keep_prefix(prompt);
-        let mut run = Run::new(self.model.clone(), prompt, params, on_chunk);
+        let seed = params.sampling.seed.unwrap_or_else(fresh_seed);
+        let stops = self.stops(params);
+        self.model.runner().begin(&mut self.cache, &Start { prompt, params, seed, stops, cancel });
+        let mut run = Run::new(self.model.clone(), prompt, params, seed, on_chunk);
         let mut finish = FinishReason::Cancelled;
         let mut first = None;
         let mut pending = &prompt[cached..];
@@ -133,6 +136,13 @@ impl Session {
         kept
     }
 
+    /// Tokens that end the answer.
+    fn stops(&self, params: &GenerateParams) -> Vec<u32> {
+        let ends = self.model.tokenizer().ends_of_generation();
+        let ends = if params.ignore_eos { &[] } else { ends };
+        [ends, &params.stop_tokens].concat()
+    }
+
     /// Tokens that still fit the context.
     fn room(&self) -> usize {
         self.model.info().context as usize - self.tokens.len()
@@ -145,10 +155,9 @@ impl Session {
         tokens: &[u32],
         run: &mut Run<'_>,
     ) -> Result<(usize, Option<u32>), GenerateError> {
-        let (base, want) = (self.tokens.len(), run.want);
+        let base = self.tokens.len();
         let take = |output: Output<'_>| run.sample(output);
-        let (computed, sampled) =
-            self.model.runner().pass(&mut self.cache, base, tokens, want, take)?;
+        let (computed, sampled) = self.model.runner().pass(&mut self.cache, base, tokens, take)?;
         self.tokens.extend_from_slice(&tokens[..computed]);
         Ok((computed, sampled?))
     }
@@ -162,8 +171,6 @@ struct Run<'a> {
     sampler: Sampler,
     detokenizer: Detokenizer,
     stop: Option<StopMatcher<'a>>,
-    /// What to ask the backend for where a token is to be chosen.
-    want: Want,
     logprobs: Vec<TokenLogprob>,
     generated: u32,
 }
@@ -173,11 +180,10 @@ impl<'a> Run<'a> {
         model: Model,
         prompt: &[u32],
         params: &'a GenerateParams,
+        seed: u64,
         on_chunk: &'a mut dyn FnMut(Chunk),
     ) -> Self {
-        let seed = params.sampling.seed.unwrap_or_else(fresh_seed);
         let vocab = model.info().vocab as usize;
-        let want = model.runner().want(params);
         let mut sampler = Sampler::new(params.sampling.clone(), seed, vocab);
         prompt.iter().for_each(|id| sampler.accept(*id));
         Self {
@@ -187,7 +193,6 @@ impl<'a> Run<'a> {
             sampler,
             detokenizer: Detokenizer::new(true),
             stop: Some(StopMatcher::new(&params.stop)),
-            want,
             logprobs: vec![],
             generated: 0,
         }

@@ -17,13 +17,13 @@ use crate::{
 };
 
 /// A model file of its own, removed with this.
-struct Tiny {
+pub(crate) struct Tiny {
     dir: TempDir,
     path: PathBuf,
 }
 
 impl Tiny {
-    fn new(file: &GgufBuilder) -> Self {
+    pub(crate) fn new(file: &GgufBuilder) -> Self {
         Self::of(&file.build())
     }
 
@@ -34,7 +34,7 @@ impl Tiny {
         Self { dir, path }
     }
 
-    fn load(&self) -> Model {
+    pub(crate) fn load(&self) -> Model {
         engine().load(&self.path, &ModelOptions::default()).unwrap()
     }
 }

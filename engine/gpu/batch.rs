@@ -11,19 +11,22 @@
 mod tests;
 
 use std::collections::VecDeque;
-use std::slice;
+use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
+use std::{fmt, slice};
 
 use m40_gpu::TooManySequences;
+use m40_gpu::continuation::Continuation;
 use m40_gpu::executor::{Chosen, PassError, Row};
 use m40_gpu::kv::OutOfPages;
-use m40_gpu::ops::{PAGE_TOKENS, PASS_ROWS};
+use m40_gpu::ops::{End, PAGE_TOKENS, PASS_ROWS};
 use m40_sched::Pace;
 
 use super::GpuError;
+use super::going::Tell;
 use crate::backend::PROMPT_ROWS;
-use crate::generate::GenerateError;
+use crate::generate::{Cancel, GenerateError};
 
 /// Passes between two slices, at most.
 const PASSES_MAX: u32 = 8;
@@ -31,7 +34,9 @@ const PASSES_MAX: u32 = 8;
 /// What computes passes: the executor, or what stands in for it in tests.
 pub(super) trait Passes: Send + 'static {
     /// Keys and values of one session.
-    type Sequence: Send;
+    type Sequence: fmt::Debug + Send;
+    /// Ends what a sequence goes on by.
+    type Canceller: Cancel + 'static;
 
     /// Pages of the KV cache that nobody has, and all.
     fn pages(&self) -> (usize, usize);
@@ -49,6 +54,13 @@ pub(super) trait Passes: Send + 'static {
         sequences: &mut [&mut Self::Sequence],
     ) -> Result<&mut [f32], PassError>;
 
+    /// As [`Executor::continue_with`](m40_gpu::executor::Executor::continue_with).
+    fn continue_with(
+        &mut self,
+        sequence: &mut Self::Sequence,
+        continuation: &Continuation,
+    ) -> Result<Self::Canceller, PassError>;
+
     /// As [`Executor::choose`](m40_gpu::executor::Executor::choose).
     fn choose(
         &mut self,
@@ -64,27 +76,31 @@ pub(super) trait Passes: Send + 'static {
 /// What a session asks for and what came of it. It goes to the model's owner and back with the
 /// sequence in it, and is used again for the session's next question.
 #[derive(Debug)]
-pub(super) struct Job<S> {
+pub(super) struct Job<P: Passes> {
     pub(super) session: u64,
     /// Where it goes when it is done.
     pub(super) back: SyncSender<Box<Self>>,
     /// None before the first pass.
-    pub(super) sequence: Option<S>,
+    pub(super) sequence: Option<P::Sequence>,
     /// Tokens that the sequence has.
     pub(super) position: usize,
     /// Tokens that follow, at least one; of a long prompt the first ones.
     pub(super) tokens: Vec<u32>,
     /// Tokens that follow, all of them.
     pub(super) pending: usize,
-    /// Whether the logits of the last token are wanted, not the likeliest token after it.
+    /// Whether the logits of the last token are wanted, not a token chosen after it.
     pub(super) wants_logits: bool,
+    /// How tokens are to be chosen, unless the executor knows already.
+    pub(super) tell: Option<Tell>,
+    /// Of what the executor was told last; alive while it may be cancelled.
+    canceller: Option<Arc<P::Canceller>>,
     /// Tokens that may be chosen at a time, each after the one before.
     pub(super) ahead: u32,
     /// Launches that the session had a row in, or would have had if it had been there before.
     turns: u64,
     /// How many of `tokens` were computed.
     pub(super) computed: usize,
-    /// What was chosen after the last token, and after what was chosen before.
+    /// What was chosen after the last token, and after what was chosen before, up to its end.
     pub(super) chosen: Vec<Chosen>,
     /// Logits after the last token, if it was computed and nothing was chosen.
     pub(super) logits: Vec<f32>,
@@ -92,7 +108,7 @@ pub(super) struct Job<S> {
     pub(super) failure: Option<GenerateError>,
 }
 
-impl<S> Job<S> {
+impl<P: Passes> Job<P> {
     pub(super) fn new(session: u64, back: SyncSender<Box<Self>>) -> Self {
         Self {
             session,
@@ -102,6 +118,8 @@ impl<S> Job<S> {
             tokens: vec![],
             pending: 0,
             wants_logits: false,
+            tell: None,
+            canceller: None,
             ahead: 1,
             turns: 0,
             computed: 0,
@@ -111,7 +129,7 @@ impl<S> Job<S> {
         }
     }
 
-    fn sequence(&mut self) -> &mut S {
+    fn sequence(&mut self) -> &mut P::Sequence {
         self.sequence.as_mut().expect("it was begun when the job came")
     }
 
@@ -123,13 +141,17 @@ impl<S> Job<S> {
 }
 
 /// What sessions say to their model's owner.
-#[derive(Debug)]
-pub(super) enum Message<S> {
+pub(super) enum Message<P: Passes> {
     /// Something is to be computed.
-    Ask(Box<Job<S>>),
+    Ask(Box<Job<P>>),
     /// This session asks for nothing more for now.
     Rest(u64),
+    /// Something is to be done between two passes.
+    Do(Task<P>),
 }
+
+/// Something else than passes.
+pub(super) struct Task<P>(pub(super) Box<dyn FnOnce(&mut P) + Send>);
 
 /// What is to be done next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,11 +175,11 @@ pub(super) struct Batcher<P: Passes> {
     ahead: u32,
     /// Jobs of one token, those that had fewest turns first: of more than a pass has room for, who
     /// comes back quickest would else be in every pass.
-    rows: VecDeque<Box<Job<P::Sequence>>>,
+    rows: VecDeque<Box<Job<P>>>,
     /// Turns that the first row of the latest launch had had.
     turns: u64,
     /// Jobs of more tokens, in the order in which they came.
-    prompts: VecDeque<Box<Job<P::Sequence>>>,
+    prompts: VecDeque<Box<Job<P>>>,
     /// Sessions that had a row in the latest launch and have said nothing since, and until when
     /// they are waited for.
     awaited: Vec<u64>,
@@ -186,19 +208,24 @@ impl<P: Passes> Batcher<P> {
         }
     }
 
-    pub(super) fn take(&mut self, message: Message<P::Sequence>) {
-        let session = match &message {
-            Message::Ask(job) => job.session,
-            Message::Rest(session) => *session,
-        };
-        self.awaited.retain(|awaited| *awaited != session);
-        self.sliced = self.sliced.filter(|sliced| *sliced != session);
-        if let Message::Ask(job) = message {
-            self.enqueue(job);
+    pub(super) fn take(&mut self, message: Message<P>) {
+        match message {
+            Message::Ask(job) => {
+                self.heard(job.session);
+                self.enqueue(job);
+            }
+            Message::Rest(session) => self.heard(session),
+            Message::Do(task) => (task.0)(&mut self.passes),
         }
     }
 
-    fn enqueue(&mut self, mut job: Box<Job<P::Sequence>>) {
+    /// Nothing waits for this session any more.
+    fn heard(&mut self, session: u64) {
+        self.awaited.retain(|awaited| *awaited != session);
+        self.sliced = self.sliced.filter(|sliced| *sliced != session);
+    }
+
+    fn enqueue(&mut self, mut job: Box<Job<P>>) {
         job.chosen.clear();
         job.logits.clear();
         job.computed = 0;
@@ -269,7 +296,7 @@ impl<P: Passes> Batcher<P> {
 
     /// Whether the cache holds the rest of a prompt. One that it does not hold must not take, slice by
     /// slice, the pages that streams will need.
-    fn has_room(&self, job: &Job<P::Sequence>) -> Result<(), OutOfPages> {
+    fn has_room(&self, job: &Job<P>) -> Result<(), OutOfPages> {
         let end = job.position + job.pending;
         let needed = end.div_ceil(PAGE_TOKENS) - job.position.div_ceil(PAGE_TOKENS);
         let (free, capacity) = self.passes.pages();
@@ -294,7 +321,7 @@ impl<P: Passes> Batcher<P> {
     }
 
     /// Has each job computed, or its failure noted.
-    fn compute(&mut self, jobs: &mut [Box<Job<P::Sequence>>], passes: u32) {
+    fn compute(&mut self, jobs: &mut [Box<Job<P>>], passes: u32) {
         let mut result = self.pass(jobs, passes);
         if passes > 1 && matches!(result, Err(PassError::Pages(_))) {
             result = self.pass(jobs, 1);
@@ -313,7 +340,7 @@ impl<P: Passes> Batcher<P> {
     }
 
     /// One launch, over a row of each job: as many passes as everybody takes, at most `passes`.
-    fn pass(&mut self, jobs: &mut [Box<Job<P::Sequence>>], passes: u32) -> Result<(), PassError> {
+    fn pass(&mut self, jobs: &mut [Box<Job<P>>], passes: u32) -> Result<(), PassError> {
         let logits = jobs.iter().any(|job| job.wants_logits);
         let rows = jobs.iter().enumerate().map(|(sequence, job)| {
             let (token, position) = (job.tokens[0], job.position);
@@ -324,22 +351,21 @@ impl<P: Passes> Batcher<P> {
         let passes = jobs.iter().map(|job| job.ahead).fold(most, u32::min);
         self.since_slice = self.since_slice.saturating_add(passes);
         let begun = self.passes.now();
-        if logits {
+        let ran = if logits {
             self.logits(&rows, jobs)?;
+            1
         } else {
-            self.choose(&rows, jobs, passes)?;
-        }
-        self.pace.ran(passes, self.passes.now() - begun);
+            self.tell(jobs)?;
+            self.choose(&rows, jobs, passes)?
+        };
+        self.pace.ran(ran, self.passes.now() - begun);
         jobs.iter_mut().for_each(|job| job.computed = 1);
         Ok(())
     }
 
-    /// One pass whose logits all have, also those who need only the likeliest token.
-    fn logits(
-        &mut self,
-        rows: &[Row],
-        jobs: &mut [Box<Job<P::Sequence>>],
-    ) -> Result<(), PassError> {
+    /// One pass whose logits all have, also those who need only a token: the host chooses it for
+    /// them, and what the executor knows of them is no longer true.
+    fn logits(&mut self, rows: &[Row], jobs: &mut [Box<Job<P>>]) -> Result<(), PassError> {
         let mut sequences: Vec<_> = jobs.iter_mut().map(|job| job.sequence()).collect();
         let logits = self.passes.forward(rows, &mut sequences)?;
         let vocab = logits.len() / rows.len();
@@ -349,19 +375,34 @@ impl<P: Passes> Batcher<P> {
         Ok(())
     }
 
-    /// Passes that feed themselves.
+    /// Tells the executor how those sequences go on of which it does not know.
+    fn tell(&mut self, jobs: &mut [Box<Job<P>>]) -> Result<(), PassError> {
+        for job in jobs {
+            let Job { sequence: Some(sequence), tell: Some(tell), canceller, .. } = &mut **job
+            else {
+                continue;
+            };
+            let cancels = Arc::new(self.passes.continue_with(sequence, &tell.continuation)?);
+            tell.cancel.cancels(&cancels);
+            *canceller = Some(cancels);
+        }
+        Ok(())
+    }
+
+    /// Passes that feed themselves, and how many: fewer than asked for if all sequences have ended.
     fn choose(
         &mut self,
         rows: &[Row],
-        jobs: &mut [Box<Job<P::Sequence>>],
+        jobs: &mut [Box<Job<P>>],
         passes: u32,
-    ) -> Result<(), PassError> {
+    ) -> Result<u32, PassError> {
         let mut sequences: Vec<_> = jobs.iter_mut().map(|job| job.sequence()).collect();
         let chosen = self.passes.choose(rows, &mut sequences, passes)?;
         for (index, job) in jobs.iter_mut().enumerate() {
-            job.chosen.extend(chosen.iter().skip(index).step_by(rows.len()));
+            let of_job = chosen.iter().skip(index).step_by(rows.len());
+            job.chosen.extend(of_job.take_while(|chosen| chosen.end != Some(End::Before)));
         }
-        Ok(())
+        Ok((chosen.len() / rows.len()) as u32)
     }
 }
 
@@ -370,7 +411,8 @@ fn is_of_card(error: &PassError) -> bool {
     matches!(error, PassError::Stuck | PassError::Cuda(_))
 }
 
-fn failed(error: &PassError) -> GenerateError {
+/// As sessions are told.
+pub(crate) fn failed(error: &PassError) -> GenerateError {
     match error {
         PassError::Pages(full) => GenerateError::CacheFull {
             needed: (full.needed * PAGE_TOKENS) as u64,

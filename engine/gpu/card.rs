@@ -2,29 +2,36 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use m40_cuda::{ALIGNMENT, Arena, Device};
 use m40_gguf::Gguf;
-use m40_gpu::executor::{Chosen, Executor, ExecutorOptions, Launches, PassError, Plan, Row};
+use m40_gpu::continuation::Continuation;
+use m40_gpu::executor::{
+    Canceller, Chosen, Executor, ExecutorOptions, Launches, PassError, Plan, Row,
+};
 use m40_gpu::ops::PAGE_TOKENS;
 use m40_gpu::weights::{Loader, Weights, WeightsError};
-use m40_gpu::{Choice, Sequence, TooManySequences};
+use m40_gpu::{Sequence, TooManySequences, samples};
 use m40_program::Program;
 use memmap2::Mmap;
 
 use super::batch::Passes;
+use super::going::Going;
 use super::kernels::Kernels;
 use super::owner::{Owner, Seat};
 use super::turns::Turns;
 use super::{Decode, GpuError, GpuMemory, GpuOptions, VRAM_RESERVE, kernel_image};
-use crate::backend::{Output, Want, lock};
-use crate::generate::{GenerateError, GenerateParams};
+use crate::backend::{Output, Start, lock};
+use crate::bench::card::CardSubject;
+use crate::bench::{BenchOptions, OnLine, bench};
+use crate::generate::{Cancel, GenerateError};
 use crate::model::LoadError;
 
 /// Conversations of a model at a time. They share its KV cache; a place costs little.
-const SEQUENCES: u32 = 64;
+pub(crate) const SEQUENCES: u32 = 64;
 
 /// Tokens that a launch that feeds itself chooses at a time: enough for the host to cost little, few
 /// enough that ending early wastes little and streams run smoothly.
@@ -110,10 +117,10 @@ impl Card {
         let vocab = executor.program().description.vocab;
         let passes = OnCard { executor, turn: self.turn.clone() };
         let ahead = if self.turn.is_some() { PASSES_AHEAD } else { 1 };
-        let owner = Owner::start(passes, context as usize, ahead)
+        let owner = Owner::start(passes, ahead)
             .map_err(|error| GpuError::Thread { reason: error.to_string() })
             .map_err(|source| LoadError::Gpu { path: path.into(), source })?;
-        Ok(CardModel { owner, vocab, page_bytes })
+        Ok(CardModel { owner, vocab, context: context as usize, page_bytes })
     }
 }
 
@@ -178,6 +185,8 @@ fn refused(path: &Path, source: m40_gpu::executor::LoadError) -> LoadError {
 pub(crate) struct CardModel {
     owner: Owner<OnCard>,
     vocab: usize,
+    /// Tokens that a conversation may have.
+    context: usize,
     /// Bytes of KV cache that a page takes.
     page_bytes: usize,
 }
@@ -204,10 +213,12 @@ impl CardModel {
         CardCache { seat: self.owner.seat(), page_bytes: self.page_bytes }
     }
 
-    /// Whether the card chooses tokens as these parameters say: the likeliest, whatever came
-    /// before.
-    pub(crate) fn chooses(&self, params: &GenerateParams) -> bool {
-        params.logprobs.is_none() && Choice::new(&params.sampling, 0, self.vocab).takes_largest()
+    /// As [`Runner::begin`](crate::backend::Runner::begin). The card chooses tokens where nobody
+    /// needs their logits.
+    pub(crate) fn begin(&self, cache: &mut CardCache, start: &Start<'_>) {
+        let params = start.params;
+        let chooses = params.logprobs.is_none() && samples(&params.sampling, self.vocab);
+        cache.seat.begin(chooses.then(|| Going::new(start, self.vocab, self.context)));
     }
 
     /// As [`Runner::pass`](crate::backend::Runner::pass).
@@ -216,15 +227,39 @@ impl CardModel {
         cache: &mut CardCache,
         base: usize,
         tokens: &[u32],
-        want: Want,
         take: impl FnOnce(Output<'_>) -> T,
     ) -> Result<(usize, T), GenerateError> {
-        self.owner.pass(&mut cache.seat, base, tokens, want, take)
+        self.owner.pass(&mut cache.seat, base, tokens, take)
     }
 
     /// As [`Runner::rest`](crate::backend::Runner::rest).
-    pub(crate) fn rest(&self, cache: &CardCache) {
-        self.owner.rest(&cache.seat);
+    pub(crate) fn rest(&self, cache: &mut CardCache) {
+        self.owner.rest(&mut cache.seat);
+    }
+
+    /// As [`Runner::bench`](crate::backend::Runner::bench): on the model's thread, which hears after
+    /// each line whether to go on.
+    pub(crate) fn bench(
+        &self,
+        options: &BenchOptions,
+        on_line: &mut OnLine<'_>,
+    ) -> Result<(), GenerateError> {
+        let options = options.clone();
+        let (lines, told) = sync_channel(0);
+        let (answers, answered) = sync_channel(0);
+        let result = self.owner.lend(move |on_card| {
+            let _turn = on_card.turn.as_deref().map(Turns::wait);
+            let on_line = &mut |line| match lines.send(line) {
+                Ok(()) => answered.recv().unwrap_or(ControlFlow::Break(())),
+                Err(_) => ControlFlow::Break(()),
+            };
+            bench(&mut CardSubject::new(&mut on_card.executor), &options, on_line)
+        })?;
+        for line in told {
+            // The thread waits for it, unless it has ended.
+            let _ = answers.send(on_line(line));
+        }
+        result.wait()
     }
 }
 
@@ -235,8 +270,15 @@ struct OnCard {
     turn: Turn,
 }
 
+impl Cancel for Canceller {
+    fn cancel(&self) {
+        Self::cancel(self);
+    }
+}
+
 impl Passes for OnCard {
     type Sequence = Sequence;
+    type Canceller = Canceller;
 
     fn pages(&self) -> (usize, usize) {
         self.executor.pages()
@@ -257,6 +299,14 @@ impl Passes for OnCard {
     ) -> Result<&mut [f32], PassError> {
         let _turn = self.turn.as_deref().map(Turns::wait);
         self.executor.forward(rows, sequences)
+    }
+
+    fn continue_with(
+        &mut self,
+        sequence: &mut Sequence,
+        continuation: &Continuation,
+    ) -> Result<Canceller, PassError> {
+        self.executor.continue_with(sequence, continuation)
     }
 
     fn choose(

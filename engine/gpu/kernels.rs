@@ -60,7 +60,7 @@ impl BuildKernels for Kernels {
 
 /// Whoever reads the file finds all of it: it is written aside.
 fn keep(file: &Path, image: &[u8]) -> io::Result<()> {
-    fs::create_dir_all(file.parent().unwrap_or(Path::new(".")))?;
+    fs::create_dir_all(file.parent().unwrap_or_else(|| Path::new(".")))?;
     let aside = file.with_extension(format!("new-{}", process::id()));
     fs::write(&aside, image)?;
     fs::rename(&aside, file)
@@ -110,6 +110,8 @@ fn set(variable: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     const SOURCE: KernelSource<'_> = KernelSource {
@@ -135,7 +137,8 @@ mod tests {
     fn the_compiler_makes_ptx_and_machine_code_and_says_what_it_does_not_take() {
         if let Err(error) = open_compiler() {
             assert!(env::var_os("CI").is_none(), "{error}");
-            eprintln!("skipped: no NVRTC (make nvrtc): {error}");
+            let said = format!("NVRTC: skipped: make nvrtc fetches it ({error})\n");
+            io::stderr().write_all(said.as_bytes()).expect("stderr is open");
             return;
         }
         let folder = tempfile::tempdir().expect("a temporary folder");

@@ -8,8 +8,9 @@ use std::{fmt, io};
 
 use m40_gpu::executor::Chosen;
 
-use super::batch::{Batcher, Job, Message, Next, Passes};
-use crate::backend::{Output, PROMPT_ROWS, Want};
+use super::batch::{Batcher, Job, Message, Next, Passes, Task};
+use super::going::Going;
+use crate::backend::{Output, PROMPT_ROWS};
 use crate::generate::GenerateError;
 
 /// Messages that wait for the thread before sessions wait to send more.
@@ -18,11 +19,10 @@ const MESSAGES: usize = 64;
 /// A model and the thread that runs its passes. Dropping it ends the thread and frees the model.
 pub(super) struct Owner<P: Passes> {
     /// None only while it is dropped.
-    messages: Option<SyncSender<Message<P::Sequence>>>,
+    messages: Option<SyncSender<Message<P>>>,
     thread: Option<JoinHandle<()>>,
     /// Sessions that there have been.
     sessions: AtomicU64,
-    context: usize,
     ahead: u32,
 }
 
@@ -30,11 +30,25 @@ pub(super) struct Owner<P: Passes> {
 pub(super) struct Seat<P: Passes> {
     session: u64,
     /// None if the owner ended while it had it.
-    job: Option<Box<Job<P::Sequence>>>,
-    back: Receiver<Box<Job<P::Sequence>>>,
+    job: Option<Box<Job<P>>>,
+    back: Receiver<Box<Job<P>>>,
     ahead: Ahead,
+    /// How the card chooses tokens; none: the host does, from logits.
+    going: Option<Box<Going>>,
+    /// Whether the executor knows of that.
+    told: bool,
     /// Whether the next token is the first after a prompt.
     first: bool,
+}
+
+/// What comes of work that the thread does besides passes.
+pub(super) struct Lent<T>(Receiver<T>);
+
+impl<T> Lent<Result<T, GenerateError>> {
+    /// Waits until it is done.
+    pub(super) fn wait(self) -> Result<T, GenerateError> {
+        self.0.recv().map_err(|_| ended())?
+    }
 }
 
 /// What the card has chosen beyond what it was asked for: a launch that feeds itself waits for nobody
@@ -48,10 +62,6 @@ struct Ahead {
 }
 
 impl Ahead {
-    fn clear(&mut self) {
-        self.passes.clear();
-    }
-
     /// What a launch has chosen: the first after the token before `position`.
     fn fill(&mut self, position: usize, chosen: &[Chosen]) {
         let pairs = chosen.iter().zip(chosen.iter().skip(1));
@@ -74,9 +84,14 @@ impl Ahead {
 impl<P: Passes> Seat<P> {
     /// Forgets all tokens from position `len` on: a prompt follows.
     pub(super) fn truncate(&mut self, len: usize) {
-        self.ahead.clear();
         self.first = true;
         self.forget(len);
+    }
+
+    /// Has tokens of the answer to a prompt chosen so.
+    pub(super) fn begin(&mut self, going: Option<Going>) {
+        self.going = going.map(Box::new);
+        self.told = false;
     }
 
     /// Keys and values, once there are any.
@@ -85,6 +100,8 @@ impl<P: Passes> Seat<P> {
     }
 
     fn forget(&mut self, len: usize) {
+        self.told &= self.ahead.passes.is_empty();
+        self.ahead.passes.clear();
         let job = self.job.as_mut();
         if let Some(sequence) = job.and_then(|job| job.sequence.as_mut()) {
             P::truncate(sequence, len);
@@ -99,11 +116,11 @@ impl<P: Passes> fmt::Debug for Seat<P> {
 }
 
 impl<P: Passes> Owner<P> {
-    /// Gives a model to a thread. Sequences have `context` tokens at most, launches `ahead` passes.
+    /// Gives a model to a thread. Launches have `ahead` passes at most.
     ///
     /// # Errors
     /// When the system has no thread.
-    pub(super) fn start(passes: P, context: usize, ahead: u32) -> io::Result<Self> {
+    pub(super) fn start(passes: P, ahead: u32) -> io::Result<Self> {
         let (messages, inbox) = sync_channel(MESSAGES);
         let batcher = Batcher::new(passes, ahead);
         let thread = thread::Builder::new().name("m40-passes".into());
@@ -112,7 +129,6 @@ impl<P: Passes> Owner<P> {
             messages: Some(messages),
             thread: Some(thread),
             sessions: AtomicU64::new(0),
-            context,
             ahead,
         })
     }
@@ -123,7 +139,15 @@ impl<P: Passes> Owner<P> {
         // A session has one job, which is somewhere else while it is sent back.
         let (back, receiver) = sync_channel(1);
         let job = Some(Box::new(Job::new(session, back)));
-        Seat { session, job, back: receiver, ahead: Ahead::default(), first: true }
+        Seat {
+            session,
+            job,
+            back: receiver,
+            ahead: Ahead::default(),
+            going: None,
+            told: false,
+            first: true,
+        }
     }
 
     /// As [`Runner::pass`](crate::backend::Runner::pass).
@@ -132,25 +156,27 @@ impl<P: Passes> Owner<P> {
         seat: &mut Seat<P>,
         base: usize,
         tokens: &[u32],
-        want: Want,
         take: impl FnOnce(Output<'_>) -> T,
     ) -> Result<(usize, T), GenerateError> {
-        if let (Want::Likeliest, [token]) = (want, tokens)
+        if let Some(going) = &mut seat.going {
+            going.learn(base, tokens);
+        }
+        if let [token] = tokens
             && let Some(Chosen { token, probability, .. }) = seat.ahead.take(base, *token)
         {
             return Ok((1, take(Output::Chosen { token, probability })));
         }
-        seat.ahead.clear();
         seat.forget(base);
         let job = seat.job.as_mut().ok_or_else(ended)?;
         job.position = base;
         job.tokens.clear();
         job.tokens.extend_from_slice(&tokens[..tokens.len().min(PROMPT_ROWS + 1)]);
         job.pending = tokens.len();
-        job.wants_logits = want == Want::Logits;
+        job.wants_logits = seat.going.is_none();
+        let to_tell = seat.going.as_ref().filter(|_| tokens.len() == 1 && !seat.told);
+        job.tell = to_tell.map(|going| going.tell());
         // The first token after a prompt is wanted as soon as it can be had.
-        let room = self.context.saturating_sub(base).max(1);
-        job.ahead = if seat.first { 1 } else { self.ahead.min(room as u32) };
+        job.ahead = if seat.first { 1 } else { self.ahead };
         let job = self.ask(seat)?;
         let computed = job.computed;
         if computed < tokens.len() {
@@ -164,12 +190,13 @@ impl<P: Passes> Owner<P> {
     }
 
     /// Has a session's job done.
-    fn ask<'a>(&self, seat: &'a mut Seat<P>) -> Result<&'a mut Job<P::Sequence>, GenerateError> {
+    fn ask<'a>(&self, seat: &'a mut Seat<P>) -> Result<&'a mut Job<P>, GenerateError> {
         let job = seat.job.take().ok_or_else(ended)?;
         self.send(Message::Ask(job))?;
         // If the thread ends, so does the job, and with it the other end of this channel.
         let mut job = seat.back.recv().map_err(|_| ended())?;
         let failure = job.failure.take();
+        seat.told = job.chosen.last().is_some_and(|chosen| chosen.end.is_none());
         if job.tokens.len() == job.computed {
             seat.first = false;
             seat.ahead.fill(job.position + 1, &job.chosen);
@@ -179,12 +206,27 @@ impl<P: Passes> Owner<P> {
     }
 
     /// A session asks for nothing more for now.
-    pub(super) fn rest(&self, seat: &Seat<P>) {
+    pub(super) fn rest(&self, seat: &mut Seat<P>) {
+        seat.begin(None);
         // A thread that has ended waits for nobody.
         let _ = self.send(Message::Rest(seat.session));
     }
 
-    fn send(&self, message: Message<P::Sequence>) -> Result<(), GenerateError> {
+    /// Has the thread do something else with what computes passes, which wait meanwhile.
+    pub(super) fn lend<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut P) -> T + Send + 'static,
+    ) -> Result<Lent<T>, GenerateError> {
+        let (sender, result) = sync_channel(1);
+        let work = move |passes: &mut P| {
+            // Whoever lent it may have lost interest.
+            let _ = sender.send(work(passes));
+        };
+        self.send(Message::Do(Task(Box::new(work))))?;
+        Ok(Lent(result))
+    }
+
+    fn send(&self, message: Message<P>) -> Result<(), GenerateError> {
         let messages = self.messages.as_ref().ok_or_else(ended)?;
         messages.send(message).map_err(|_| ended())
     }
@@ -212,7 +254,7 @@ fn ended() -> GenerateError {
 }
 
 /// Does what sessions ask for until there can be none any more.
-fn serve<P: Passes>(mut batcher: Batcher<P>, inbox: &Receiver<Message<P::Sequence>>) {
+fn serve<P: Passes>(mut batcher: Batcher<P>, inbox: &Receiver<Message<P>>) {
     loop {
         while let Ok(message) = inbox.try_recv() {
             batcher.take(message);

@@ -11,8 +11,10 @@ use m40_gpu::executor::{
     Chosen, Executor, ExecutorOptions, Launches, LoadError, PassError, Plan, Row,
 };
 use m40_gpu::weights::Loader;
+use m40_program::diff::Comparison;
 use m40_program::{BuildOptions, Program, build};
 use m40_testkit::gguf::{Noise, TinyModel};
+use m40llm::{BenchLine, BenchOptions, bench_executor};
 
 use super::{Gpu, gpu, say};
 
@@ -56,12 +58,16 @@ impl Model {
         Executor::load(plan, &self.gguf, arena, kv, &mut loader, &mut m40llm::kernel_builder(), on)
     }
 
-    /// Logits after each token, by the oracle.
-    fn oracle(&self, tokens: &[u32]) -> Vec<Vec<f32>> {
+    fn oracle_executor(&self) -> m40_cpu::Executor<Vec<u8>> {
         let options = CpuOptions { numerics: Numerics::Oracle, ..CpuOptions::default() };
         let (program, gguf) = (self.program.clone(), self.gguf.clone());
         let executor = m40_cpu::Executor::new(program, gguf, options);
-        let mut executor = executor.unwrap_or_else(|error| panic!("{error}"));
+        executor.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Logits after each token, by the oracle.
+    fn oracle(&self, tokens: &[u32]) -> Vec<Vec<f32>> {
+        let mut executor = self.oracle_executor();
         let mut cache: KvCache = executor.cache(tokens.len());
         let row = |(position, &token)| CpuRow { token, position, cache: 0, logits: true };
         let rows: Vec<_> = tokens.iter().enumerate().map(row).collect();
@@ -307,4 +313,77 @@ fn what_does_not_fit_is_refused_and_memory_comes_back() {
         assert_eq!(executor.pages(), (2, 2));
     }
     assert_eq!(arena.usage().free, free);
+}
+
+#[test]
+fn every_op_that_can_be_seen_is_the_oracles() {
+    let Some(gpu) = gpu() else { return };
+    let arena = arena(&gpu);
+    for architecture in TinyModel::architectures() {
+        let model = Model::new(&mixed(architecture));
+        for launches in LAUNCHES {
+            let mut executor = model.load(&arena, launches, CONTEXT as usize);
+            let mut sequence = executor.begin().unwrap();
+            let mut oracle = model.oracle_executor();
+            let mut cache = oracle.cache(4);
+            let mut comparison = Comparison::new();
+            for (position, token) in tokens(4, 31).into_iter().enumerate() {
+                comparison.begin_pass();
+                let row = CpuRow { token, position, cache: 0, logits: true };
+                oracle.forward_observed(&[row], &mut [&mut cache], &mut |output| {
+                    comparison.expect(output);
+                    ControlFlow::Continue(())
+                });
+                let row = Row { token, position, sequence: 0, logits: true };
+                let observed =
+                    executor.decode_observed(&[row], &mut [&mut sequence], &mut |output| {
+                        comparison.find(output);
+                        ControlFlow::Continue(())
+                    });
+                observed.unwrap_or_else(|error| panic!("{error}"));
+            }
+            let first = comparison.departs(2e-3);
+            let first =
+                first.map(|(op, ..)| model.program.text_of(&model.program.ops[op]).to_string());
+            assert_eq!(first, None, "{architecture}, {launches:?}");
+            assert!(comparison.differences().count() > 5, "{architecture}");
+        }
+    }
+}
+
+#[test]
+fn every_figure_of_a_benchmark_is_measured() {
+    let Some(gpu) = gpu() else { return };
+    let arena = Arena::new(&gpu.device, 1 << 30).unwrap();
+    let model = Model::new(&mixed("llama"));
+    let options = BenchOptions {
+        repeats: 2,
+        prompt: 64,
+        tokens: 4,
+        depths: vec![0, 300, 100_000],
+        batches: vec![1, 9],
+    };
+    for launches in LAUNCHES {
+        let mut executor = model.load(&arena, launches, 9 * CONTEXT as usize);
+        let mut rows = vec![];
+        let mut left_out = vec![];
+        let on_line = &mut |line| {
+            match line {
+                BenchLine::Row(row) => rows.push(row),
+                BenchLine::LeftOut { what, .. } => left_out.push(what),
+            }
+            ControlFlow::Continue(())
+        };
+        bench_executor(&mut executor, &options, on_line).unwrap_or_else(|error| panic!("{error}"));
+        let names: Vec<_> = rows.iter().map(|row| row.what.as_str()).collect();
+        let decodes = ["decode 1 at 0", "decode 9 at 0", "decode 1 at 300", "decode 9 at 300"];
+        assert_eq!(names[..3], ["copy", "barrier", "prefill 64"]);
+        assert_eq!(names[3..], decodes);
+        assert_eq!(left_out, ["decode 1 at 100000", "decode 9 at 100000"]);
+        rows.iter().for_each(|row| say(&format!("{launches:?}: {row:?}")));
+        assert!(rows.iter().all(|row| row.value.mean > 0.0), "{rows:?}");
+        assert!(rows[3..].iter().all(|row| row.copy_share.is_some()), "{rows:?}");
+        // Its sequences have gone back.
+        assert_eq!(executor.pages().0, executor.pages().1);
+    }
 }

@@ -16,8 +16,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::{
-    ApiError, ErrorBody, ImportEvent, ImportRequest, LoadRequest, ModelEntry, ModelList, RunEvent,
-    RunRequest, Status, UnloadRequest,
+    ApiError, BenchEvent, BenchRequest, ErrorBody, ImportEvent, ImportRequest, LoadRequest,
+    ModelEntry, ModelList, RunEvent, RunRequest, Status, UnloadRequest,
 };
 
 /// Longest answer, and longest line of a streamed one, that the client takes. Far above what a
@@ -122,6 +122,14 @@ impl Client {
     /// Any [`ClientError`].
     pub async fn unload(&self, request: &UnloadRequest) -> Result<ModelEntry, ClientError> {
         self.call(Method::POST, "/models/unload", Some(request)).await
+    }
+
+    /// Measures a model. Dropping the events ends it after the line that is being measured.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn bench(&self, request: &BenchRequest) -> Result<Events<BenchEvent>, ClientError> {
+        self.stream("/models/bench", request).await
     }
 
     /// Asks a model. Dropping the events stops the answer.

@@ -10,6 +10,7 @@
 //! | `POST /models/import` | [`ImportRequest`] | lines of [`ImportEvent`] |
 //! | `POST /models/load` | [`LoadRequest`] | [`ModelEntry`] |
 //! | `POST /models/unload` | [`UnloadRequest`] | [`ModelEntry`] |
+//! | `POST /models/bench` | [`BenchRequest`] | lines of [`BenchEvent`] |
 //! | `POST /run` | [`RunRequest`] | lines of [`RunEvent`] |
 //!
 //! Every error is an [`ApiError`] with the status of [`ErrorCode::http_status`]. This crate never

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -47,10 +48,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut times = BTreeMap::new();
         let start = Instant::now();
         let mut last = start;
-        executor.forward_observed(&rows(depth, n), &mut [&mut cache], &mut |_, op, _| {
+        executor.forward_observed(&rows(depth, n), &mut [&mut cache], &mut |output| {
             let now = Instant::now();
-            *times.entry(op.name()).or_default() += now - last;
+            *times.entry(program.ops[output.op].name()).or_default() += now - last;
             last = now;
+            ControlFlow::Continue(())
         });
         let total = start.elapsed();
         if best.as_ref().is_none_or(|(fastest, _)| total < *fastest) {

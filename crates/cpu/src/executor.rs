@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use m40_gguf::{Gguf, TensorType, dequantize};
+use m40_program::diff::{Observer, Output as Observed};
 use m40_program::{
     Activation, BufferId, MatrixId, MemoryPlan, Op, Program, Projection as Output, RowSet, VectorId,
 };
@@ -42,9 +43,6 @@ pub struct ExecutorOptions {
     /// Instruction set; the best this CPU has when absent.
     pub isa: Option<Isa>,
 }
-
-/// Shown the index of an op, the op, and one of its outputs.
-pub type Observer<'a> = dyn FnMut(usize, &Op, &[f32]) + 'a;
 
 /// Why a program cannot be run here.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -230,8 +228,8 @@ impl<B: AsRef<[u8]>> Executor<B> {
         self.run(rows, caches, None)
     }
 
-    /// As [`forward`](Self::forward), showing each op's outputs, `[rows, width]` each, as soon as
-    /// they are computed.
+    /// As [`forward`](Self::forward), showing each op's outputs as soon as they are computed. A pass
+    /// that the observer ends has no logits, and no keys and values of layers that it did not reach.
     pub fn forward_observed(
         &mut self,
         rows: &[Row],
@@ -267,8 +265,11 @@ impl<B: AsRef<[u8]>> Executor<B> {
             }
             self.op(op, &mut pass);
             if let Some(observe) = &mut observe {
-                for id in op.writes() {
-                    observe(index, op, &self.arena[self.range(id, &pass)]);
+                for buffer in op.writes() {
+                    let values = &self.arena[self.range(buffer, &pass)];
+                    if observe(Observed { op: index, buffer, values }).is_break() {
+                        return &mut [];
+                    }
                 }
             }
         }

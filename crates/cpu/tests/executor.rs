@@ -3,6 +3,7 @@
 //! of threads; and the fast path stays near the oracle.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use m40_cpu::{Executor, ExecutorOptions, Isa, KvCache, Numerics, PrepareError, Row};
@@ -334,17 +335,33 @@ fn observers_see_every_output_of_every_op() {
     let mut seen = vec![];
     let mut last = vec![];
     let pass = rows(&tokens, 0, 0);
-    let logits = executor.forward_observed(&pass, &mut [&mut cache], &mut |index, _, out| {
-        seen.push((index, out.len()));
-        last = out.to_vec();
+    let logits = executor.forward_observed(&pass, &mut [&mut cache], &mut |output| {
+        seen.push((output.op, output.buffer, output.values.len()));
+        last = output.values.to_vec();
+        ControlFlow::Continue(())
     });
     assert_eq!(last, logits);
     let writes = |(index, op): (usize, &Op)| {
-        let len = |id| (index, 5 * tiny.program.buffer(id).width);
+        let len = |id| (index, id, 5 * tiny.program.buffer(id).width);
         op.writes().into_iter().map(len).collect::<Vec<_>>()
     };
     let expected: Vec<_> = tiny.program.ops.iter().enumerate().flat_map(writes).collect();
     assert_eq!(seen, expected);
+}
+
+#[test]
+fn an_observer_ends_a_pass_after_any_op() {
+    let tiny = Tiny::new(&TinyModel::new("llama"));
+    let mut executor = tiny.oracle();
+    let mut cache = executor.cache(8);
+    let mut ops = vec![];
+    let pass = rows(&tokens(3, 16), 0, 0);
+    let logits = executor.forward_observed(&pass, &mut [&mut cache], &mut |output| {
+        ops.push(output.op);
+        if output.op == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    assert!(logits.is_empty());
+    assert_eq!(ops.last(), Some(&3));
 }
 
 #[test]

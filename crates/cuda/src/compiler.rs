@@ -168,7 +168,7 @@ impl Run<'_> {
             ImageForm::Ptx => "--gpu-architecture=compute_52",
         };
         // `-w` because CUDA 12.9 calls every card of the M40's age deprecated.
-        let options = [arch, "-std=c++17", "-w"].map(|option| CString::new(option));
+        let options = [arch, "-std=c++17", "-w"].map(CString::new);
         let options: Vec<_> = options.into_iter().map(Result::unwrap_or_default).collect();
         let pointers: Vec<_> = options.iter().map(|option| option.as_ptr()).collect();
         let compile = self.compiler.get::<Compile>("nvrtcCompileProgram").map_err(quiet)?;

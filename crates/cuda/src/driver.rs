@@ -488,6 +488,21 @@ impl Driver {
         unsafe { self.cuMemcpyDtoHAsync_v2(to.cast(), from, bytes, stream.0) }
     }
 
+    /// Copies `bytes` bytes.
+    ///
+    /// # Safety
+    /// `from` and `to`, and as many bytes after each, lie in living allocations and do not overlap.
+    pub(crate) unsafe fn copy(
+        &self,
+        from: u64,
+        to: u64,
+        bytes: usize,
+        stream: &StreamHandle,
+    ) -> Result<(), CudaError> {
+        // SAFETY: the caller's.
+        unsafe { self.cuMemcpyDtoDAsync_v2(to, from, bytes, stream.0) }
+    }
+
     /// Zeroes `bytes` bytes.
     ///
     /// # Safety

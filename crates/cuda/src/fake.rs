@@ -69,6 +69,11 @@ pub(crate) enum Work {
         len: u32,
         sum: u64,
     },
+    OnDevice {
+        to: u64,
+        from: u64,
+        bytes: usize,
+    },
     Zero {
         to: u64,
         bytes: usize,
@@ -191,6 +196,10 @@ impl Fake {
                     let old = self.words(sum, 1)[0];
                     let new = old.wrapping_add(found).to_le_bytes();
                     self.device_bytes(sum, 4).copy_from_slice(&new);
+                }
+                Work::OnDevice { to, from, bytes } => {
+                    let copied = self.device_bytes(from, bytes).to_vec();
+                    self.device_bytes(to, bytes).copy_from_slice(&copied);
                 }
                 Work::Zero { to, bytes } => self.device_bytes(to, bytes).fill(0),
                 Work::Tell { arena, offset, mailbox } => {
@@ -332,6 +341,9 @@ functions! {
         let copy = Work::ToHost { to: to.cast(), from, bytes };
         fake.enqueue(stream, copy)
     }
+    cuMemcpyDtoDAsync_v2(
+        fake, to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream,
+    ) { fake.enqueue(stream, Work::OnDevice { to, from, bytes }) }
     cuMemsetD8Async(fake, to: CUdeviceptr, value: c_uchar, bytes: usize, stream: CUstream) {
         assert_eq!(value, 0);
         fake.enqueue(stream, Work::Zero { to, bytes })
@@ -462,7 +474,7 @@ functions! {
             Work::ToDevice { from, .. } => Some(from.addr()),
             Work::ToHost { to, .. } => Some(to.addr()),
             Work::Tell { mailbox, .. } => Some((mailbox - MAPPED) as usize),
-            Work::Probe { .. } | Work::Zero { .. } => None,
+            Work::Probe { .. } | Work::Zero { .. } | Work::OnDevice { .. } => None,
         };
         let here = address.addr()..address.addr() + memory.len() * 8;
         let mut travelling = fake.queues.values().flatten().filter_map(copies);

@@ -133,6 +133,23 @@ fn zeroing_reaches_all_of_a_view_and_nothing_else() {
 }
 
 #[test]
+fn copies_on_the_device_reach_all_of_a_view_and_nothing_else() {
+    let device = device();
+    let arena = Arena::new(&device, 1 << 20).unwrap();
+    let mut ring = StagingRing::new(&device, 4096).unwrap();
+    let mut from = arena.allocate::<u32>(4).unwrap();
+    let mut to = arena.allocate::<u32>(4).unwrap();
+    ring.write(from.all_mut(), &[1, 2, 3, 4]).unwrap();
+    ring.write(to.all_mut(), &[9; 4]).unwrap();
+    ring.stream().copy(from.view(1..3).unwrap(), to.view_mut(2..4).unwrap()).unwrap();
+    let mut found = [0; 4];
+    ring.read(to.all(), &mut found).unwrap();
+    assert_eq!(found, [9, 9, 2, 3]);
+    let short = ring.stream().copy(from.all(), to.view_mut(0..3).unwrap()).unwrap_err();
+    assert_eq!(short, CudaError::CopyMismatch { asked: 16, holds: 12 });
+}
+
+#[test]
 fn views_split_where_they_are_told_to() {
     let device = device();
     let arena = Arena::new(&device, 1 << 20).unwrap();

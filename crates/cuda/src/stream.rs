@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::arena::ViewMut;
+use crate::arena::{View, ViewMut};
 use crate::device::Device;
 use crate::driver::{EventHandle, Garbage, StreamHandle};
 use crate::element::Element;
@@ -77,6 +77,26 @@ impl Stream {
         #[expect(unsafe_code, reason = "writes device memory")]
         unsafe {
             driver.zero(buffer.address, buffer.len() * size_of::<T>(), self.handle())
+        }
+    }
+
+    /// Copies a buffer to another of the same length, after all work enqueued so far.
+    pub fn copy<T: Element>(&self, from: View<'_, T>, to: ViewMut<'_, T>) -> Result<(), CudaError> {
+        let to = to.into_view();
+        let bytes = |elements: usize| elements as u64 * size_of::<T>() as u64;
+        let (asked, holds) = (bytes(from.len()), bytes(to.len()));
+        if asked != holds {
+            return Err(CudaError::CopyMismatch { asked, holds });
+        }
+        if from.is_empty() {
+            return Ok(());
+        }
+        let driver = self.device.driver()?;
+        self.keep([from.kept().keep(), to.kept().keep()]);
+        // SAFETY: both views lie in living slices, and nothing that is written is seen twice.
+        #[expect(unsafe_code, reason = "writes device memory")]
+        unsafe {
+            driver.copy(from.address, to.address, asked as usize, self.handle())
         }
     }
 

@@ -30,6 +30,12 @@ pub fn runs_on_device(params: &SamplingParams) -> bool {
         && params.logit_bias.len() <= MAX_LOGIT_BIAS
 }
 
+/// Whether the device chooses tokens with these parameters out of a vocabulary of `vocab`.
+pub fn samples(params: &SamplingParams, vocab: usize) -> bool {
+    let largest = || Choice::new(params, 0, vocab).takes_largest();
+    runs_on_device(params) && (vocab <= MAX_VOCAB || largest())
+}
+
 /// How the next tokens of a sequence are chosen, and how far it is.
 ///
 /// The device moves its own copy on with every token it accepts; this one is for the tokens that

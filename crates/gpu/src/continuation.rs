@@ -41,6 +41,11 @@ impl Continuation {
         &self.choice
     }
 
+    /// Tokens that end the sequence.
+    pub fn stops(&self) -> &[u32] {
+        &self.stops
+    }
+
     /// Tokens that are chosen, at most.
     pub fn most(&self) -> u32 {
         self.most

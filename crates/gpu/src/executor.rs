@@ -2,6 +2,8 @@
 
 mod choose;
 mod error;
+mod measure;
+mod observe;
 mod prompt;
 
 use std::collections::HashMap;
@@ -18,6 +20,7 @@ use m40_program::Program;
 
 pub use self::choose::{Canceller, Chosen};
 pub use self::error::{LoadError, PassError};
+pub use self::measure::idle_ops;
 use crate::batch::{decode_passes, is_prompt, prompt_passes};
 use crate::continuation::States;
 use crate::kv::KvPlan;
@@ -213,6 +216,8 @@ pub struct Executor {
     pool: Arc<Pool>,
     scratch: DeviceSlice<u32>,
     ops: DeviceSlice<u32>,
+    /// The number by which kernels know the op that chooses tokens.
+    sample_variant: u32,
     pass: DeviceSlice<u32>,
     barrier: DeviceSlice<u32>,
     tables: DeviceSlice<u32>,
@@ -312,6 +317,7 @@ impl Executor {
             pool: Pool::new(kv.pages(), sequences, context),
             scratch,
             ops,
+            sample_variant: words[words.len() - OP_WORDS],
             pass: arena.allocate(PASS_WORDS)?,
             barrier: arena.allocate(BARRIER_WORDS)?,
             tables: arena.allocate(plan.table_words().max(1))?,
@@ -330,6 +336,8 @@ impl Executor {
         };
         place(&executor.tables)?;
         executor.ring.write(executor.ops.all_mut(), &words)?;
+        // What measurements take for computed has to be numbers, or their sequences end.
+        executor.ring.stream().zero(executor.cache.all_mut())?;
         executor.write_scratch()?;
         for (buffer, slice) in executor.plan.prefill.buffers.iter().zip(&mut executor.buffers) {
             let words: Vec<_> = buffer.contents.iter().map(|x| x.to_bits()).collect();
@@ -462,16 +470,7 @@ impl Executor {
         sequences: &mut [&mut Sequence],
         want: Want,
     ) -> Result<(), PassError> {
-        let mut words = vec![rows.len() as u32, 0, 0, 0];
-        for row in rows {
-            let mut row_words = self.row(row, sequences)?;
-            let sequence = &sequences[row.sequence];
-            if want != Want::Logits && sequence.accepted().is_some() {
-                row_words.slot = sequence.slot();
-            }
-            words.extend(row_words.words());
-        }
-        upload(&mut self.ring, &mut self.pass, 0..words.len(), &words)?;
+        self.send_pass(rows, sequences, want)?;
         let kernel = kernel_for(rows.len());
         match self.plan.options.launches {
             Launches::OpByOp => Ok(self.graphs[kernel].launch(self.ring.stream())?),
@@ -492,6 +491,25 @@ impl Executor {
                 Err(PassError::Stuck)
             }
         }
+    }
+
+    /// Tells the card of the rows of a pass, and what for.
+    fn send_pass(
+        &mut self,
+        rows: &[Row],
+        sequences: &mut [&mut Sequence],
+        want: Want,
+    ) -> Result<(), CudaError> {
+        let mut words = vec![rows.len() as u32, 0, 0, 0];
+        for row in rows {
+            let mut row_words = self.row(row, sequences)?;
+            let sequence = &sequences[row.sequence];
+            if want != Want::Logits && sequence.accepted().is_some() {
+                row_words.slot = sequence.slot();
+            }
+            words.extend(row_words.words());
+        }
+        upload(&mut self.ring, &mut self.pass, 0..words.len(), &words)
     }
 
     /// Scratch memory as passes expect it.

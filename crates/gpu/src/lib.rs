@@ -10,6 +10,8 @@
 //! | [`specialize`] | decode kernels of one program, as source |
 //! | [`continuation`] | how sequences go on by themselves |
 //! | [`executor`] | a model on the card, and passes over it |
+//! | [`observe`] | what of a program a pass leaves to be looked at |
+//! | [`predict`] | what a Tesla M40 will make of a pass, from machine code |
 #![forbid(unsafe_code)]
 
 mod batch;
@@ -19,11 +21,13 @@ pub mod continuation;
 pub mod executor;
 pub mod kv;
 pub mod lower;
+pub mod observe;
 pub mod ops;
+pub mod predict;
 pub mod prefill;
 mod sequence;
 pub mod specialize;
 pub mod weights;
 
-pub use choice::{Choice, MAX_VOCAB, MAX_WINDOW, runs_on_device};
+pub use choice::{Choice, MAX_VOCAB, MAX_WINDOW, runs_on_device, samples};
 pub use sequence::{Sequence, TooManySequences};

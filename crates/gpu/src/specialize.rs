@@ -145,8 +145,8 @@ fn body(op: &Op) -> String {
                 line(format_args!("typedef {} Format", format(number)));
                 line(format_args!("static constexpr u32 type = {number}"));
             }
-            // The first field is what the variant's number takes the place of.
-            Constant::Word(_) if name == "kind" => {}
+            // The kind is what the variant's number takes the place of; barriers differ from op to op.
+            Constant::Word(_) if name == "kind" || name == "flags" => {}
             Constant::Word(number) => line(format_args!("static constexpr u32 {name} = {number}")),
             Constant::Float(number) => {
                 line(format_args!("static constexpr float {name} = {number:e}f"));

@@ -11,12 +11,14 @@
 //! | [`verify`] | the rules every program obeys, checked before anything runs it |
 //! | [`memory`] | where each buffer lies in one scratch arena |
 //! | [`cost`] | bytes moved and operations of each op |
+//! | [`diff`] | what two runs made of the same tokens, compared op by op |
 //! | [`rope`] | rotary frequency tables with every scaling GGUF knows |
 //! | [`arch`] | one file per architecture family |
 #![forbid(unsafe_code)]
 
 pub mod arch;
 pub mod cost;
+pub mod diff;
 pub mod memory;
 pub mod op;
 pub mod program;

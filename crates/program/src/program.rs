@@ -143,6 +143,15 @@ impl Program {
     }
 }
 
+/// An op as a line of the program's text form.
+struct OpText<'a>(&'a Program, &'a Op);
+
+impl fmt::Display for OpText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.write_op(f, self.1)
+    }
+}
+
 struct MatrixText<'a>(&'a Matrix);
 
 impl fmt::Display for MatrixText<'_> {
@@ -157,6 +166,11 @@ impl fmt::Display for MatrixText<'_> {
 }
 
 impl Program {
+    /// An op in words, as in the program's text form.
+    pub fn text_of<'a>(&'a self, op: &'a Op) -> impl fmt::Display + 'a {
+        OpText(self, op)
+    }
+
     fn write_op(&self, f: &mut fmt::Formatter<'_>, op: &Op) -> fmt::Result {
         let buffer = |id: &BufferId| self.buffer(*id).name;
         let matrix = |id: &MatrixId| MatrixText(self.matrix(*id));

@@ -486,3 +486,17 @@ fn rotary_factors_must_fit_the_head() {
     let found = error(&llama().meta("llama.rope.scaling.type", "longrope"));
     assert!(matches!(found, BuildError::MissingTensor { .. }), "{found}");
 }
+
+#[test]
+fn layers_end_where_the_next_one_reads_its_first_weights() {
+    for architecture in supported_architectures() {
+        let program = program(&TinyModel::new(architecture).layers(3));
+        assert_eq!(program.ops_of_layers(0), 1, "{architecture}: the embedding");
+        let ends = [1, 2, 3, 9].map(|layers| program.ops_of_layers(layers));
+        assert_eq!(ends[0] - 1, ends[1] - ends[0], "{architecture}: layers are alike");
+        assert_eq!(ends[2..], [program.ops.len(); 2]);
+        let attentions =
+            |ops: usize| program.ops[..ops].iter().filter(|op| op.name() == "attention").count();
+        assert_eq!(ends.map(attentions), [1, 2, 3, 3], "{architecture}");
+    }
+}

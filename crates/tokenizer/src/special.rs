@@ -174,6 +174,10 @@ impl Roles {
         self.ends.dedup();
     }
 
+    pub(crate) fn ends(&self) -> &[u32] {
+        &self.ends
+    }
+
     pub(crate) fn ends_generation(&self, id: u32) -> bool {
         self.ends.binary_search(&id).is_ok()
     }

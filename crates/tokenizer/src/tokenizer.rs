@@ -320,6 +320,11 @@ impl Tokenizer {
         self.roles.ends_generation(id)
     }
 
+    /// All tokens that [end an answer](Self::is_end_of_generation), ascending.
+    pub fn ends_of_generation(&self) -> &[u32] {
+        self.roles.ends()
+    }
+
     /// Whether the token steers the model and is not part of any text.
     pub fn is_control(&self, id: u32) -> bool {
         matches!(self.vocabulary.kind(id), Some(Kind::Control | Kind::Unknown))

@@ -160,6 +160,7 @@ fn texts_that_end_a_turn_end_a_generation_whatever_their_kind() {
     let tokenizer = load(&builder).unwrap();
     let ends: Vec<u32> = (0..6).filter(|&id| tokenizer.is_end_of_generation(id)).collect();
     assert_eq!(ends, [2, 3, 5]);
+    assert_eq!(tokenizer.ends_of_generation(), ends);
     assert_eq!(tokenizer.eot(), Some(3));
     assert!(tokenizer.is_control(2) && tokenizer.is_control(3) && tokenizer.is_control(5));
     assert_eq!(tokenizer.decode(&[3], false), "");

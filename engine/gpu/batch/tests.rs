@@ -10,14 +10,14 @@ use m40_cuda::CudaError;
 use m40_sched::pace::LEAST_ROWS;
 
 use super::*;
-use fake::{Fake, FakeSequence, Ran, Told, answer, prompt};
+use fake::{Fake, Ran, Told, answer, prompt};
 
 const AHEAD: u32 = 8;
 
 /// A session without a thread.
 struct Client {
-    job: Option<Box<Job<FakeSequence>>>,
-    back: Receiver<Box<Job<FakeSequence>>>,
+    job: Option<Box<Job<Fake>>>,
+    back: Receiver<Box<Job<Fake>>>,
     tokens: Vec<u32>,
     prompt: usize,
     /// Tokens computed.

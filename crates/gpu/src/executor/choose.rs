@@ -8,7 +8,7 @@ use m40_sched::SamplingParams;
 
 use super::{Executor, Launches, PassError, Row, Want, place_of, upload};
 use crate::batch::decode_passes;
-use crate::choice::{Choice, MAX_VOCAB, runs_on_device};
+use crate::choice::samples;
 use crate::continuation::{Continuation, States};
 use crate::ops::{End, Next, PASS_ROWS, PASSES_AT_ONCE};
 use crate::sequence::Sequence;
@@ -61,9 +61,7 @@ impl Executor {
     /// Whether the card chooses tokens as these parameters say. Otherwise the host does, from the
     /// logits of [`forward`](Self::forward); as where log-probabilities or grammars need them.
     pub fn samples(&self, params: &SamplingParams) -> bool {
-        let vocab = self.plan.program.description.vocab;
-        let largest = || Choice::new(params, 0, vocab).takes_largest();
-        runs_on_device(params) && (vocab <= MAX_VOCAB || largest())
+        samples(params, self.plan.program.description.vocab)
     }
 
     /// Has a sequence go on so from now on; [`choose`](Self::choose) takes the likeliest tokens of

@@ -1,5 +1,6 @@
 //! Single ops of a decode pass on an emulated card.
 
+use m40_gpu::executor::idle_ops;
 use m40_gpu::ops::{OP_WORDS, Op, PASS_ROWS, Place, Row};
 use m40_testkit::gguf::Noise;
 
@@ -92,4 +93,33 @@ pub(crate) fn normed(x: &[f64], gain: &[f32], eps: f64) -> Vec<f64> {
         row.iter().zip(gain).map(move |(v, g)| v * scale * f64::from(*g)).collect::<Vec<_>>()
     });
     rows.collect()
+}
+
+#[test]
+fn ops_that_only_wait_for_each_other_end() {
+    let Some(mut bench) = Bench::new(1, 3) else { return };
+    const OPS: usize = 50;
+    let ops = bench.card.allocate(4 * OPS * OP_WORDS);
+    let pass = bench.card.allocate(4 * (4 + 4 * PASS_ROWS));
+    bench.card.write_words(pass, &[0; 4 + 4 * PASS_ROWS]);
+    let barrier = bench.card.allocate(12);
+    for awaits in [true, false] {
+        bench.card.write_words(ops, &idle_ops(OPS, awaits));
+        bench.card.write_words(barrier, &[0; 3]);
+        bench.card.run(&Launch {
+            rows: 1,
+            blocks: bench.blocks,
+            ops,
+            first: 0,
+            last: OPS,
+            pass,
+            passes: 1,
+            barrier,
+            chosen: Place(0),
+            cancels: Place(0),
+        });
+        let arrived = if awaits { bench.blocks * OPS as u32 } else { 0 };
+        assert_eq!(bench.card.read_words(barrier, 3), [arrived, 0, 0]);
+    }
+    bench.card.end();
 }

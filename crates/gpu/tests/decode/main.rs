@@ -7,6 +7,7 @@ mod card;
 mod choosing;
 mod half;
 mod model;
+mod observe;
 mod passes;
 mod products;
 mod prompt;

@@ -8,8 +8,10 @@ use m40_gguf::{Gguf, dequantize};
 use m40_gpu::continuation::{Continuation, States};
 use m40_gpu::kv::{KvPlan, PagePool, PageTable};
 use m40_gpu::lower::{Lowered, Places, Target, lower};
+use m40_gpu::observe::visible;
 use m40_gpu::ops::{NO_SLOT, Next, OP_WORDS, PASS_ROWS, Place, Row};
 use m40_gpu::specialize::DecodeSource;
+use m40_program::diff::{Observer, Output};
 use m40_program::{BuildOptions, Matrix, MatrixId, Program, build};
 use m40_repack::{Layout, repack};
 use m40_testkit::gguf::TinyModel;
@@ -124,6 +126,17 @@ impl Oracle {
         let rows: Vec<_> = tokens.iter().enumerate().map(row).collect();
         let logits = self.executor.forward(&rows, &mut [&mut cache]);
         logits.chunks_exact(vocab).map(<[f32]>::to_vec).collect()
+    }
+
+    /// A cache for [`observed`](Self::observed).
+    pub(crate) fn cache(&self, tokens: usize) -> KvCache {
+        self.executor.cache(tokens)
+    }
+
+    /// A pass of a token, showing what each op computes.
+    pub(crate) fn observed(&mut self, cache: &mut KvCache, token: u32, observe: &mut Observer<'_>) {
+        let row = CpuRow { token, position: cache.len(), cache: 0, logits: true };
+        self.executor.forward_observed(&[row], &mut [cache], observe);
     }
 }
 
@@ -360,8 +373,29 @@ impl Placed {
         self.card.write_words(self.pass, &words);
     }
 
-    fn launch(&mut self, way: Way, rows: usize, passes: u32) {
-        let launch = Launch {
+    /// A pass of a token, op by op, showing what each leaves to be looked at.
+    pub(crate) fn observed(
+        &mut self,
+        program: &Program,
+        (sequence, token): (&mut Sequence, u32),
+        observe: &mut dyn FnMut(Output<'_>),
+    ) {
+        self.write_pass(&mut [(sequence, token)], 1);
+        let visible = visible(program, &self.lowered);
+        for step in 0..self.lowered.ops.len() {
+            self.card.run(&Launch { first: step, last: step + 1, ..self.whole(1, 1) });
+            for seen in visible.iter().filter(|seen| seen.step == step) {
+                let region = self.region(seen.view.region);
+                let stride = self.lowered.region(seen.view.region).stride;
+                let values = &self.card.read_floats(region, stride)[seen.view.columns()];
+                observe(Output { op: seen.op, buffer: seen.buffer, values });
+            }
+        }
+    }
+
+    /// All ops in one launch.
+    fn whole(&self, rows: usize, passes: u32) -> Launch {
+        Launch {
             rows: rows.next_power_of_two(),
             blocks: self.target.blocks,
             ops: self.ops,
@@ -372,7 +406,11 @@ impl Placed {
             barrier: self.barrier,
             chosen: self.region(self.lowered.chosen),
             cancels: self.cancels,
-        };
+        }
+    }
+
+    fn launch(&mut self, way: Way, rows: usize, passes: u32) {
+        let launch = self.whole(rows, passes);
         match way {
             Way::Resident => {
                 // The counter and what it is awaited from.

@@ -1,15 +1,19 @@
-//! A card that has a token follow from all before it.
+//! A card that has logits follow from all tokens before.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use m40_gpu::TooManySequences;
+use m40_gpu::continuation::Continuation;
 use m40_gpu::executor::{Chosen, PassError, Row};
 use m40_gpu::kv::OutOfPages;
-use m40_gpu::ops::{PAGE_TOKENS, PASS_ROWS};
+use m40_gpu::ops::{End, PAGE_TOKENS, PASS_ROWS};
+use m40_gpu::{Choice, TooManySequences};
+use m40_sched::{Sampler, SamplingParams};
 
 use super::super::Passes;
+use crate::generate::Cancel;
 
 pub(super) const VOCAB: u32 = 97;
 
@@ -113,13 +117,36 @@ impl Told {
     }
 }
 
-/// Tokens that follow those of a sequence.
+/// The likeliest tokens that follow those of a sequence.
 pub(super) fn answer(prompt: &[u32], tokens: usize) -> Vec<u32> {
+    sampled(&SamplingParams::greedy(), prompt, tokens)
+}
+
+/// Tokens that follow those of a sequence, as the host's sampler chooses them.
+pub(super) fn sampled(params: &SamplingParams, prompt: &[u32], tokens: usize) -> Vec<u32> {
+    let mut sampler = sampler(params, prompt);
     let mut all = prompt.to_vec();
     for _ in 0..tokens {
-        all.push(follows(&all));
+        all.push(choose(&mut sampler, &mut logits(&all)));
     }
     all.split_off(prompt.len())
+}
+
+/// The host's sampler after some tokens. Here parameters have the seed that they are used with.
+pub(super) fn sampler(params: &SamplingParams, tokens: &[u32]) -> Sampler {
+    let mut sampler = Sampler::new(params.clone(), seed(params), VOCAB as usize);
+    tokens.iter().for_each(|token| sampler.accept(*token));
+    sampler
+}
+
+pub(super) fn choose(sampler: &mut Sampler, logits: &mut [f32]) -> u32 {
+    let token = sampler.sample(logits).id;
+    sampler.accept(token);
+    token
+}
+
+pub(super) fn seed(params: &SamplingParams) -> u64 {
+    params.seed.unwrap_or(0)
 }
 
 pub(super) fn prompt(tokens: usize, seed: u32) -> Vec<u32> {
@@ -130,16 +157,90 @@ fn pages(tokens: usize) -> usize {
     tokens.div_ceil(PAGE_TOKENS)
 }
 
-fn follows(tokens: &[u32]) -> u32 {
+fn logits(tokens: &[u32]) -> Vec<f32> {
     let hash = tokens.iter().fold(7u32, |hash, token| hash.wrapping_mul(31).wrapping_add(*token));
-    (hash >> 8) % VOCAB
+    let likeliest = (hash >> 8) % VOCAB;
+    (0..VOCAB).map(|id| if id == likeliest { 1.0 } else { -1.0 }).collect()
 }
 
 /// Tokens, and their pages and place.
 #[derive(Debug)]
 pub(super) struct FakeSequence {
     tokens: Vec<u32>,
+    follows: Option<Follows>,
     told: Told,
+}
+
+/// What a sequence goes on by.
+#[derive(Debug)]
+struct Follows {
+    continuation: Continuation,
+    /// Tokens accepted; 0 if it is not to be used any more.
+    accepted: u64,
+    left: u32,
+    cancelled: Arc<AtomicBool>,
+}
+
+#[derive(Debug)]
+pub(super) struct FakeCanceller(Arc<AtomicBool>);
+
+impl Cancel for FakeCanceller {
+    fn cancel(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+impl FakeSequence {
+    /// Passes that it goes on for, of so many.
+    fn passes(&self, passes: u32) -> u32 {
+        self.follows.as_ref().map_or(passes, |follows| passes.min(follows.left.max(1)))
+    }
+
+    fn feed(&mut self, row: &Row) {
+        let len = self.tokens.len();
+        assert_eq!(row.position, len, "a row does not follow its sequence");
+        self.tokens.push(row.token);
+        self.told.state().pages -= pages(len + 1) - pages(len);
+    }
+
+    /// As the executor refuses what it does not know of. What it was told has to be of all tokens.
+    fn check(&self, row: &Row) -> Result<(), PassError> {
+        let Some(follows) = &self.follows else { return Ok(()) };
+        let (accepted, position) = (follows.accepted, row.position);
+        if accepted != position as u64 + 1 {
+            return Err(PassError::Unknown { accepted, position });
+        }
+        let choice = follows.continuation.choice();
+        if choice.position() == accepted {
+            let mut expected = Choice::new(choice.params(), seed(choice.params()), VOCAB as usize);
+            self.tokens.iter().chain([&row.token]).for_each(|token| expected.accept(*token));
+            assert_eq!(*choice, expected);
+        }
+        Ok(())
+    }
+
+    /// What is chosen after all tokens.
+    fn next(&mut self) -> Chosen {
+        let mut logits = logits(&self.tokens);
+        let chosen = |token, end| Chosen { token, probability: 0.5, end };
+        let Some(follows) = &mut self.follows else {
+            let token = choose(&mut sampler(&SamplingParams::greedy(), &[]), &mut logits);
+            return chosen(token, None);
+        };
+        assert_eq!(follows.accepted, self.tokens.len() as u64);
+        let params = follows.continuation.choice().params();
+        let token = choose(&mut sampler(params, &self.tokens), &mut logits);
+        follows.accepted += 1;
+        follows.left = follows.left.saturating_sub(1);
+        let end = if follows.continuation.stops().contains(&token) {
+            Some(End::StopToken)
+        } else if follows.left == 0 {
+            Some(End::LastToken)
+        } else {
+            follows.cancelled.load(Ordering::Acquire).then_some(End::Cancelled)
+        };
+        chosen(token, end)
+    }
 }
 
 impl Drop for FakeSequence {
@@ -162,49 +263,32 @@ impl Fake {
         Self { told: told.clone(), begun: Instant::now(), logits: vec![] }
     }
 
-    /// Appends rows in each of so many passes, or nothing; returns what follows each.
-    fn run(
-        &mut self,
+    /// Whether there is room for rows and what follows them in so many passes.
+    fn prepare(
+        &self,
         rows: &[Row],
-        sequences: &mut [&mut FakeSequence],
+        sequences: &[&mut FakeSequence],
         passes: u32,
-    ) -> Result<Vec<u32>, PassError> {
+    ) -> Result<(), PassError> {
         let mut state = self.told.state();
         assert!(!state.panics, "told to");
         if let Some(failure) = state.failures.pop_front() {
             return Err(failure);
         }
+        let mut ends: Vec<_> = sequences.iter().map(|sequence| sequence.tokens.len()).collect();
         for row in rows {
-            let position = row.position + passes as usize - 1;
-            let context = state.context;
+            let passes = sequences[row.sequence].passes(passes) as usize;
+            let (position, context) = (row.position + passes - 1, state.context);
             if position >= context {
                 return Err(PassError::Context { position, context });
             }
+            ends[row.sequence] += passes;
         }
-        let mut ends: Vec<_> = sequences.iter().map(|sequence| sequence.tokens.len()).collect();
-        rows.iter().for_each(|row| ends[row.sequence] += passes as usize);
         let grown = sequences.iter().zip(ends);
         let needed: usize =
             grown.map(|(sequence, end)| pages(end) - pages(sequence.tokens.len())).sum();
-        let free = state.pages;
-        if needed > free {
-            return Err(OutOfPages { needed, free, capacity: state.capacity }.into());
-        }
-        state.pages -= needed;
-        drop(state);
-        let mut rows = rows.to_vec();
-        let mut followed = vec![];
-        for _ in 0..passes {
-            for row in &mut rows {
-                let sequence = &mut sequences[row.sequence].tokens;
-                assert_eq!(row.position, sequence.len(), "a row does not follow its sequence");
-                sequence.push(row.token);
-                row.position += 1;
-                row.token = follows(sequence);
-                followed.push(row.token);
-            }
-        }
-        Ok(followed)
+        let (free, capacity) = (state.pages, state.capacity);
+        if needed > free { Err(OutOfPages { needed, free, capacity }.into()) } else { Ok(()) }
     }
 
     fn ran(&self, ran: Ran) {
@@ -227,6 +311,7 @@ fn are_one_pass(rows: &[Row]) -> bool {
 
 impl Passes for Fake {
     type Sequence = FakeSequence;
+    type Canceller = FakeCanceller;
 
     fn pages(&self) -> (usize, usize) {
         let state = self.told.state();
@@ -237,13 +322,18 @@ impl Passes for Fake {
         let mut state = self.told.state();
         let most = state.most;
         state.places = state.places.checked_sub(1).ok_or(TooManySequences { most })?;
-        Ok(FakeSequence { tokens: vec![], told: self.told.clone() })
+        Ok(FakeSequence { tokens: vec![], follows: None, told: self.told.clone() })
     }
 
     fn truncate(sequence: &mut FakeSequence, len: usize) {
         let before = pages(sequence.tokens.len());
         sequence.tokens.truncate(len);
         sequence.told.state().pages += before - pages(sequence.tokens.len());
+        if let Some(follows) = &mut sequence.follows
+            && follows.accepted > len as u64 + 1
+        {
+            follows.accepted = 0;
+        }
     }
 
     fn forward(
@@ -251,11 +341,14 @@ impl Passes for Fake {
         rows: &[Row],
         sequences: &mut [&mut FakeSequence],
     ) -> Result<&mut [f32], PassError> {
-        let followed = self.run(rows, sequences, 1)?;
+        self.prepare(rows, sequences, 1)?;
         self.logits.clear();
-        for (_, token) in rows.iter().zip(followed).filter(|(row, _)| row.logits) {
-            let logits = (0..VOCAB).map(|id| if id == token { 1.0 } else { -1.0 });
-            self.logits.extend(logits);
+        for row in rows {
+            let sequence = &mut *sequences[row.sequence];
+            sequence.feed(row);
+            if row.logits {
+                self.logits.extend(logits(&sequence.tokens));
+            }
         }
         if self.logits.is_empty() {
             self.ran(Ran::Slice { rows: rows.len() });
@@ -266,6 +359,18 @@ impl Passes for Fake {
         Ok(&mut self.logits)
     }
 
+    fn continue_with(
+        &mut self,
+        sequence: &mut FakeSequence,
+        continuation: &Continuation,
+    ) -> Result<FakeCanceller, PassError> {
+        let (accepted, left) = (continuation.choice().position(), continuation.most());
+        let (continuation, cancelled) = (continuation.clone(), Arc::<AtomicBool>::default());
+        let canceller = FakeCanceller(Arc::clone(&cancelled));
+        sequence.follows = Some(Follows { continuation, accepted, left, cancelled });
+        Ok(canceller)
+    }
+
     fn choose(
         &mut self,
         rows: &[Row],
@@ -273,12 +378,30 @@ impl Passes for Fake {
         passes: u32,
     ) -> Result<Vec<Chosen>, PassError> {
         assert!(are_one_pass(rows) && passes > 0, "{passes} of {rows:?}");
-        let followed = self.run(rows, sequences, passes)?;
+        rows.iter().try_for_each(|row| sequences[row.sequence].check(row))?;
+        self.prepare(rows, sequences, passes)?;
+        let mut going: Vec<_> = rows.iter().copied().map(Some).collect();
+        let mut all = vec![];
+        for _ in 0..passes {
+            for place in &mut going {
+                let Some(row) = place else {
+                    all.push(Chosen { token: 0, probability: 0.0, end: Some(End::Before) });
+                    continue;
+                };
+                let sequence = &mut *sequences[row.sequence];
+                sequence.feed(row);
+                let chosen = sequence.next();
+                (row.token, row.position) = (chosen.token, row.position + 1);
+                *place = place.filter(|_| chosen.end.is_none());
+                all.push(chosen);
+            }
+            if going.iter().all(Option::is_none) {
+                break;
+            }
+        }
+        let passes = (all.len() / rows.len()) as u32;
         self.ran(Ran::Launch { rows: rows.len(), passes, logits: false });
-        Ok(followed
-            .into_iter()
-            .map(|token| Chosen { token, probability: 0.5, end: None })
-            .collect())
+        Ok(all)
     }
 
     fn now(&self) -> Instant {

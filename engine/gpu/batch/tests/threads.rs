@@ -2,40 +2,77 @@
 
 use std::thread;
 
+use m40_sched::SamplingParams;
+
+use super::super::super::going::Going;
 use super::super::super::owner::{Owner, Seat};
-use super::fake::{Fake, Told, VOCAB, answer, prompt};
+use super::fake::{Fake, Told, VOCAB, answer, prompt, sampled};
 use super::*;
-use crate::backend::{Output, Want};
+use crate::backend::{Output, Start};
+use crate::generate::{CancelToken, GenerateParams};
 
 const CONTEXT: usize = 4096;
 
 fn owner(told: &Told) -> Owner<Fake> {
     told.set_context(CONTEXT);
-    Owner::start(Fake::new(told), CONTEXT, AHEAD).unwrap()
+    Owner::start(Fake::new(told), AHEAD).unwrap()
+}
+
+/// Who chooses tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    Card,
+    Host,
+}
+
+/// What is asked for, with as many tokens as the card is to say without being told anew.
+fn params(sampling: SamplingParams, tokens: usize) -> GenerateParams {
+    GenerateParams { sampling, max_tokens: Some(tokens as u32), ..GenerateParams::default() }
+}
+
+fn greedy(tokens: usize) -> GenerateParams {
+    params(SamplingParams::greedy(), tokens)
+}
+
+/// Draws, each differently, in which it matters what came before.
+fn drawn(seed: u32) -> SamplingParams {
+    SamplingParams {
+        temperature: 0.7,
+        repeat_penalty: 1.3,
+        repeat_last_n: 6,
+        seed: Some(seed.into()),
+        ..SamplingParams::default()
+    }
 }
 
 /// Has a session say `tokens` tokens after those of `prompt`, of which it holds the first `held`.
 fn generate(
     owner: &Owner<Fake>,
     seat: &mut Seat<Fake>,
-    prompt: &[u32],
-    held: usize,
+    (prompt, held): (&[u32], usize),
     tokens: usize,
-    want: Want,
+    (params, by): (&GenerateParams, By),
 ) -> Result<Vec<u32>, GenerateError> {
+    let (seed, cancel) = (fake::seed(&params.sampling), CancelToken::new());
+    let start = Start { prompt, params, seed, stops: params.stop_tokens.clone(), cancel: &cancel };
     seat.truncate(held);
+    seat.begin((by == By::Card).then(|| Going::new(&start, VOCAB as usize, CONTEXT)));
+    let mut sampler = fake::sampler(&params.sampling, prompt);
     let mut all = prompt.to_vec();
     let mut computed = held;
     let result = loop {
         let take = |output: Output<'_>| match output {
             Output::Nothing => None,
-            Output::Chosen { token, .. } => Some(token),
+            Output::Chosen { token, .. } => {
+                sampler.accept(token);
+                Some(token)
+            }
             Output::Logits(logits) => {
                 assert_eq!(logits.len(), VOCAB as usize);
-                logits.iter().position(|logit| *logit == 1.0).map(|token| token as u32)
+                Some(fake::choose(&mut sampler, logits))
             }
         };
-        match owner.pass(seat, computed, &all[computed..], want, take) {
+        match owner.pass(seat, computed, &all[computed..], take) {
             Ok((count, token)) => {
                 computed += count;
                 all.extend(token);
@@ -61,18 +98,23 @@ fn many_sessions_on_threads_say_what_each_says_alone() {
                 let mut seat = owner_ref.seat();
                 for turn in 0..12u32 {
                     let number = thread * 12 + turn;
-                    let want = if number % 5 == 3 { Want::Logits } else { Want::Likeliest };
+                    let by = if number % 5 == 3 { By::Host } else { By::Card };
                     let tokens = 1 + number as usize * 7 % 40;
+                    let sampling =
+                        if number % 3 == 1 { drawn(number) } else { SamplingParams::greedy() };
+                    // Some are told anew on the way, as those beside whom others need logits.
+                    let how =
+                        (&params(sampling.clone(), tokens.div_ceil(1 + thread as usize % 2)), by);
                     let prompt = prompt(1 + number as usize * 131 % 900, number);
-                    let said = generate(owner_ref, &mut seat, &prompt, 0, tokens, want).unwrap();
-                    assert_eq!(said, answer(&prompt, tokens), "{number}");
+                    let said = generate(owner_ref, &mut seat, (&prompt, 0), tokens, how).unwrap();
+                    assert_eq!(said, sampled(&sampling, &prompt, tokens), "{number}");
                     match number % 4 {
                         // Part of what it holds is used again, as in the next turn of a chat.
                         0 => {
                             let held = (prompt.len() + tokens).div_ceil(2);
                             let next = [prompt, said, vec![5, 7]].concat();
-                            let said = generate(owner_ref, &mut seat, &next, held, 9, want);
-                            assert_eq!(said.unwrap(), answer(&next, 9), "{number}");
+                            let said = generate(owner_ref, &mut seat, (&next, held), 9, how);
+                            assert_eq!(said.unwrap(), sampled(&sampling, &next, 9), "{number}");
                         }
                         // Another session takes its place.
                         1 => seat = owner_ref.seat(),
@@ -94,7 +136,7 @@ fn the_context_ends_at_its_last_token() {
     let owner = owner(&told);
     let prompt = prompt(CONTEXT - 3, 1);
     let mut seat = owner.seat();
-    let said = generate(&owner, &mut seat, &prompt, 0, 4, Want::Likeliest).unwrap();
+    let said = generate(&owner, &mut seat, (&prompt, 0), 4, (&greedy(4), By::Card)).unwrap();
     assert_eq!(said, answer(&prompt, 4));
     assert_eq!(told.free_pages(), (1 << 20) - CONTEXT / PAGE_TOKENS, "no pass went beyond it");
 }
@@ -107,7 +149,7 @@ fn sessions_that_find_the_cache_full_do_not_disturb_those_that_do_not() {
     let outcome = |seed: u32| {
         let prompt = prompt(80, seed);
         let mut seat = owner.seat();
-        let said = generate(&owner, &mut seat, &prompt, 0, 60, Want::Likeliest);
+        let said = generate(&owner, &mut seat, (&prompt, 0), 60, (&greedy(60), By::Card));
         match said {
             Ok(said) => assert_eq!(said, answer(&prompt, 60)),
             Err(GenerateError::CacheFull { .. }) => {}
@@ -122,7 +164,7 @@ fn sessions_that_find_the_cache_full_do_not_disturb_those_that_do_not() {
     });
     assert_eq!(told.free_pages(), 19);
     let prompt = prompt(500, 1);
-    let said = generate(&owner, &mut owner.seat(), &prompt, 0, 60, Want::Likeliest);
+    let said = generate(&owner, &mut owner.seat(), (&prompt, 0), 60, (&greedy(60), By::Card));
     assert_eq!(said.unwrap(), answer(&prompt, 60));
 }
 
@@ -137,7 +179,13 @@ fn a_lost_card_is_told_to_everybody() {
     };
     let endless = |seed| {
         let prompt = prompt(30, seed);
-        generate(&owner, &mut owner.seat(), &prompt, 0, CONTEXT - 30, Want::Likeliest)
+        generate(
+            &owner,
+            &mut owner.seat(),
+            (&prompt, 0),
+            CONTEXT - 30,
+            (&greedy(CONTEXT - 30), By::Card),
+        )
     };
     thread::scope(|scope| {
         let running: Vec<_> = (0..6).map(|seed| scope.spawn(move || endless(seed))).collect();
@@ -160,8 +208,14 @@ fn a_panic_of_the_thread_ends_all_sessions_with_an_error_and_hangs_nobody() {
     let endless = |seed| {
         let prompt = prompt(30, seed);
         let mut seat = owner.seat();
-        let first = generate(&owner, &mut seat, &prompt, 0, CONTEXT - 30, Want::Likeliest);
-        (first, generate(&owner, &mut seat, &prompt, 0, 1, Want::Likeliest))
+        let first = generate(
+            &owner,
+            &mut seat,
+            (&prompt, 0),
+            CONTEXT - 30,
+            (&greedy(CONTEXT - 30), By::Card),
+        );
+        (first, generate(&owner, &mut seat, (&prompt, 0), 1, (&greedy(1), By::Card)))
     };
     thread::scope(|scope| {
         let running: Vec<_> = (0..6).map(|seed| scope.spawn(move || endless(seed))).collect();
@@ -178,4 +232,82 @@ fn a_panic_of_the_thread_ends_all_sessions_with_an_error_and_hangs_nobody() {
     });
     drop(owner);
     assert_eq!((told.free_pages(), told.free_places()), (1 << 20, 64));
+}
+
+#[test]
+fn sessions_that_draw_share_launches_of_several_passes() {
+    let told = Told::default();
+    let owner = owner(&told);
+    thread::scope(|scope| {
+        for seed in 0..6u32 {
+            let owner = &owner;
+            scope.spawn(move || {
+                let (prompt, sampling) = (prompt(20, seed), drawn(seed));
+                let how = (&params(sampling.clone(), 200), By::Card);
+                let said = generate(owner, &mut owner.seat(), (&prompt, 0), 200, how).unwrap();
+                assert_eq!(said, sampled(&sampling, &prompt, 200), "{seed}");
+            });
+        }
+    });
+    let ran = told.ran();
+    assert!(ran.iter().all(|ran| !matches!(ran, Ran::Launch { logits: true, .. })));
+    assert!(ran.iter().any(|ran| matches!(ran, Ran::Launch { rows: 2.., passes: AHEAD, .. })));
+}
+
+#[test]
+fn a_launch_ends_with_the_last_answer_in_it() {
+    let told = Told::default();
+    let owner = owner(&told);
+    let prompt = prompt(5, 3);
+    let said = answer(&prompt, 5);
+    // By a stop token, and by the number of tokens.
+    let stopped = GenerateParams { stop_tokens: vec![said[3]], ..greedy(100) };
+    let end = said.iter().position(|token| *token == said[3]).unwrap() + 1;
+    for (params, end) in [(stopped, end), (greedy(5), 5)] {
+        let before = told.ran().len();
+        let found = generate(&owner, &mut owner.seat(), (&prompt, 0), end, (&params, By::Card));
+        assert_eq!(found.unwrap(), said[..end]);
+        let ran = told.ran();
+        let passes = ran[before..].iter().map(|ran| match ran {
+            Ran::Launch { passes, .. } => *passes,
+            Ran::Slice { .. } => 0,
+        });
+        assert_eq!(passes.sum::<u32>(), end as u32);
+    }
+}
+
+#[test]
+fn who_is_cancelled_ends_in_the_launch_that_runs() {
+    let told = Told::default();
+    let owner = owner(&told);
+    let (prompt, params) = (prompt(1, 1), greedy(100));
+    let cancel = CancelToken::new();
+    let start = Start { prompt: &prompt, params: &params, seed: 0, stops: vec![], cancel: &cancel };
+    let mut seat = owner.seat();
+    seat.begin(Some(Going::new(&start, VOCAB as usize, CONTEXT)));
+    let mut all = prompt.clone();
+    let mut say = |seat: &mut Seat<Fake>| {
+        let take = |output: Output<'_>| match output {
+            Output::Chosen { token, .. } => token,
+            other => panic!("{other:?}"),
+        };
+        let token = owner.pass(seat, all.len() - 1, &all[all.len() - 1..], take).unwrap().1;
+        all.push(token);
+    };
+    say(&mut seat);
+    cancel.cancel();
+    say(&mut seat);
+    // What a session that had been cancelled before begins ends as soon.
+    say(&mut seat);
+    let ran = |passes| Ran::Launch { rows: 1, passes, logits: false };
+    assert_eq!(told.ran(), [ran(1), ran(1), ran(1)]);
+    assert_eq!(all[1..], answer(&prompt, 3));
+}
+
+#[test]
+fn something_else_is_done_between_passes() {
+    let told = Told::default();
+    let owner = owner(&told);
+    let free = owner.lend(|passes| Ok(passes.pages())).unwrap().wait();
+    assert_eq!(free, Ok((1 << 20, 1 << 20)));
 }

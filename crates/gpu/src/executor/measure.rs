@@ -1,0 +1,135 @@
+//! What benchmarks ask of a model's card beside passes.
+
+use std::time::{Duration, Instant};
+
+use m40_cuda::CudaError;
+
+use super::{BARRIER_WORDS, Executor, PASS_WORDS, PassError, place_of};
+use crate::ops::{ANNOUNCE, AWAIT, OP_WORDS, Op, Place, SampleOp, decode_threads};
+use crate::sequence::Sequence;
+
+/// Bytes of a copy, at most: many times any cache.
+const COPY_BYTES: u64 = 512 << 20;
+
+/// Bytes of a copy, at least.
+const COPY_BYTES_MIN: u64 = 64 << 20;
+
+/// Ops of a launch that does nothing but wait.
+const IDLE_OPS: usize = 1000;
+
+/// The words of so many ops that do nothing in a pass of no rows, each of which awaits the one
+/// before it, or not.
+pub fn idle_ops(count: usize, awaits: bool) -> Vec<u32> {
+    let nowhere = Place::NOWHERE;
+    let op = Op::Sample(SampleOp {
+        kind: Op::SAMPLE,
+        flags: if awaits { AWAIT | ANNOUNCE } else { 0 },
+        vocab: 0,
+        logits: nowhere,
+        stride: 0,
+        maxima: nowhere,
+        choices: nowhere,
+        endings: nowhere,
+        chosen: nowhere,
+    });
+    op.words().repeat(count)
+}
+
+impl Executor {
+    /// Makes room for `tokens` more tokens and takes them for computed. Their keys and values are
+    /// zeros or those of others before: enough to measure passes over long contexts, and nothing else.
+    ///
+    /// # Errors
+    /// [`PassError`], if there is no such room.
+    pub fn pretend(&self, sequence: &mut Sequence, tokens: usize) -> Result<(), PassError> {
+        let (end, context) = (sequence.len() + tokens, sequence.context());
+        if !sequence.is_of(&self.pool) {
+            return Err(PassError::Sequence { index: 0, count: 1 });
+        }
+        if end > context {
+            return Err(PassError::Context { position: end - 1, context });
+        }
+        Ok(sequence.grow(end)?)
+    }
+
+    /// Bytes a second that a copy on the card moves, each read and written, after a first one that
+    /// does not count; `None` where too little memory is free.
+    ///
+    /// # Errors
+    /// When the card fails.
+    pub fn copy_rate(&self) -> Result<Option<f64>, CudaError> {
+        let bytes = (self.arena.usage().largest / 4).min(COPY_BYTES);
+        if bytes < COPY_BYTES_MIN {
+            return Ok(None);
+        }
+        let from = self.arena.allocate::<u8>(bytes as usize)?;
+        let mut to = match self.arena.allocate::<u8>(bytes as usize) {
+            Err(CudaError::ArenaExhausted { .. }) => return Ok(None),
+            taken => taken?,
+        };
+        let stream = self.ring.stream();
+        let mut copy = || {
+            let begun = Instant::now();
+            stream.copy(from.all(), to.all_mut())?;
+            stream.wait()?;
+            Ok::<_, CudaError>(begun.elapsed())
+        };
+        copy()?;
+        Ok(Some(2.0 * bytes as f64 / copy()?.as_secs_f64()))
+    }
+
+    /// What an op takes longer for awaiting the one before it: a barrier across all blocks; `None`
+    /// where not all blocks of a launch run at once, as when something else holds a part of the card,
+    /// or no memory is free.
+    ///
+    /// # Errors
+    /// When the card fails.
+    pub fn barrier_time(&mut self) -> Result<Option<Duration>, CudaError> {
+        let blocks = self.plan.lowered.target.blocks;
+        if self.kernels[0].resident_blocks(decode_threads(1), 0)? < blocks {
+            return Ok(None);
+        }
+        let times = [true, false].map(|awaits| match self.idle_time(awaits) {
+            Err(CudaError::ArenaExhausted { .. }) => Ok(None),
+            measured => measured,
+        });
+        let [with, without] = times;
+        let more = with?.zip(without?).map(|(with, without)| with.saturating_sub(without));
+        Ok(more.map(|more| more / IDLE_OPS as u32))
+    }
+
+    /// How long a launch of ops takes that do nothing, the second time; `None` if its blocks have
+    /// given up waiting for each other.
+    fn idle_time(&mut self, awaits: bool) -> Result<Option<Duration>, CudaError> {
+        let mut ops = self.arena.allocate::<u32>(IDLE_OPS * OP_WORDS)?;
+        let mut pass = self.arena.allocate::<u32>(PASS_WORDS)?;
+        let mut words = idle_ops(IDLE_OPS, awaits);
+        words.chunks_exact_mut(OP_WORDS).for_each(|op| op[0] = self.sample_variant);
+        self.ring.write(ops.all_mut(), &words)?;
+        self.ring.write(pass.all_mut(), &[0; PASS_WORDS])?;
+        let mut time = None;
+        for _ in 0..2 {
+            self.ring.write(self.barrier.all_mut(), &[0; BARRIER_WORDS])?;
+            let begun = Instant::now();
+            let blocks = self.plan.lowered.target.blocks;
+            self.kernels[0]
+                .launch([blocks, 1, 1], [decode_threads(1), 1, 1])
+                .arena(&self.arena)
+                .scalar(place_of(&ops).0)
+                .scalar(0u32)
+                .scalar(IDLE_OPS as u32)
+                .scalar(place_of(&pass).0)
+                .scalar(1u32)
+                .scalar(place_of(&self.barrier).0)
+                .scalar(self.region(self.plan.lowered.chosen).0)
+                .mailbox(&self.cancels, self.plan.options.sequences as usize)
+                .on(self.ring.stream())?;
+            self.ring.stream().wait()?;
+            let elapsed = begun.elapsed();
+            let mut words = [0; BARRIER_WORDS];
+            self.ring.read(self.barrier.all(), &mut words)?;
+            time = (words[2] == 0).then_some(elapsed);
+        }
+        Ok(time)
+    }
+}

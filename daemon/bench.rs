@@ -1,0 +1,117 @@
+//! Benchmarks of loaded models.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use m40_control::{ApiError, BenchEvent, BenchRequest, BenchRow, ErrorCode};
+use m40llm::{BenchLine, BenchOptions, GenerateError};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use crate::models::worker::JobError;
+use crate::models::{Loaded, Models};
+use crate::net::Phase;
+
+/// Numbers in a list, at most.
+const LIST_MAX: usize = 16;
+
+/// Why a benchmark is not begun.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BenchError {
+    #[error("repeats is {found}, it may be 1 to 100")]
+    Repeats { found: u32 },
+    #[error("batches has {found}, it may have 1 to 64")]
+    Batch { found: u32 },
+    #[error("{list} has {found} numbers, it may have {LIST_MAX} at most")]
+    List { list: &'static str, found: usize },
+}
+
+impl From<BenchError> for ApiError {
+    fn from(error: BenchError) -> Self {
+        Self::new(ErrorCode::InvalidRequest, error.to_string())
+    }
+}
+
+/// What to measure, from what was asked.
+pub(crate) fn options(request: &BenchRequest) -> Result<BenchOptions, BenchError> {
+    let mut options = BenchOptions::default();
+    if let Some(repeats) = request.repeats {
+        if !(1..=100).contains(&repeats) {
+            return Err(BenchError::Repeats { found: repeats });
+        }
+        options.repeats = repeats as usize;
+    }
+    let list = |list, numbers: &[u32]| {
+        let found = numbers.len();
+        if found > LIST_MAX {
+            return Err(BenchError::List { list, found });
+        }
+        Ok(numbers.iter().map(|&number| number as usize).collect())
+    };
+    if let Some(depths) = &request.depths {
+        options.depths = list("depths", depths)?;
+    }
+    if let Some(batches) = &request.batches {
+        if let Some(&found) = batches.iter().find(|batch| !(1..=64).contains(*batch)) {
+            return Err(BenchError::Batch { found });
+        }
+        options.batches = list("batches", batches)?;
+    }
+    Ok(options)
+}
+
+/// Measures a model on a thread of its own. Ends early, between two lines, when nobody listens any
+/// more, the model is unloaded or the daemon stops.
+pub(crate) fn start(
+    models: &Models,
+    loaded: Arc<Loaded>,
+    options: BenchOptions,
+) -> UnboundedReceiver<BenchEvent> {
+    let (sender, receiver) = unbounded_channel();
+    let (models, counted) = (models.clone(), models.jobs().count());
+    tokio::task::spawn_blocking(move || {
+        // A client that left does not want the events.
+        let send = |event| drop(sender.send(event));
+        send(BenchEvent::Loaded { model: loaded.name.clone(), device: models.device() });
+        let mut ended = false;
+        let result = loaded.model.bench(&options, &mut |line| {
+            send(event(line));
+            let stopping = *models.phase().borrow() != Phase::Serving;
+            ended = stopping || sender.is_closed() || !loaded.worker.takes_jobs();
+            if ended { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        send(match result {
+            Ok(()) if ended => {
+                let message = "the benchmark was cut short: the model was unloaded or m40d stops";
+                BenchEvent::Error { error: ApiError::new(ErrorCode::Aborted, message) }
+            }
+            Ok(()) => BenchEvent::Done,
+            Err(error) => {
+                if let GenerateError::Gpu(error) = &error {
+                    models.device_failed(error.clone());
+                }
+                BenchEvent::Error { error: JobError::from(error).into() }
+            }
+        });
+        drop(counted);
+    });
+    receiver
+}
+
+fn event(line: BenchLine) -> BenchEvent {
+    match line {
+        BenchLine::LeftOut { what, why } => BenchEvent::LeftOut { what, why },
+        BenchLine::Row(row) => BenchEvent::Row {
+            row: BenchRow {
+                what: row.what,
+                unit: row.unit.to_owned(),
+                mean: row.value.mean,
+                min: row.value.min,
+                max: row.value.max,
+                per_sequence: row.per_sequence,
+                weights_gb_per_s: row.weights_gb_per_s,
+                copy_share: row.copy_share,
+                m40_tokens_per_s: row.m40_tokens_per_s,
+            },
+        },
+    }
+}

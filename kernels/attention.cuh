@@ -2,9 +2,9 @@
 //
 // An item is some query heads of one KV head, of one row, over one chunk of its tokens; a block works
 // on one at a time. A part is kPartTokens tokens of it, which one warp takes: lane = token + 16 * half
-// of the key's dimensions. The part's first keys and values are in registers before what the op waits
-// for is there; the row's own key and value replace what memory has in their place. Parts have
-// their own maximum and sum, and meet at the end of each head; so a head's result depends on its
+// of the key's dimensions. The part's first keys are on their way before what the op waits for is
+// there; the row's own key and value replace what memory has in their place. Parts have their own
+// maximum and sum, and meet at the end of each head; so a head's result depends on its
 // sequence alone, not on how heads are dealt to blocks.
 #pragma once
 

@@ -1,8 +1,9 @@
 //! One NVIDIA GPU: driver, memory, streams, kernels. See "crates/cuda" in ARCHITECTURE.md.
 //!
 //! The driver's library is loaded at run time, so a program with this crate in it starts on any
-//! machine; [`probe`] and [`Device::open`] say in a typed error what is missing. The kernels come
-//! as an argument, a [`KernelImage`]: this crate reads no file and embeds nothing.
+//! machine; [`probe`] and [`Device::open`] say in a typed error what is missing. NVRTC is, too, and only
+//! when a [`Compiler`] is opened. The kernels come as arguments, a [`KernelImage`] and images of
+//! [`Module`]s: this crate reads no file but these libraries and embeds nothing.
 //!
 //! * [`Arena`]: the one allocation on the device, given out as [`DeviceSlice`]s.
 //! * [`StagingRing`]: copies through pinned host memory, one buffer filled while another travels.
@@ -14,8 +15,8 @@
 //! * [`Residency`]: held while a kernel that does not end by itself runs. Meanwhile every driver
 //!   call that could wait for it is refused.
 //!
-//! The kernels are trusted as this crate is: they are compiled with it. Callers are not, so no
-//! address of the host or the device is visible outside.
+//! The kernels are trusted as this crate is, whoever compiled them. Callers are not, so no address of
+//! the host or the device is visible outside.
 #![deny(unsafe_code)]
 
 mod arena;

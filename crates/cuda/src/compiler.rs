@@ -22,7 +22,7 @@ const NEWER_PRAGMA: &str = ".pragma \"used_bytes_mask";
 #[derive(Debug, thiserror::Error)]
 pub enum CompileError {
     /// There is no such library.
-    #[error("{} is not NVRTC: {why}", path.display())]
+    #[error("the compiler of GPU kernels, NVRTC 12, is not at {}: {why}; install it, or name it in M40_NVRTC", path.display())]
     NotThere {
         /// The library's file, or its name for the loader's path.
         path: PathBuf,

@@ -64,6 +64,7 @@ pub(crate) enum Device {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Decode {
+    Launch,
     Graph,
     Persistent,
 }
@@ -71,6 +72,7 @@ pub(crate) enum Decode {
 impl From<Decode> for m40llm::Decode {
     fn from(decode: Decode) -> Self {
         match decode {
+            Decode::Launch => Self::Launch,
             Decode::Graph => Self::Graph,
             Decode::Persistent => Self::Persistent,
         }
@@ -230,6 +232,7 @@ mod tests {
         let options = gpu("[gpu]\nvram_mib_max = 20000\ndecode = \"graph\"\n");
         assert_eq!(options.vram_bytes, Some(20_000 << 20));
         assert_eq!(options.decode, m40llm::Decode::Graph);
+        assert_eq!(gpu("[gpu]\ndecode = \"launch\"\n").decode, m40llm::Decode::Launch);
         let error = load("[gpu]\ndecode = \"fast\"\n").unwrap_err().to_string();
         assert!(error.contains("m40d.toml:2:10: "), "{error}");
         assert!(error.contains("`graph`") && error.contains("`persistent`"), "{error}");

@@ -87,6 +87,8 @@ pub struct GpuOptions {
 /// How the GPU is given the work of generating a token. The tokens are the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Decode {
+    /// A launch for each op, one by one.
+    Launch,
     /// A launch for each op, all of them recorded once and enqueued together.
     Graph,
     /// One launch for several tokens, whose blocks wait for each other between ops.
@@ -97,6 +99,7 @@ pub enum Decode {
 impl fmt::Display for Decode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Launch => "launch",
             Self::Graph => "graph",
             Self::Persistent => "persistent",
         })

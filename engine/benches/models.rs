@@ -1,6 +1,6 @@
 //! Prints how fast models are on the GPU, what bounds them, and what a Tesla M40 is predicted to
 //! reach: `make bench-gpu`, or
-//! `cargo bench --bench models -- [--cpu] [--decode persistent|graph] [--repeats N] [MODEL ...]`.
+//! `cargo bench --bench models -- [--cpu] [--decode persistent|graph|launch] [--repeats N] [MODEL ...]`.
 //!
 //! A model is a GGUF file or the name of a shape of `m40_testkit::shapes`, which is then made of
 //! random weights in the folder for temporary files. Without models: five such shapes. Figures are
@@ -86,8 +86,9 @@ fn arguments() -> Result<Arguments, Failed> {
             "--decode" => {
                 parsed.launches = match arguments.next().as_deref() {
                     Some("persistent") => Launches::Whole,
-                    Some("graph") => Launches::OpByOp,
-                    _ => return Err("--decode takes persistent or graph".into()),
+                    Some("graph") => Launches::Recorded,
+                    Some("launch") => Launches::OpByOp,
+                    _ => return Err("--decode takes persistent, graph or launch".into()),
                 }
             }
             "--repeats" => {

@@ -72,7 +72,7 @@ impl Card {
         let bytes = budget(options.vram_bytes, memory.free, memory.total)?;
         let arena = Arena::new(&device, bytes)?;
         let turn = match options.decode {
-            Decode::Graph => None,
+            Decode::Launch | Decode::Graph => None,
             Decode::Persistent => Some(Arc::default()),
         };
         Ok(Self { device, arena, decode: options.decode, loader, turn })
@@ -144,7 +144,8 @@ pub(super) fn plan(
     multiprocessors: u32,
 ) -> Result<(Plan, GpuMemory), LoadError> {
     let launches = match decode {
-        Decode::Graph => Launches::OpByOp,
+        Decode::Launch => Launches::OpByOp,
+        Decode::Graph => Launches::Recorded,
         Decode::Persistent => Launches::Whole,
     };
     let options = ExecutorOptions { context, sequences: SEQUENCES, launches };

@@ -22,7 +22,7 @@ use super::{Gpu, gpu, say};
 /// both, and where a rounding falls the other way an element differs by 5e-4 of itself.
 const TOLERANCE: f32 = 1e-2;
 
-pub(super) const LAUNCHES: [Launches; 2] = [Launches::OpByOp, Launches::Whole];
+pub(super) const LAUNCHES: [Launches; 3] = [Launches::OpByOp, Launches::Recorded, Launches::Whole];
 
 /// Tokens of context: more than a chunk of attention.
 const CONTEXT: u32 = 400;

@@ -197,7 +197,7 @@ fn check_model(path: &Path) {
     let arena = Arena::new(&gpu.device, 2 << 30).expect("2 GiB");
     let name = &real.name;
 
-    let mut launched = real.on(&gpu.device, &arena, Launches::OpByOp);
+    let mut launched = real.on(&gpu.device, &arena, Launches::Recorded);
     let begun = Instant::now();
     let tokens = greedy(&mut launched, &real.prompt, TOKENS);
     let rate = TOKENS as f64 / begun.elapsed().as_secs_f64();
@@ -234,7 +234,7 @@ fn check_model(path: &Path) {
 
     check_prompts(&real, &mut launched);
     drop(launched);
-    for launches in [Launches::OpByOp, Launches::Whole] {
+    for launches in [Launches::Recorded, Launches::Whole] {
         check_batch(&real, &mut real.on(&gpu.device, &arena, launches));
     }
     assert_eq!(arena.usage().free, arena.usage().capacity, "{name}: memory is left behind");

@@ -93,9 +93,11 @@ pub struct ExecutorOptions {
 /// How a pass is launched. The results are the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Launches {
-    /// A launch for each op.
+    /// A launch for each op, enqueued one by one.
     #[default]
     OpByOp,
+    /// The same, recorded once as a graph and enqueued together.
+    Recorded,
     /// One launch for all ops, whose blocks wait for each other. All of them have to run at once:
     /// nothing else may.
     Whole,
@@ -347,7 +349,7 @@ impl Executor {
             }
         }
         executor.find_kernels()?;
-        if executor.plan.options.launches == Launches::OpByOp {
+        if executor.plan.options.launches == Launches::Recorded {
             executor.record()?;
         }
         Ok(executor)
@@ -473,7 +475,11 @@ impl Executor {
         self.send_pass(rows, sequences, want)?;
         let kernel = kernel_for(rows.len());
         match self.plan.options.launches {
-            Launches::OpByOp => Ok(self.graphs[kernel].launch(self.ring.stream())?),
+            Launches::OpByOp => {
+                let mut ops = 0..self.plan.lowered.ops.len();
+                Ok(ops.try_for_each(|op| self.launch(kernel, op..op + 1, 1))?)
+            }
+            Launches::Recorded => Ok(self.graphs[kernel].launch(self.ring.stream())?),
             Launches::Whole => {
                 self.ring.stream().zero(self.barrier.all_mut())?;
                 let passes = match want {

@@ -144,7 +144,7 @@ impl Executor {
     ) -> Result<Vec<Vec<Chosen>>, PassError> {
         // A launch of all ops goes on with what it has chosen; the host does it otherwise.
         let at_once = match self.plan.options.launches {
-            Launches::OpByOp => 1,
+            Launches::OpByOp | Launches::Recorded => 1,
             Launches::Whole => PASSES_AT_ONCE,
         };
         let mut chosen = vec![vec![]; rows.len()];

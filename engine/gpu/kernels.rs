@@ -1,10 +1,11 @@
 //! Decode kernels of models: compiled by NVRTC when a model is first loaded, and kept.
 
 use std::env;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::time::SystemTime;
 
 use m40_cuda::{CompileError, Compiler, ImageForm, KernelSource};
 use m40_gpu::executor::BuildKernels;
@@ -15,6 +16,9 @@ const NVRTC: &str = "libnvrtc.so.12";
 
 /// Where a package puts it.
 const PACKAGED: &str = "/usr/lib/m40d";
+
+/// Images that are kept, of 1 to 3 MB each.
+const KEPT: usize = 64;
 
 /// Compiles kernels, and keeps what came of it in a folder.
 #[derive(Debug)]
@@ -46,7 +50,7 @@ impl BuildKernels for Kernels {
         form: ImageForm,
     ) -> Result<Vec<u8>, CompileError> {
         let kept = self.folder.as_ref().map(|folder| folder.join(file_name(source, form)));
-        if let Some(image) = kept.as_ref().and_then(|kept| fs::read(kept).ok()) {
+        if let Some(image) = kept.as_ref().and_then(|kept| take(kept)) {
             return Ok(image);
         }
         let image = self.compiler()?.compile(source, form)?;
@@ -58,12 +62,29 @@ impl BuildKernels for Kernels {
     }
 }
 
-/// Whoever reads the file finds all of it: it is written aside.
+/// What was kept, if anything was; it counts as the newest then.
+fn take(file: &Path) -> Option<Vec<u8>> {
+    let image = fs::read(file).ok()?;
+    // Where the file may not be written it counts as old, and is compiled again some day.
+    let _ = File::options().append(true).open(file).and_then(|f| f.set_modified(SystemTime::now()));
+    Some(image)
+}
+
+/// Whoever reads the file finds all of it: it is written aside. The oldest files give way.
 fn keep(file: &Path, image: &[u8]) -> io::Result<()> {
-    fs::create_dir_all(file.parent().unwrap_or_else(|| Path::new(".")))?;
+    let folder = file.parent().unwrap_or_else(|| Path::new("."));
+    fs::create_dir_all(folder)?;
     let aside = file.with_extension(format!("new-{}", process::id()));
     fs::write(&aside, image)?;
-    fs::rename(&aside, file)
+    fs::rename(&aside, file)?;
+    let mut files = vec![];
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        files.push((entry.metadata()?.modified()?, entry.path()));
+    }
+    files.sort();
+    let old = files.len().saturating_sub(KEPT);
+    files[..old].iter().try_for_each(|(_, file)| fs::remove_file(file))
 }
 
 /// A name that says all that the image depends on.
@@ -131,6 +152,21 @@ mod tests {
         fs::write(&file, b"kept\0").expect("a file");
         let image = in_folder(folder.path()).build(SOURCE, ImageForm::Ptx);
         assert_eq!(image.expect("no compiler is asked for"), b"kept\0");
+    }
+
+    #[test]
+    fn the_oldest_images_give_way() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = |number: usize| folder.path().join(format!("{number}.ptx"));
+        for number in 0..KEPT {
+            keep(&file(number), b"kept\0").expect("there is room");
+            let age = std::time::Duration::from_secs((KEPT - number) as u64);
+            let opened = File::options().append(true).open(file(number)).expect("it was kept");
+            opened.set_modified(SystemTime::now() - age).expect("it is ours");
+        }
+        assert!(take(&file(0)).is_some(), "the oldest, which is the newest now");
+        keep(&file(KEPT), b"kept\0").expect("there is room");
+        assert_eq!([0, 1, 2, KEPT].map(|number| file(number).exists()), [true, false, true, true]);
     }
 
     #[test]

@@ -25,9 +25,7 @@ struct Cut {
 
     // Fewer rows share less of what is read, but deal out small matrices more evenly.
     DEVICE_MEMBER constexpr u32 unit_rows() {
-        if constexpr (Op::kUnitRows != 0) {
-            return Op::kUnitRows;
-        } else if constexpr (Op::kKnown) {
+        if constexpr (Op::kKnown) {
             constexpr u32 most = kWords > 8 ? (kGated || C::kBatch >= 4 ? 2 : 1)
                                             : (C::kBatch >= 4 ? 4 : 2);
             u32 best = kGated ? 2 : 1;
@@ -56,12 +54,10 @@ struct Cut {
 
     static constexpr u32 kRows = unit_rows();
     static constexpr u32 kMatrixRows = kGated ? kRows / 2 : kRows;
-    static constexpr u32 kAhead = Op::kAhead != 0                                ? Op::kAhead
-                                  : kRows * kWords > 8 || kRows * C::kBatch > 8 ? 1
-                                                                                : 2;
+    static constexpr u32 kAhead = kRows * kWords > 8 || kRows * C::kBatch > 8 ? 1 : 2;
     static constexpr u32 kUnits = 8;
     // Sums of a step: one each row of the unit and row of the pass. Lanes that end with sums of the
-    // same step, with the same sum, and of rows of W only.
+    // same step, and with the same sum.
     static constexpr u32 kSums = kRows * C::kBatch;
     static constexpr u32 kSpan = kLanes / kAhead, kCopies = kSpan / kSums;
 };
@@ -100,6 +96,11 @@ struct Walk {
     u32 round, step;             // step: the first of kAhead
     u32 chunk_first, chunk_end;  // steps
     u32 batch_first;             // the first of the rounds that are worked on together
+
+    // Whether steps come in whole lots of kAhead.
+    DEVICE_MEMBER bool in_lots(const Walk& walk) {
+        return walk.steps % Cut::kAhead == 0 && walk.chunk_steps % Cut::kAhead == 0;
+    }
 
     // Goes on to the next steps of the unit, or to the next unit.
     DEVICE_MEMBER void advance_whole(Walk& walk) {
@@ -148,8 +149,8 @@ struct Walk {
         for (u32 j = 0; j < Cut::kAhead; ++j) {
             const u32 step = walk.step + j, group = step * kStepGroups + threadIdx.x % kLanes;
             const bool full = walk.groups % kStepGroups == 0;
-            const bool lots = walk.steps % Cut::kAhead == 0 && walk.chunk_steps % Cut::kAhead == 0;
-            const bool wanted = (walk.round < walk.mine) & (lots | (step < walk.chunk_end)) &
+            const bool wanted = (walk.round < walk.mine) &
+                                (in_lots(walk) | (step < walk.chunk_end)) &
                                 (full | (group < walk.groups));
             Cursor<F, Cut::kMatrixRows> cursor = walk.cursor;
             Cursor<F, Cut::kMatrixRows>::move(cursor, 0, static_cast<int>(j * kStepGroups / 8));
@@ -456,8 +457,6 @@ DEVICE void matvec(Block<C>& block, const Op& op, bool resident) {
             root = root_of_row(block, op, groups, b);
         }
     }
-    // Whether steps are loaded in whole lots.
-    const bool even = steps % kAhead == 0 && chunk_steps % kAhead == 0;
     const u32 last_round = whole ? walk.mine : walk.rounds;
 #pragma unroll 1
     for (u32 first_round = 0; first_round < last_round; first_round += whole ? 1 : Cut::kUnits) {
@@ -491,7 +490,7 @@ DEVICE void matvec(Block<C>& block, const Op& op, bool resident) {
                     float products[kAhead * kSums];
 #pragma unroll
                     for (u32 j = 0; j < kAhead; ++j) {
-                        if (j == 0 || even || step + j < end) {
+                        if (j == 0 || Walk::in_lots(walk) || step + j < end) {
                             multiply<C, F, Op>(walk, loaded.tiles[j],
                                                x + j * kStepGroups * kGroupFloats, stride,
                                                products + j * kSums);

@@ -74,8 +74,7 @@ struct MatvecOp {
     typedef MatvecOp Words;
     static constexpr u32 kKind = kMatvec;
     static constexpr bool kKnown = false;
-    static constexpr bool kGated = false;           // whether `up` is somewhere
-    static constexpr u32 kUnitRows = 0, kAhead = 0;  // of the cut, if chosen
+    static constexpr bool kGated = false;  // whether `up` is somewhere
     u32 kind, flags;
     u32 type;   // WeightType of W, and of U
     u32 rows, cols;

@@ -314,7 +314,8 @@ struct F32 : Shape<32, 0, 0, false, 0> {
     }
 };
 
-struct F16 : Shape<16, 0, 0, false, 0> {
+// Numbers of 16 bits, which need no scale.
+struct Plain16 : Shape<16, 0, 0, false, 0> {
     static constexpr bool kScaled = false, kRolls = true;
     template <class Tile>
     DEVICE_MEMBER void roll(Tile& tile, u32 r, u32) {
@@ -324,6 +325,9 @@ struct F16 : Shape<16, 0, 0, false, 0> {
         }
     }
     DEVICE_MEMBER constexpr float power(u32) { return 0; }
+};
+
+struct F16 : Plain16 {
     template <class Tile>
     DEVICE_MEMBER void weights8(const Tile& tile, u32 r, u32 eighth, float (&f)[8]) {
 #pragma unroll
@@ -334,16 +338,7 @@ struct F16 : Shape<16, 0, 0, false, 0> {
     }
 };
 
-struct BF16 : Shape<16, 0, 0, false, 0> {
-    static constexpr bool kScaled = false, kRolls = true;
-    template <class Tile>
-    DEVICE_MEMBER void roll(Tile& tile, u32 r, u32) {
-#pragma unroll
-        for (u32 i = 0; i < 12; ++i) {
-            tile.quants[r][i] = tile.quants[r][i + 4];
-        }
-    }
-    DEVICE_MEMBER constexpr float power(u32) { return 0; }
+struct BF16 : Plain16 {
     template <class Tile>
     DEVICE_MEMBER void weights8(const Tile& tile, u32 r, u32 eighth, float (&f)[8]) {
 #pragma unroll

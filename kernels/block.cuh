@@ -98,6 +98,24 @@ DEVICE void await(Block<C>& block, u32 flags, bool resident) {
     }
 }
 
+// Counts this block as one that has done its part; true in the last of `all`, which then sees what the
+// others have written. count: zero before and after
+template <class C>
+DEVICE bool arrived_last(const Block<C>& block, u32* count, u32 all) {
+    u32& last = block.shared->last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(count, 1u) + 1 == all;
+        if (last) {
+            atomicExch(count, 0u);
+        }
+        __threadfence();
+    }
+    __syncthreads();
+    return last != 0;
+}
+
 // cap * tanh(x / cap)
 DEVICE float soften(float x, float cap) {
     constexpr float kLog2E = 1.44269504f;

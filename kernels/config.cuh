@@ -23,7 +23,7 @@ enum : u32 { kMostPolls = 1u << 22 };
 template <u32 kRows>
 struct Batch {
     static constexpr u32 kBatch = kRows;
-    static constexpr u32 kThreads = kRows <= 2 ? 512 : 384, kWarps = kThreads / kLanes;
+    static constexpr u32 kThreads = kRows <= 2 ? 512 : 256, kWarps = kThreads / kLanes;
     // Sums of squares of groups of normed rows, and floats for activations and whatever an op needs.
     static constexpr u32 kSquares = kRows * kNormGroups, kPool = 12096 - kSquares;
     // Steps of all rows that fit into the pool.

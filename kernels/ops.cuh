@@ -75,6 +75,7 @@ struct MatvecOp {
     static constexpr u32 kKind = kMatvec;
     static constexpr bool kKnown = false;
     static constexpr bool kGated = false;  // whether `up` is somewhere
+    static constexpr bool kSplits = false; // whether `sums` is, if known
     u32 kind, flags;
     u32 type;   // WeightType of W, and of U
     u32 rows, cols;
@@ -99,6 +100,8 @@ struct MatvecOp {
                                        // of the rows each block made (value -inf: none); or nowhere
     Place gate;                        // [pass rows][gate_stride] f32 or nowhere: y = act(gate) * (n(x) * W^T),
     u32 gate_stride;                   // what `up` does, where gate and up differ in type
+    Place sums;                        // of a product whose columns kernels of many rows deal to blocks, or
+                                       // nowhere: see split.cuh
 };
 
 // A matvec that has `up`.

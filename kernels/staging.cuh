@@ -114,6 +114,12 @@ DEVICE float root_of(const float* squares, u32 groups, u32 cols, float eps) {
 //
 // An item is eight columns of a row, one of each thread; a thread has some on their way at once. All
 // lanes of a warp do their items together, for the shuffles.
+enum Keeper : u32 {
+    kOneBlock,   // of all that stage
+    kThisBlock,
+    kOtherBlock,
+};
+
 template <class C, class F, class Op>
 class Staging {
   public:
@@ -147,9 +153,9 @@ class Staging {
     }
 
     // `count` groups from `first` on of all rows; zeros behind the last column. Barriers before and
-    // after are the caller's. measure: sums of squares too, and what kAddRmsNorm stores
-    DEVICE_METHOD void stage(const Block<C>& block, const Op& op, u32 first, u32 count,
-                             bool measure) {
+    // after are the caller's. measure: sums of squares too, and what kAddRmsNorm stores, by `keeper`
+    DEVICE_METHOD void stage(const Block<C>& block, const Op& op, u32 first, u32 count, bool measure,
+                             Keeper keeper) {
         const u32 items = count * 4, all = items * rows_of(*block.shared);  // whole warps
 #pragma unroll 1
         for (u32 start = 0; start < all; start += C::kThreads * C::kItems) {
@@ -173,7 +179,7 @@ class Staging {
                 if (item < all) {
                     const u32 row = C::kBatch == 1 ? 0 : item / items;
                     store_item(block, op, row, first, item - row * items, count, v[i], gains[i],
-                               measure);
+                               measure, keeper);
                 }
             }
         }
@@ -190,14 +196,15 @@ class Staging {
 
     // item: of the row, from the first staged group on
     DEVICE_MEMBER void store_item(const Block<C>& block, const Op& op, u32 row, u32 first, u32 item,
-                                  u32 count, Eight v, const Eight& gain, bool measure) {
+                                  u32 count, Eight v, const Eight& gain, bool measure,
+                                  Keeper keeper) {
         Shared<C>& shared = *block.shared;
         const u32 column = first * kGroup + item * 8, group = item / 4;
         if (op.prologue != kPlain) {
             if (op.prologue == kAddRmsNorm && column < op.cols) {
                 v = added(block, op, row, column, v);
-                // Every block has the row; one stores it.
-                const bool stores = blockIdx.x == min(row, grid_blocks() - 1);
+                const bool stores = keeper == kOneBlock ? blockIdx.x == min(row, grid_blocks() - 1)
+                                                        : keeper == kThisBlock;
                 if (stores && measure && op.stream != kNowhere) {
                     float* stream = at<float>(block, op.stream) + row * op.x_stride + column;
                     reinterpret_cast<float4*>(stream)[0] = v.low;

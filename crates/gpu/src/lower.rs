@@ -215,6 +215,8 @@ pub struct Matvec {
     pub softcap: Option<f32>,
     /// The largest result of each block.
     pub maxima: Option<RegionId>,
+    /// Sums of parts of the columns, where kernels of many rows deal those to blocks.
+    pub sums: Option<RegionId>,
 }
 
 /// See [`AttentionOp`](crate::ops::AttentionOp).

@@ -29,9 +29,16 @@ pub const OP_WORDS: usize = 48;
 /// Floats of a row that a decode pass can norm.
 pub const MAX_NORM_WIDTH: usize = 8192;
 
+/// Columns of a step of a product.
+pub const STEP_COLUMNS: usize = 1024;
+
+/// Words that lie before the sums of a product whose columns are dealt to blocks: a counter and three
+/// that are not used, and squares of each group of a normed row.
+pub const SPLIT_HEADER: usize = 4 + PASS_ROWS * MAX_NORM_WIDTH / 32;
+
 /// Threads of a block of the decode kernel for at most so many rows.
 pub const fn decode_threads(rows: usize) -> u32 {
-    if rows <= 2 { 512 } else { 384 }
+    if rows <= 2 { 512 } else { 256 }
 }
 
 /// The op reads what ops before it wrote, or writes what they read or wrote.
@@ -248,6 +255,8 @@ structure! {
         gate: Place,
         /// Floats.
         gate_stride: u32,
+        /// `[SPLIT_HEADER + steps * rows * pass rows] f32`, or nowhere.
+        sums: Place,
     }
 }
 

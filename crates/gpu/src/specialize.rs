@@ -35,6 +35,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     header!("planes.cuh"),
     header!("rotary.cuh"),
     header!("sample.cuh"),
+    header!("split.cuh"),
     header!("staging.cuh"),
 ];
 
@@ -138,6 +139,11 @@ fn body(op: &Op) -> String {
     let mut line = |words: std::fmt::Arguments<'_>| {
         writeln!(text, "    {words};").expect("text grows");
     };
+    if let Op::Matvec(op) = op
+        && op.sums != Place::NOWHERE
+    {
+        line(format_args!("static constexpr bool kSplits = true"));
+    }
     for (name, constant) in op.constants() {
         let name = name.trim_start_matches("r#");
         match constant {

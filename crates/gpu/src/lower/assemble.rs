@@ -284,6 +284,7 @@ impl Assembler<'_> {
             maxima: matvec.maxima.map_or(nowhere, |region| self.region(region)),
             gate,
             gate_stride,
+            sums: matvec.sums.map_or(nowhere, |region| self.region(region)),
         })
     }
 

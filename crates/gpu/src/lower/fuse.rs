@@ -16,11 +16,21 @@ use super::{
     Attention, Embed, FusedId, Gather, Gating, Input, LowerError, Matvec, Norm, Region, RegionId,
     Rope, Sample, Step, Target, View, chunks,
 };
-use crate::ops::{MAX_NORM_WIDTH, MAX_ROPES, Next, PASS_ROWS, PASSES_AT_ONCE, weight_type};
+use crate::ops::{
+    MAX_NORM_WIDTH, MAX_ROPES, Next, PASS_ROWS, PASSES_AT_ONCE, SPLIT_HEADER, STEP_COLUMNS,
+    weight_type,
+};
 
 /// Floats of a vector's last part that weights are padded to: with whole ones, a vector ends where
 /// the next begins.
 const BIAS_FLOATS: usize = 32;
+
+/// Rows of a matrix whose columns are dealt to blocks: at least, as warps are never without one, and at
+/// most for each block, as from two units a warp on rows alone keep warps busy. And steps of its columns,
+/// at least: to add them up takes as long as bringing in the activations of some.
+const SPLIT_ROWS: usize = 64;
+const SPLIT_ROWS_OF_BLOCK: usize = 128;
+const SPLIT_STEPS: usize = 8;
 
 /// What a walk makes.
 pub(super) struct Fused {
@@ -353,6 +363,7 @@ impl Fuser<'_> {
                 y: View { width, ..views[0] },
                 softcap: None,
                 maxima: None,
+                sums: None,
             }));
             input = input.without_stream();
             rest = end;
@@ -396,7 +407,7 @@ impl Fuser<'_> {
         let weights = ids.map(|id| self.fused(vec![id]));
         let matvec = |weights, matrix: &m40_program::Matrix, input, gating, y| {
             let (ty, rows, cols) = (matrix.ty, matrix.rows, matrix.cols);
-            let (biases, residual, softcap, maxima) = (vec![], None, None, None);
+            let (biases, residual, softcap) = (vec![], None, None);
             let matvec = Matvec {
                 weights,
                 ty,
@@ -408,7 +419,8 @@ impl Fuser<'_> {
                 residual,
                 y,
                 softcap,
-                maxima,
+                maxima: None,
+                sums: None,
             };
             Step::Matvec(matvec)
         };
@@ -482,6 +494,21 @@ impl Fuser<'_> {
         }
     }
 
+    /// Memory for the sums of products whose columns are dealt to blocks.
+    fn split(&mut self, target: Target) {
+        let floats = self.steps.iter().filter_map(|step| match step {
+            Step::Matvec(matvec) => split_floats(matvec, target),
+            _ => None,
+        });
+        let Some(floats) = floats.max() else { return };
+        let sums = self.store.region("sums".into(), floats, 1);
+        for step in &mut self.steps {
+            if let Step::Matvec(matvec) = step {
+                matvec.sums = split_floats(matvec, target).map(|_| sums);
+            }
+        }
+    }
+
     /// The largest logits of each block, and the choice among them.
     fn finish(mut self, target: Target) -> Result<Fused, Why> {
         if let Some(Appended { layer, .. }) = self.appended {
@@ -495,10 +522,22 @@ impl Fuser<'_> {
             _ => return Err("its logits are not made by its last product".into()),
         }
         self.steps.push(Step::Sample(Sample { logits, maxima, chosen }));
+        self.split(target);
         let (matrices, gathers, steps) = (self.matrices, self.gathers, self.steps);
         let regions = self.store.into_regions();
         Ok(Fused { matrices, regions, steps, gathers, logits, chosen })
     }
+}
+
+/// Floats of the sums of a matrix that is dealt to blocks by columns, with what lies before them, if
+/// it is to be.
+fn split_floats(matvec: &Matvec, target: Target) -> Option<usize> {
+    let gated = matches!(matvec.gating, Some(Gating::Up(..)));
+    let rows = if gated { 2 * matvec.rows } else { matvec.rows };
+    let steps = matvec.cols.div_ceil(STEP_COLUMNS);
+    let few = (SPLIT_ROWS..=SPLIT_ROWS_OF_BLOCK * target.blocks as usize).contains(&rows);
+    let floats = SPLIT_HEADER + rows * steps * PASS_ROWS;
+    (few && steps >= SPLIT_STEPS && matvec.rows.is_multiple_of(8)).then_some(floats)
 }
 
 impl Input {

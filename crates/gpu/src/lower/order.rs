@@ -55,6 +55,7 @@ impl Matvec {
         reads.extend(self.residual.map(Memory::from));
         writes.push(self.y.into());
         writes.extend(self.maxima.map(whole));
+        writes.extend(self.sums.map(whole));
     }
 }
 

@@ -1,7 +1,7 @@
 //! Single ops of a decode pass on an emulated card.
 
 use m40_gpu::executor::idle_ops;
-use m40_gpu::ops::{OP_WORDS, Op, PASS_ROWS, Place, Row};
+use m40_gpu::ops::{AWAIT, NormOp, OP_WORDS, Op, PASS_ROWS, Place, Row};
 use m40_testkit::gguf::Noise;
 
 use crate::card::{Card, Launch};
@@ -50,9 +50,38 @@ impl Bench {
         (values, place)
     }
 
+    /// The op alone: a launch whose blocks do not wait for each other.
     pub(crate) fn run(&mut self, op: &Op, rows: &[Row]) {
-        let ops = self.card.allocate(4 * OP_WORDS);
-        self.card.write_words(ops, &op.words());
+        self.run_list(&op.words(), Place(0), rows);
+    }
+
+    /// The op, and one that waits for it, in one launch.
+    pub(crate) fn run_resident(&mut self, op: &Op, rows: &[Row]) {
+        let barrier = self.card.allocate(12);
+        self.card.write_words(barrier, &[0; 3]);
+        let (_, x) = self.rows(PASS_ROWS, 8, 8);
+        let (_, gain) = self.vector(8);
+        let next = Op::Norm(NormOp {
+            kind: Op::NORM,
+            flags: AWAIT,
+            cols: 8,
+            x,
+            x_stride: 8,
+            gain,
+            eps: 1.0,
+            residual: Place::NOWHERE,
+            residual_stride: 0,
+            out: x,
+            out_stride: 8,
+        });
+        let list = [op.words(), next.words()].concat();
+        self.run_list(&list, barrier, rows);
+        assert_eq!(self.card.read_words(barrier, 3)[2], 0, "blocks waited for ever");
+    }
+
+    fn run_list(&mut self, list: &[u32], barrier: Place, rows: &[Row]) {
+        let ops = self.card.allocate(4 * list.len());
+        self.card.write_words(ops, list);
         let pass = self.card.allocate(4 * (4 + 4 * PASS_ROWS));
         let mut words = vec![rows.len() as u32, 0, 0, 0];
         rows.iter().for_each(|row| words.extend(row.words()));
@@ -63,10 +92,10 @@ impl Bench {
             blocks: self.blocks,
             ops,
             first: 0,
-            last: 1,
+            last: list.len() / OP_WORDS,
             pass,
             passes: 1,
-            barrier: nowhere,
+            barrier,
             chosen: nowhere,
             cancels: nowhere,
         });

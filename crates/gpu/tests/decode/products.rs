@@ -1,7 +1,9 @@
 //! Products of a decode pass, with all that is done before and after them, against f64.
 
 use m40_gguf::{TensorType, dequantize};
-use m40_gpu::ops::{AWAIT, MatvecOp, Op, PASS_ROWS, Place, Row, weight_type};
+use m40_gpu::ops::{
+    ANNOUNCE, AWAIT, MatvecOp, Op, PASS_ROWS, Place, Row, SPLIT_HEADER, STEP_COLUMNS, weight_type,
+};
 use m40_repack::{Layout, Role, repack};
 use m40_testkit::gguf::{Noise, quantize};
 
@@ -125,10 +127,22 @@ struct Inputs {
     residual: Vec<f32>,
 }
 
+/// How kernels of many rows share a product's work.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Shared {
+    /// Each block has whole rows.
+    Rows,
+    /// Columns are dealt to blocks, and the last block adds up.
+    Columns,
+    /// Columns are dealt to blocks that wait for each other, and each adds up a part.
+    ColumnsWaiting,
+}
+
 /// A case on a card, and what it is computed from.
 struct Placed {
     bench: Bench,
     case: Case,
+    shared: Shared,
     layout: Layout,
     inputs: Inputs,
     matrices: [(Vec<f32>, Place); 2],
@@ -159,7 +173,8 @@ impl Placed {
         let gain = bench.vector(cols);
         let block_gain = bench.vector(cols);
         let bias = bench.vector(rows);
-        Some(Self { bench, case, layout, inputs, matrices, gain, block_gain, bias })
+        let shared = Shared::Rows;
+        Some(Self { bench, case, shared, layout, inputs, matrices, gain, block_gain, bias })
     }
 
     /// Some rows of an input, `stride` apart.
@@ -193,11 +208,15 @@ impl Placed {
         self.inputs = inputs;
         let stream = self.bench.card.allocate(4 * which.len() * case.x_stride());
         let maxima = self.bench.card.allocate(8 * which.len() * blocks as usize);
+        let sums = SPLIT_HEADER + 2 * case.rows * case.cols.div_ceil(STEP_COLUMNS) * PASS_ROWS;
+        let sums = self.bench.card.allocate(4 * sums);
+        // No block has arrived.
+        self.bench.card.write_words(sums, &[0; 4]);
         let some = |wanted: bool, place: Place| if wanted { place } else { Place::NOWHERE };
         let plane = |role| (self.layout.plane(role).offset / 16) as u32;
         let op = MatvecOp {
             kind: if case.gate == Gate::Up { Op::GATED_MATVEC } else { Op::MATVEC },
-            flags: AWAIT,
+            flags: AWAIT | ANNOUNCE,
             r#type: weight_type(case.ty).unwrap(),
             rows: case.rows as u32,
             cols: case.cols as u32,
@@ -237,10 +256,15 @@ impl Placed {
             maxima: some(case.maxima, maxima),
             gate: some(case.gate == Gate::Left, gate),
             gate_stride: case.rows as u32 + 1,
+            sums: some(self.shared != Shared::Rows, sums),
         };
         let row = Row { token: 0, position: 0, pages: Place(0), slot: 0 };
         self.bench.blocks = blocks;
-        self.bench.run(&Op::Matvec(op), &vec![row; which.len()]);
+        let rows = vec![row; which.len()];
+        match self.shared {
+            Shared::ColumnsWaiting => self.bench.run_resident(&Op::Matvec(op), &rows),
+            _ => self.bench.run(&Op::Matvec(op), &rows),
+        }
 
         let count = which.len();
         let words = (count - 1) * case.y_stride() + case.rows;
@@ -458,4 +482,39 @@ fn long_rows_are_staged_piece_by_piece() {
     check(3, normed(TensorType::F32, 9, 8168), [PASSES[7], PASSES[6]]);
     // More than one row has room for.
     check(4, Case::plain(TensorType::Q8_0, 70, 13_344), [PASSES[0], PASSES[7]]);
+}
+
+#[test]
+fn columns_that_are_dealt_to_blocks_make_the_same_sums() {
+    let everything = Case {
+        prologue: Prologue::AddNorm,
+        gate: Gate::Up,
+        activation: Activation::Silu,
+        bias: true,
+        residual: Residual::InPlace,
+        softcap: true,
+        ..Case::plain(TensorType::Q4K, 64, 2304)
+    };
+    let cases = [
+        everything,
+        Case { ty: TensorType::Q4_0, cols: 3104, gate: Gate::Nothing, ..everything },
+        Case { ty: TensorType::Q8_0, rows: 136, prologue: Prologue::Norm, ..everything },
+        Case { maxima: false, ..Case::plain(TensorType::F16, 72, 5000) },
+        Case { prologue: Prologue::AddNormUnstored, ..Case::plain(TensorType::Q6K, 200, 2304) },
+    ];
+    for (i, case) in cases.into_iter().enumerate() {
+        let Some(mut placed) = Placed::new(i as u64, case) else { return };
+        for (j, which) in [PASSES[0], PASSES[3], PASSES[4], PASSES[7]].into_iter().enumerate() {
+            let blocks = (i + j) as u32 % 4 + 1;
+            placed.shared = Shared::Rows;
+            let expected = placed.launch(which, blocks);
+            which.iter().zip(&expected).for_each(|(row, left)| placed.check(*row, left));
+            for shared in [Shared::Columns, Shared::ColumnsWaiting] {
+                placed.shared = shared;
+                let found = placed.launch(which, blocks);
+                assert_eq!(found, expected, "{case:?}: {which:?} on {blocks} blocks, {shared:?}");
+            }
+        }
+        placed.bench.card.end();
+    }
 }

@@ -218,7 +218,7 @@ DEVICE u64 page_of(const u8* arena, const Row& row, u32 page_places) {
 }
 
 // Keys, with norms and rotations as rows_heads, and values of every row into the KV cache; one warp
-// for each head of keys, then of values, of a row.
+// for each head of keys, then of values, of a row. Rows whose pages are nowhere have none.
 // arena: page tables; rows: [count]; k: [count][k_stride], columns ..kv_heads * key_dim; v:
 // [count][v_stride], columns ..kv_heads * value_dim; gain: [key_dim]; angles: [count][pairs];
 // cache: page 0 of the layer
@@ -230,7 +230,7 @@ rows_kv_append(const u8* arena, const Row* rows, u32 count, const float* k, u32 
     const u32 unit = blockIdx.x * (blockDim.x / kLanes) + threadIdx.x / kLanes;
     const u32 index = unit / (2 * kv_heads), lane = threadIdx.x % kLanes;
     u32 head = unit % (2 * kv_heads);
-    if (index >= count) {
+    if (index >= count || rows[index].pages == kNowhere) {
         return;
     }
     const Row row = rows[index];
@@ -255,7 +255,8 @@ rows_kv_append(const u8* arena, const Row* rows, u32 count, const float* k, u32 
 // kDims * 32 is the largest value_dim; a warp takes kQueries queries and kQueries * max(key_dim +
 // 32 * kPages, value_dim + 2) floats of dynamic shared memory; any number of warps.
 //
-// Tiles are rows of one sequence at consecutive positions, whose keys and values are in the cache.
+// Tiles are rows of one sequence at consecutive positions, whose keys and values are in the cache; of
+// rows whose pages are nowhere nothing is written.
 // A tile has count * heads / kv_heads queries for each KV head: best as many as warps * kQueries.
 // Grid: tile_count * kv_heads * blocks, so many blocks for each KV head that they have a warp for
 // each kQueries queries of the largest tile.

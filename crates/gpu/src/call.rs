@@ -1,4 +1,4 @@
-//! Kernels for passes of many rows (kernels/rows.cu, kernels/gemm.cu), and calls of them as data.
+//! Kernels for passes of many rows (kernels/rows.cu, gemm.cu, sample.cu), and calls of them as data.
 
 use m40_cuda::{ElementType, Param, Signature};
 use m40_program::VectorId;
@@ -26,6 +26,8 @@ pub enum Arg {
     Cache(u16),
     /// The pages of a KV layer, which are written.
     CacheMut(u16),
+    /// The words by which the host ends sequences.
+    Cancels,
     /// A number.
     U32(u32),
     /// A number.
@@ -82,6 +84,8 @@ pub enum RowsKernel {
     GemmSum,
     /// The largest logit of rows.
     Argmax,
+    /// What becomes of rows.
+    Choose,
 }
 
 /// Rows of a GEMM's tile, most first.
@@ -200,6 +204,12 @@ static GEMM_SUM: Signature = Signature {
 /// logits, stride, vocab, chosen
 static ARGMAX: Signature = Signature { name: "rows_argmax", params: &[READ, U32, U32, WRITE] };
 
+/// arena, rows, ran, logits, vocab, stride, choices, endings, cancels, nexts
+static CHOOSE: Signature = Signature {
+    name: "rows_choose",
+    params: &[Param::Arena, WRITE, WRITE, WRITE, U32, U32, U32, U32, Param::Mailbox, WRITE],
+};
+
 static ATTENTIONS: [Signature; 5] = [
     Signature { name: "rows_attention_d64", params: ATTENTION_PARAMS },
     Signature { name: "rows_attention_d128", params: ATTENTION_PARAMS },
@@ -243,6 +253,7 @@ impl RowsKernel {
             Self::Gemm(ty, tile) => &GEMMS[ty as usize][tile],
             Self::GemmSum => &GEMM_SUM,
             Self::Argmax => &ARGMAX,
+            Self::Choose => &CHOOSE,
         }
     }
 }

@@ -1,8 +1,9 @@
-//! Passes of many rows: prompts. The ops of decode passes, each as some launches of kernels that
-//! read weights once for all rows.
+//! Passes of many rows: prompts, and *wide passes*, of one row of each of more sequences than a decode
+//! pass has rows. The ops of decode passes, each as some launches of kernels that read weights once for
+//! all rows.
 //!
-//! [`Prefill::calls`] is a pure function of a pass's shape. The executor turns its buffers and calls
-//! into memory and launches.
+//! [`Prefill::calls`] and [`Prefill::wide_calls`] are pure functions of a pass's shape. The executor
+//! turns its buffers and calls into memory and launches.
 
 mod pass;
 
@@ -14,9 +15,10 @@ use m40_repack::Layout;
 use self::pass::Pass;
 use crate::call::{ATTENTION, BufferId, Call, TILES};
 use crate::lower::{Gating, Input, LowerError, Lowered, RegionId, Step};
+use crate::ops::{Next, PASSES_AT_ONCE, Place};
 
-/// Rows whose logits come out of one pass, at most.
-pub const LOGIT_ROWS: usize = 16;
+/// Rows whose logits come out of one pass, at most; and rows of a wide pass.
+pub const LOGIT_ROWS: usize = 64;
 
 /// Bytes of shared memory that a block may have.
 const SHARED_BYTES: usize = 48 << 10;
@@ -40,6 +42,15 @@ const MIN_SPLIT_GROUPS: usize = 16;
 const ROW_WORDS: usize = 4;
 const TILE_WORDS: usize = 2;
 const CHOSEN_WORDS: usize = 2;
+
+/// Places of what sequences go on by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slots {
+    /// `[slots]` [`Choice::state`](crate::Choice::state).
+    pub choices: Place,
+    /// `[slots]` [`Ending`](crate::ops::Ending).
+    pub endings: Place,
+}
 
 /// Memory for a pass.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,6 +89,10 @@ pub struct Prefill {
     pub index: BufferId,
     /// `[wanted] {u32 token, f32 probability}`.
     pub chosen: BufferId,
+    /// `[rows]`: wide passes since the host wrote the rows.
+    pub ran: BufferId,
+    /// `[passes][rows]` [`Next`], of wide passes since then, at most [`PASSES_AT_ONCE`].
+    pub nexts: BufferId,
     /// `[wanted][stride] f32`, the stride that of the lowered program's logits.
     pub logits: BufferId,
     max_rows: usize,
@@ -199,14 +214,18 @@ impl Prefill {
             add("tiles", TILE_WORDS * rows, vec![]),
             add("index", LOGIT_ROWS, vec![]),
             add("chosen", CHOSEN_WORDS * LOGIT_ROWS, vec![]),
+            add("ran", LOGIT_ROWS, vec![]),
+            add("nexts", PASSES_AT_ONCE * LOGIT_ROWS * Next::WORDS, vec![]),
         ];
-        let [rows_buffer, tiles, index, chosen] = pass;
+        let [rows_buffer, tiles, index, chosen, ran, nexts] = pass;
         Ok(Self {
             buffers,
             rows: rows_buffer,
             tiles,
             index,
             chosen,
+            ran,
+            nexts,
             logits,
             max_rows: rows,
             tile_rows,
@@ -222,6 +241,11 @@ impl Prefill {
     /// Rows of a pass, at most.
     pub fn max_rows(&self) -> usize {
         self.max_rows
+    }
+
+    /// Rows of a wide pass, at most.
+    pub fn wide_rows(&self) -> usize {
+        self.max_rows.min(LOGIT_ROWS)
     }
 
     /// Cuts a pass whose sequences have `counts` rows each, one behind the other, into tiles of rows
@@ -249,7 +273,7 @@ impl Prefill {
         layouts: &[Layout],
         shape: Shape,
     ) -> Vec<Call> {
-        let mut pass = Pass::new(self, program, lowered, layouts, shape);
+        let mut pass = Pass::new(self, program, lowered, layouts, shape, None);
         for (index, op) in lowered.ops.iter().enumerate() {
             let mut gathers = lowered.gathers.iter().filter(|gather| gather.op == index).peekable();
             if gathers.peek().is_some() {
@@ -260,14 +284,24 @@ impl Prefill {
                 gathers.for_each(|gather| pass.gather(gather.view));
                 pass.keep(shape.wanted);
             }
-            match &op.step {
-                Step::Embed(embed) => pass.embed(embed),
-                Step::Matvec(matvec) => pass.matvec(matvec),
-                Step::Attention(attention) => pass.attention(attention),
-                Step::Norm(norm) => pass.norm_op(norm),
-                Step::Sample(_) => pass.argmax(),
-            }
+            pass.step(&op.step);
         }
+        pass.into_calls()
+    }
+
+    /// The launches of a wide pass over `rows` rows, which are tiles of one row each, in order. It
+    /// chooses a token for each, and leaves the rows as the next pass has them.
+    pub fn wide_calls(
+        &self,
+        program: &Program,
+        lowered: &Lowered,
+        layouts: &[Layout],
+        rows: usize,
+        slots: Slots,
+    ) -> Vec<Call> {
+        let shape = Shape { rows, wanted: rows, tiles: rows, tallest: 1 };
+        let mut pass = Pass::new(self, program, lowered, layouts, shape, Some(slots));
+        lowered.ops.iter().for_each(|op| pass.step(&op.step));
         pass.into_calls()
     }
 }

@@ -6,20 +6,21 @@ use m40_program::{Program, RopeId, RopeStyle, VectorId};
 use m40_repack::{Layout, Role};
 
 use super::{
-    CHOSEN_WORDS, LANES, Prefill, ROW_WORDS, Shape, TILE_COLUMNS, TILE_WORDS, attention_kernel,
-    cut, warp_bytes,
+    CHOSEN_WORDS, LANES, Prefill, ROW_WORDS, Shape, Slots, TILE_COLUMNS, TILE_WORDS,
+    attention_kernel, cut, warp_bytes,
 };
 use crate::call::{ATTENTION, Arg, BufferId, Call, RowsKernel, TILES, Words};
 use crate::lower::{
-    Attention, Embed, FusedId, Gating, Input, Lowered, Matvec, Norm, RegionId, View, page_places,
+    Attention, Embed, FusedId, Gating, Input, Lowered, Matvec, Norm, RegionId, Step, View,
+    page_places,
 };
-use crate::ops::weight_type;
+use crate::ops::{Next, PASSES_AT_ONCE, weight_type};
 
 /// Threads of a block of most kernels.
 const ROW_THREADS: usize = 256;
 
-/// Threads of a block that looks for the largest logit.
-const ARGMAX_THREADS: u32 = 512;
+/// Threads of a block that looks for the largest logit, or chooses otherwise.
+const CHOOSE_THREADS: usize = 512;
 
 /// What is done to heads (kernels/rows.cu).
 const HEAD_NORM: u32 = 1;
@@ -41,6 +42,8 @@ pub(super) struct Pass<'a> {
     lowered: &'a Lowered,
     layouts: &'a [Layout],
     shape: Shape,
+    /// What sequences go on by, if the pass chooses their tokens.
+    slots: Option<Slots>,
     /// Rows that still matter.
     m: usize,
     /// Regions whose rows lie elsewhere since some were left out.
@@ -90,9 +93,10 @@ impl<'a> Pass<'a> {
         lowered: &'a Lowered,
         layouts: &'a [Layout],
         shape: Shape,
+        slots: Option<Slots>,
     ) -> Self {
         let (moved, normed_from, calls, m) = (HashMap::new(), None, vec![], shape.rows);
-        Self { prefill, program, lowered, layouts, shape, m, moved, normed_from, calls }
+        Self { prefill, program, lowered, layouts, shape, slots, m, moved, normed_from, calls }
     }
 
     pub(super) fn into_calls(self) -> Vec<Call> {
@@ -102,6 +106,19 @@ impl<'a> Pass<'a> {
     /// From now on only so many rows, gathered before, matter.
     pub(super) fn keep(&mut self, rows: usize) {
         self.m = rows;
+    }
+
+    pub(super) fn step(&mut self, step: &Step) {
+        match step {
+            Step::Embed(embed) => self.embed(embed),
+            Step::Matvec(matvec) => self.matvec(matvec),
+            Step::Attention(attention) => self.attention(attention),
+            Step::Norm(norm) => self.norm_op(norm),
+            Step::Sample(_) => match self.slots {
+                Some(slots) => self.choose(slots),
+                None => self.argmax(),
+            },
+        }
     }
 
     fn call(&mut self, kernel: RowsKernel, grid: usize, threads: usize, args: Vec<Arg>) {
@@ -146,7 +163,7 @@ impl<'a> Pass<'a> {
         (ty, [Arg::Matrix(id)].into_iter().chain(offsets).collect())
     }
 
-    pub(super) fn embed(&mut self, embed: &Embed) {
+    fn embed(&mut self, embed: &Embed) {
         let (ty, mut args) = self.planes(embed.table);
         let layout = &self.layouts[embed.table.0];
         let out = self.rows(embed.out);
@@ -197,7 +214,7 @@ impl<'a> Pass<'a> {
 
     /// A norm that no product takes in. What would be normed in place goes elsewhere, and is there
     /// from then on.
-    pub(super) fn norm_op(&mut self, norm: &Norm) {
+    fn norm_op(&mut self, norm: &Norm) {
         let (x, mut out) = (self.rows(norm.x), self.rows(norm.out));
         let residual = norm.residual.map(|view| self.rows(view));
         if out.buffer == x.buffer || residual.is_some_and(|from| from.buffer == out.buffer) {
@@ -233,7 +250,7 @@ impl<'a> Pass<'a> {
         normed
     }
 
-    pub(super) fn matvec(&mut self, op: &Matvec) {
+    fn matvec(&mut self, op: &Matvec) {
         let x = self.input(op.input, op.cols);
         let y = self.rows(op.y);
         let plain = Finish { flags: 0, bias: NO_VECTOR, other: None, softcap: 0.0 };
@@ -327,7 +344,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    pub(super) fn attention(&mut self, op: &Attention) {
+    fn attention(&mut self, op: &Attention) {
         let shape = &op.shape;
         let [q, k, v, out] = [op.q, op.k, op.v, op.out].map(|view| self.rows(view));
         let pairs =
@@ -418,7 +435,7 @@ impl<'a> Pass<'a> {
         self.calls.last_mut().into_iter().for_each(|call| call.shared = bytes as u32);
     }
 
-    pub(super) fn argmax(&mut self) {
+    fn argmax(&mut self) {
         let logits = self.rows(self.lowered.logits);
         let len = CHOSEN_WORDS * self.m;
         let args = vec![
@@ -427,6 +444,25 @@ impl<'a> Pass<'a> {
             Arg::U32(self.lowered.logits.width as u32),
             Arg::Write(self.prefill.chosen, Words { first: 0, len }),
         ];
-        self.call(RowsKernel::Argmax, self.m, ARGMAX_THREADS as usize, args);
+        self.call(RowsKernel::Argmax, self.m, CHOOSE_THREADS, args);
+    }
+
+    fn choose(&mut self, slots: Slots) {
+        let logits = self.rows(self.lowered.logits);
+        let nexts = PASSES_AT_ONCE * self.m * Next::WORDS;
+        let start = |buffer, len| Arg::Write(buffer, Words { first: 0, len });
+        let args = vec![
+            Arg::Arena,
+            start(self.prefill.rows, ROW_WORDS * self.m),
+            start(self.prefill.ran, self.m),
+            logits.write(),
+            Arg::U32(self.lowered.logits.width as u32),
+            logits.stride(),
+            Arg::U32(slots.choices.0),
+            Arg::U32(slots.endings.0),
+            Arg::Cancels,
+            start(self.prefill.nexts, nexts),
+        ];
+        self.call(RowsKernel::Choose, self.m, CHOOSE_THREADS, args);
     }
 }

@@ -46,8 +46,7 @@ const SCHEDULERS: usize = 4;
 
 /// What products of fewer rows are cut by, in cycles: those in which a warp issues for a group of columns,
 /// in any tile, and those in which it waits; those of a launch that adds up parts; and bytes of parts that
-/// an SM writes or reads in one. With these the cuts of 14336x4096 and 28672x4096 are those that were
-/// measured to be best.
+/// an SM writes or reads in one. With these 14336x4096 is cut as was measured to be best.
 const GROUP_SLOTS: usize = 2700;
 const GROUP_WAITS: usize = 800;
 const SUM_CYCLES: usize = 4000;
@@ -202,9 +201,15 @@ impl Prefill {
                 Step::Matvec(matvec) => {
                     normed = normed.max(matvec.cols.next_multiple_of(4));
                     let columns = matvec.rows.next_multiple_of(4);
+                    let products =
+                        if matches!(matvec.gating, Some(Gating::Up(..))) { 2 } else { 1 };
                     for m in (1..=rows.div_ceil(16)).map(|tiles| rows.min(16 * tiles)) {
                         let (_, splits) = cut(m, matvec.rows, matvec.cols, multiprocessors);
-                        partials = partials.max(if splits > 1 { splits * m * columns } else { 0 });
+                        partials = partials.max(if splits > 1 {
+                            products * splits * m * columns
+                        } else {
+                            0
+                        });
                     }
                 }
                 Step::Attention(attention) => {
@@ -345,10 +350,19 @@ fn is_of_rows(lowered: &Lowered, id: RegionId) -> bool {
     })
 }
 
+/// The largest of [`TILES`] that has no half of its rows without work, an index.
+fn tile_of(m: usize) -> usize {
+    TILES.iter().position(|tile| m > tile / 2).unwrap_or(TILES.len() - 1)
+}
+
+/// Rows of the tile for `m` rows.
+pub(crate) fn tile_for(m: usize) -> usize {
+    TILES[tile_of(m)]
+}
+
 /// The tile for `m` rows, and the parts that columns are cut into so that all SMs have work.
 fn cut(m: usize, rows: usize, cols: usize, multiprocessors: usize) -> (usize, usize) {
-    // The largest tile that has no half of its rows without work.
-    let tile = TILES.iter().position(|tile| m > tile / 2).unwrap_or(TILES.len() - 1);
+    let tile = tile_of(m);
     let blocks = m.div_ceil(TILES[tile]) * rows.div_ceil(TILE_COLUMNS);
     let at_once = multiprocessors * TILE_BLOCKS[tile];
     let groups = cols.div_ceil(32);
@@ -367,4 +381,54 @@ fn cut(m: usize, rows: usize, cols: usize, multiprocessors: usize) -> (usize, us
     };
     let splits = (1..=(at_once / blocks).min(steps)).min_by_key(|splits| cycles(*splits));
     (tile, splits.unwrap_or(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use m40_gguf::Gguf;
+    use m40_program::{BuildOptions, build};
+    use m40_testkit::gguf::TinyModel;
+
+    use super::*;
+    use crate::lower::{Target, lower};
+
+    /// The kernels of a wide pass of 32 rows.
+    fn wide(layers: usize) -> Vec<&'static str> {
+        let model = TinyModel::new("llama").layers(layers);
+        let program = build(&Gguf::parse(model.build()).unwrap(), BuildOptions::default()).unwrap();
+        let lowered = lower(&program, Target { blocks: 24, context: 100 }).unwrap();
+        let layouts = crate::weights::layouts(&program, &lowered.matrices).unwrap();
+        let prefill = Prefill::new(&lowered, 100).unwrap();
+        let slots = Slots { choices: Place(0), endings: Place(0) };
+        let calls = prefill.wide_calls(&program, &lowered, &layouts, 32, slots);
+        calls.iter().map(|call| call.kernel.signature().name).collect()
+    }
+
+    #[test]
+    fn a_layer_of_a_wide_pass_is_few_launches() {
+        let (one, two) = (wide(1), wide(2));
+        let layer = two[3..3 + two.len() - one.len()].iter();
+        let (products, others): (Vec<&str>, Vec<_>) =
+            layer.partition(|name| name.starts_with("gemm_"));
+        assert_eq!(products.len(), 5, "{two:?}");
+        let expected = [
+            "rows_sum_heads",
+            "rows_attention_d64",
+            "rows_sum_norm",
+            "rows_sum_gate",
+            "rows_sum_norm",
+        ];
+        assert_eq!(others, expected);
+        assert_eq!(two.last(), Some(&"rows_choose"));
+    }
+
+    #[test]
+    fn columns_are_cut_so_that_all_multiprocessors_have_work() {
+        // As measured to be best.
+        assert_eq!(cut(32, 14336, 4096, 132), (2, 7));
+        assert_eq!(cut(32, 960, 576, 132), (2, 9));
+        assert_eq!(cut(17, 960, 576, 132), cut(32, 960, 576, 132));
+        assert_eq!(cut(32, 128_256, 4096, 24), (2, 1));
+        assert_eq!(cut(512, 4096, 4096, 132), (0, 2));
+    }
 }

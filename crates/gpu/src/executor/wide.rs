@@ -5,9 +5,10 @@ use m40_cuda::CudaError;
 
 use super::choose::{Chosen, until_end};
 use super::{Executor, Launches, PassError, Row, Want, place_of, upload};
+use crate::batch::rows_at_once;
 use crate::call::Call;
 use crate::continuation::States;
-use crate::ops::{self, NO_SLOT, Next, PASS_ROWS, PASSES_AT_ONCE, Place};
+use crate::ops::{self, NO_SLOT, Next, PASSES_AT_ONCE, Place};
 use crate::prefill::Slots;
 use crate::sequence::Sequence;
 
@@ -15,16 +16,11 @@ use crate::sequence::Sequence;
 /// record.
 const ROWS_STEP: usize = 8;
 
-/// Rows from which on a wide pass takes less time than decode passes of [`PASS_ROWS`] rows.
-const WIDE_FROM: usize = 9;
-
 impl Executor {
     /// How many of so many sequences that wait for a token [`choose`](Self::choose) best takes at a
     /// time; it takes no more.
     pub fn rows_at_once(&self, waiting: usize) -> usize {
-        let most = self.plan.prefill.wide_rows();
-        let wide = waiting >= WIDE_FROM && most > PASS_ROWS;
-        waiting.min(if wide { most } else { PASS_ROWS })
+        rows_at_once(waiting, self.plan.prefill.wide_rows())
     }
 
     /// What is chosen after each row, up to its end, in `passes` wide passes. Rows are checked, and

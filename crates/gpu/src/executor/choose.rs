@@ -95,10 +95,9 @@ impl Executor {
     }
 
     /// Runs the program over `rows`, of different sequences and at most as many as
-    /// [`rows_at_once`](Self::rows_at_once) says, `passes`
-    /// times, and each time after the first over what was chosen after each row, as
-    /// [`continue_with`](Self::continue_with) has said. Returns what was chosen, `[passes][rows]`:
-    /// fewer passes if all sequences have ended. A sequence holds the tokens that were fed to it, so
+    /// [`rows_at_once`](Self::rows_at_once) says, `passes` times, and each time after the first over
+    /// what was chosen after each row, as [`continue_with`](Self::continue_with) has said. Returns what
+    /// was chosen, `[passes][rows]`: fewer passes if all sequences have ended. A sequence holds the tokens that were fed to it, so
     /// not the last one chosen. Whether rows want their logits is not looked at.
     ///
     /// # Errors

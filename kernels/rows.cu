@@ -8,7 +8,7 @@
 #include "row_attention.cuh"
 
 // Threads of a block, at most.
-enum : u32 { kRowThreads = 256, kArgmaxThreads = 512 };
+enum : u32 { kRowThreads = 256, kArgmaxThreads = 512, kSumThreads = 1024 };
 
 // The sum over the block, in all threads. scratch: [32], shared
 DEVICE float block_sum(float value, float* scratch) {
@@ -144,20 +144,11 @@ struct Partials {
         }
         return sum;
     }
-    DEVICE_MEMBER float sum(const Partials& partials, u64 at) {
-        const float* from = partials.start + at;
-        float sum = 0.0f;
-#pragma unroll 4
-        for (u32 split = 0; split < partials.splits; ++split, from += partials.step) {
-            sum += *from;
-        }
-        return sum;
-    }
 };
 
 // y as gemm_sum makes it, and out = y * gain / sqrt(mean(y^2) + eps); one block for each row.
 // partials: [splits][m][cols in whole quads]; y, out: [m][stride], out not y; the rest as gemm_sum's
-KERNEL LAUNCH_BOUNDS(kRowThreads, 4)
+KERNEL LAUNCH_BOUNDS(kSumThreads, 1)
 rows_sum_norm(const float* partials, u32 splits, u32 cols, u32 m, float* y, u32 y_stride,
               const float* bias, const float* other, u32 flags, const float* gain, float eps,
               float* out, u32 out_stride) {
@@ -332,7 +323,7 @@ rows_kv_append(const u8* arena, const Row* rows, u32 count, const float* k, u32 
 
 // What rows_heads makes of queries and rows_kv_append of keys and values, of partial products of a row's
 // queries, keys and values one behind the other; one warp for each head of a row, dim floats of shared
-// memory for each warp, dim the larger one.
+// memory for each warp, dim the larger one of two multiples of 8.
 // partials: [splits][count][width], width a multiple of 4; bias: as long as a row; q: [count][q_stride];
 // the rest as there
 KERNEL LAUNCH_BOUNDS(kRowThreads, 1)
@@ -353,9 +344,13 @@ rows_sum_heads(const u8* arena, const Row* rows, u32 count, const float* partial
     const u32 dim = is_value ? value_dim : key_dim;
     const Partials parts = {partials, splits, u64{count} * width};
     float* own = shared + warp * max(key_dim, value_dim);
-    for (u32 d = lane; d < dim; d += kLanes) {
-        const float sum = Partials::sum(parts, u64{index} * width + first + d);
-        own[d] = (ops & kHeadBias) != 0 ? sum + bias[first + d] : sum;
+    for (u32 d = 4 * lane; d < dim; d += 4 * kLanes) {
+        float4 v = Partials::sum_quad(parts, u64{index} * width + first + d);
+        if ((ops & kHeadBias) != 0) {
+            const float* more = bias + first + d;
+            v = {v.x + more[0], v.y + more[1], v.z + more[2], v.w + more[3]};
+        }
+        *reinterpret_cast<float4*>(own + d) = v;
     }
     __syncwarp();
     angles += u64{index} * (2 * pairs);

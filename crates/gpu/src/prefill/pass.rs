@@ -19,6 +19,10 @@ use crate::ops::{Next, PASSES_AT_ONCE, weight_type};
 /// Threads of a block of most kernels.
 const ROW_THREADS: usize = 256;
 
+/// Threads of a block that adds up and norms a row: there are as many blocks as rows, each with much to
+/// read.
+const SUM_THREADS: usize = 1024;
+
 /// Threads of a block that looks for the largest logit, or chooses otherwise.
 const CHOOSE_THREADS: usize = 512;
 
@@ -249,7 +253,8 @@ impl<'a> Pass<'a> {
         if let Some(sum) = sum {
             let mut args = self.sum_args(&sum);
             args.extend([Arg::Vector(gain), Arg::F32(eps), out.write(), out.stride()]);
-            return self.call(RowsKernel::SumNorm, self.m, ROW_THREADS, args);
+            let threads = cols.div_ceil(4).next_multiple_of(LANES).min(SUM_THREADS);
+            return self.call(RowsKernel::SumNorm, self.m, threads, args);
         }
         let base = residual.unwrap_or(x);
         let args = vec![

@@ -55,7 +55,8 @@ fn sums_are_normed_after_a_bias_and_a_residual() {
         let (gain, eps, stride) = (gains(&mut noise, cols), 1e-5, cols + 2);
         let in_place = flags & IN_PLACE != 0;
         let y = if in_place { other.clone() } else { vec![f32::NAN; rows * cols] };
-        let launch = Launch::new("rows_sum_norm", rows, 256, 0)
+        let threads = [64, 256, 1024][rows % 3];
+        let launch = Launch::new("rows_sum_norm", rows, threads, 0)
             .read_floats(&parts.floats)
             .number(splits)
             .number(cols)

@@ -391,7 +391,7 @@ pub(crate) mod card {
 
     use m40_gpu::Sequence;
     use m40_gpu::executor::{Executor, Row};
-    use m40_gpu::ops::{PAGE_TOKENS, PASS_ROWS};
+    use m40_gpu::ops::PAGE_TOKENS;
     use m40_program::Program;
 
     use super::{Subject, token};
@@ -435,7 +435,7 @@ pub(crate) mod card {
         }
 
         fn passes(&self, sequences: usize) -> usize {
-            sequences.div_ceil(PASS_ROWS)
+            sequences.div_ceil(self.executor.rows_at_once(sequences).max(1))
         }
 
         fn prompt(&mut self, tokens: &[u32]) -> Result<Duration, GenerateError> {
@@ -463,7 +463,8 @@ pub(crate) mod card {
         fn decode(&mut self, tokens: usize, depth: usize) -> Result<Duration, GenerateError> {
             let vocab = self.program().description.vocab;
             let begun = Instant::now();
-            for sequences in self.sequences.chunks_mut(PASS_ROWS) {
+            let rows = self.executor.rows_at_once(self.sequences.len()).max(1);
+            for sequences in self.sequences.chunks_mut(rows) {
                 let row = |sequence| {
                     let token = token(sequence, vocab);
                     Row { token, position: depth, sequence, logits: false }

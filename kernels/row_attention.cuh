@@ -463,7 +463,7 @@ DEVICE void attend(const RowAttention& a, u32 tile_count) {
     set.kv_head = tile_and_head % a.kv_heads;
     const u32 first_set = blockIdx.x % blocks_of_head * warps;
     const u32 sets = (set.queries + kQueries - 1) / kQueries;
-    if (first_set >= sets) {
+    if (first_set >= sets || a.rows[tile.first].pages == kNowhere) {
         return;
     }
     // Warps that take the same queries.

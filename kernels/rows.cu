@@ -3,12 +3,12 @@
 // Buffers are [rows][stride] f32, `stride` floats from a row to the next one. Buffers that a
 // kernel's flags say are not used may be any. Grids have one dimension; blocks are whole warps.
 
-#include "planes.cuh"
+#include "gemm.cuh"
 #include "rotary.cuh"
 #include "row_attention.cuh"
 
 // Threads of a block, at most.
-enum : u32 { kRowThreads = 256, kArgmaxThreads = 512 };
+enum : u32 { kRowThreads = 256, kArgmaxThreads = 512, kSumThreads = 1024 };
 
 // The sum over the block, in all threads. scratch: [32], shared
 DEVICE float block_sum(float value, float* scratch) {
@@ -127,6 +127,74 @@ rows_rms_norm(const float* x, u32 x_stride, const float* gain, float eps, u32 co
     }
 }
 
+// Partial products of gemm kernels: `splits` parts of [m][width].
+struct Partials {
+    const float* start;
+    u32 splits;
+    u64 step;  // floats of a part
+
+    // Four floats from `at` on, a multiple of 4, added up in the order of the columns of W.
+    DEVICE_MEMBER float4 sum_quad(const Partials& partials, u64 at) {
+        const float* from = partials.start + at;
+        float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll 4
+        for (u32 split = 0; split < partials.splits; ++split, from += partials.step) {
+            const float4 v = *reinterpret_cast<const float4*>(from);
+            sum = {sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
+        }
+        return sum;
+    }
+};
+
+// y as gemm_sum makes it, and out = y * gain / sqrt(mean(y^2) + eps); one block for each row.
+// partials: [splits][m][cols in whole quads]; y, out: [m][stride], out not y; the rest as gemm_sum's
+KERNEL LAUNCH_BOUNDS(kSumThreads, 1)
+rows_sum_norm(const float* partials, u32 splits, u32 cols, u32 m, float* y, u32 y_stride,
+              const float* bias, const float* other, u32 flags, const float* gain, float eps,
+              float* out, u32 out_stride) {
+    STATIC_SHARED(float, scratch, kLanes);
+    const GemmArgs args = {{nullptr, 0, 0, 0, 0, cols, 0}, nullptr, 0, m, y, y_stride, bias,
+                           other, flags, 0.0f};
+    const u32 row = blockIdx.x, width = (cols + 3) / 4 * 4;
+    const Partials parts = {partials, splits, u64{m} * width};
+    const float* made = y + u64{row} * y_stride;
+    float* to = out + u64{row} * out_stride;
+    float squares = 0.0f;
+    // What a thread reads of y it has written itself.
+    for (u32 column = threadIdx.x * 4; column < cols; column += blockDim.x * 4) {
+        finish_quad(args, row, column, Partials::sum_quad(parts, u64{row} * width + column));
+        for (u32 i = column; i < min(column + 4, cols); ++i) {
+            squares = fmaf(made[i], made[i], squares);
+        }
+    }
+    const float scale = 1.0f / sqrtf(block_sum(squares, scratch) / static_cast<float>(cols) + eps);
+    for (u32 column = threadIdx.x * 4; column < cols; column += blockDim.x * 4) {
+        for (u32 i = column; i < min(column + 4, cols); ++i) {
+            to[i] = made[i] * scale * gain[i];
+        }
+    }
+}
+
+// y = act(gate) * up of the partial products of both; any grid.
+// partials: [2][splits][m][rows in whole quads], the gate's first; flags: kGemmSilu or kGemmGelu
+KERNEL LAUNCH_BOUNDS(kRowThreads, 4)
+rows_sum_gate(const float* partials, u32 splits, u32 rows, u32 m, float* y, u32 y_stride,
+              u32 flags) {
+    const GemmArgs args = {{nullptr, 0, 0, 0, 0, rows, 0}, nullptr, 0, m, y, y_stride, nullptr,
+                           nullptr, 0, 0.0f};
+    const u32 quads = (rows + 3) / 4;
+    const u64 all = u64{m} * quads, step = u64{gridDim.x} * blockDim.x;
+    const Partials gates = {partials, splits, 4 * all};
+    const Partials ups = {partials + splits * 4 * all, splits, 4 * all};
+    const bool gelu = (flags & kGemmGelu) != 0;
+    for (u64 at = u64{blockIdx.x} * blockDim.x + threadIdx.x; at < all; at += step) {
+        const float4 g = Partials::sum_quad(gates, 4 * at), u = Partials::sum_quad(ups, 4 * at);
+        finish_quad(args, static_cast<u32>(at / quads), static_cast<u32>(at % quads) * 4,
+                    {u.x * gate(g.x, gelu), u.y * gate(g.y, gelu), u.z * gate(g.z, gelu),
+                     u.w * gate(g.w, gelu)});
+    }
+}
+
 // {cos, sin} * magnitude of the angles of every row's position; one thread for each pair of a row.
 // rows: [count]; inverse_frequencies: [pairs]; angles: [count][pairs] {cos, sin}
 KERNEL LAUNCH_BOUNDS(kRowThreads, 1)
@@ -146,6 +214,8 @@ enum HeadOps : u32 {
     kHeadNorm = 1,         // x * gain / sqrt(mean(x^2) + eps)
     kHeadRotate = 2,       // then its pairs are rotated
     kHeadInterleaved = 4,  // pairs are (2i, 2i + 1), otherwise (i, i + pairs)
+    kHeadNormKeys = 8,     // of rows_sum_heads: kHeadNorm, of keys; kHeadNorm is of queries alone
+    kHeadBias = 16,        // there, too: a bias is added before
 };
 
 // A head as it is: to its row again, or to the cache.
@@ -218,7 +288,7 @@ DEVICE u64 page_of(const u8* arena, const Row& row, u32 page_places) {
 }
 
 // Keys, with norms and rotations as rows_heads, and values of every row into the KV cache; one warp
-// for each head of keys, then of values, of a row.
+// for each head of keys, then of values, of a row. Rows whose pages are nowhere have none.
 // arena: page tables; rows: [count]; k: [count][k_stride], columns ..kv_heads * key_dim; v:
 // [count][v_stride], columns ..kv_heads * value_dim; gain: [key_dim]; angles: [count][pairs];
 // cache: page 0 of the layer
@@ -230,7 +300,7 @@ rows_kv_append(const u8* arena, const Row* rows, u32 count, const float* k, u32 
     const u32 unit = blockIdx.x * (blockDim.x / kLanes) + threadIdx.x / kLanes;
     const u32 index = unit / (2 * kv_heads), lane = threadIdx.x % kLanes;
     u32 head = unit % (2 * kv_heads);
-    if (index >= count) {
+    if (index >= count || rows[index].pages == kNowhere) {
         return;
     }
     const Row row = rows[index];
@@ -251,11 +321,67 @@ rows_kv_append(const u8* arena, const Row* rows, u32 count, const float* k, u32 
     }
 }
 
+// What rows_heads makes of queries and rows_kv_append of keys and values, of partial products of a row's
+// queries, keys and values one behind the other; one warp for each head of a row, dim floats of shared
+// memory for each warp, dim the larger one of two multiples of 8.
+// partials: [splits][count][width], width a multiple of 4; bias: as long as a row; q: [count][q_stride];
+// the rest as there
+KERNEL LAUNCH_BOUNDS(kRowThreads, 1)
+rows_sum_heads(const u8* arena, const Row* rows, u32 count, const float* partials, u32 splits,
+               u32 width, const float* bias, float* q, u32 q_stride, u32 heads, u32 kv_heads,
+               u32 key_dim, u32 value_dim, u32 ops, const float* q_gain, const float* k_gain,
+               float eps, const float* angles, u32 pairs, u8* cache, u32 page_places) {
+    DYNAMIC_SHARED(float, shared);
+    const u32 lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
+    const u32 unit = blockIdx.x * (blockDim.x / kLanes) + warp, of_row = heads + 2 * kv_heads;
+    const u32 index = unit / of_row, head = unit % of_row;
+    if (index >= count || rows[index].pages == kNowhere) {
+        return;
+    }
+    const bool is_value = head >= heads + kv_heads;
+    const u32 values_before = is_value ? head - heads - kv_heads : 0;
+    const u32 first = (head - values_before) * key_dim + values_before * value_dim;
+    const u32 dim = is_value ? value_dim : key_dim;
+    const Partials parts = {partials, splits, u64{count} * width};
+    float* own = shared + warp * max(key_dim, value_dim);
+    for (u32 d = 4 * lane; d < dim; d += 4 * kLanes) {
+        float4 v = Partials::sum_quad(parts, u64{index} * width + first + d);
+        if ((ops & kHeadBias) != 0) {
+            const float* more = bias + first + d;
+            v = {v.x + more[0], v.y + more[1], v.z + more[2], v.w + more[3]};
+        }
+        *reinterpret_cast<float4*>(own + d) = v;
+    }
+    __syncwarp();
+    angles += u64{index} * (2 * pairs);
+    if (head < heads) {
+        treat_head(own, dim, ops, q_gain, eps, angles, pairs,
+                   InRow{q + u64{index} * q_stride + head * key_dim});
+        return;
+    }
+    const Row row = rows[index];
+    u16* page = reinterpret_cast<u16*>(cache + page_of(arena, row, page_places));
+    const u32 token = row.position % kPageTokens;
+    if (is_value) {
+        u16* values = page + kv_heads * key_dim * kPageTokens +
+                      (values_before * kPageTokens + token) * value_dim;
+        for (u32 d = lane; d < dim; d += kLanes) {
+            values[d] = static_cast<u16>(float_to_half(own[d]));
+        }
+    } else {
+        const u32 others = ops & ~u32{kHeadNorm};
+        const u32 of_keys = (ops & kHeadNormKeys) != 0 ? others | kHeadNorm : others;
+        u16* keys = page + ((head - heads) * key_dim * kPageTokens + 8 * token);
+        treat_head(own, dim, of_keys, k_gain, eps, angles, pairs, InKeys{keys});
+    }
+}
+
 // out = softmax(scores) * values for each row over its sequence up to itself: row_attention.cuh.
 // kDims * 32 is the largest value_dim; a warp takes kQueries queries and kQueries * max(key_dim +
 // 32 * kPages, value_dim + 2) floats of dynamic shared memory; any number of warps.
 //
-// Tiles are rows of one sequence at consecutive positions, whose keys and values are in the cache.
+// Tiles are rows of one sequence at consecutive positions, whose keys and values are in the cache; of
+// rows whose pages are nowhere nothing is written.
 // A tile has count * heads / kv_heads queries for each KV head: best as many as warps * kQueries.
 // Grid: tile_count * kv_heads * blocks, so many blocks for each KV head that they have a warp for
 // each kQueries queries of the largest tile.

@@ -549,6 +549,21 @@ DEVICE Chosen sample_draw(const float* logits, u32 vocab, const volatile Choice&
     }
 }
 
+// The rank of the row's largest logit, 0 if none is usable, in every thread; the largest of those that
+// this thread has looked at, -inf: none, goes to `mine`. Contains barriers.
+DEVICE u64 sample_largest_rank(const float* logits, u32 vocab, float& mine,
+                               SampleScratch* scratch) {
+    mine = sample_minus_infinity();
+    u32 mine_at = 0;
+    sample_each_four(logits, threadIdx.x * 4, blockDim.x * 4, vocab, [&](u32 i, float4 v) {
+        if (sample_largest(v) > mine) {
+            mine = sample_largest(v);
+            mine_at = v.x == mine ? i : v.y == mine ? i + 1 : v.z == mine ? i + 2 : i + 3;
+        }
+    });
+    return sample_reduce<true>(sample_rank(mine, mine_at), scratch->partials);
+}
+
 // Chooses the token of a row, by a whole block of a multiple of 32 threads; the state is left as it
 // is (accept_token). The logits are changed by biases and penalties.
 // arena: where places count from; logits: [vocab], aligned to 16 bytes; out: may be null; the
@@ -566,15 +581,8 @@ DEVICE Chosen sample_row(const u8* arena, float* logits, u32 vocab, const Choice
     if (choice.bias_count > 0 || choice.window_length > 0) {
         sample_adjust(arena, logits, vocab, choice);
     }
-    float mine = sample_minus_infinity();
-    u32 mine_at = 0;
-    sample_each_four(logits, threadIdx.x * 4, blockDim.x * 4, vocab, [&](u32 i, float4 v) {
-        if (sample_largest(v) > mine) {
-            mine = sample_largest(v);
-            mine_at = v.x == mine ? i : v.y == mine ? i + 1 : v.z == mine ? i + 2 : i + 3;
-        }
-    });
-    const u64 rank = sample_reduce<true>(sample_rank(mine, mine_at), scratch->partials);
+    float mine;
+    const u64 rank = sample_largest_rank(logits, vocab, mine, scratch);
     Chosen chosen = {~u32(rank), 1.0f};
     if (rank == 0) {
         chosen = {0, 0.0f};

@@ -1,11 +1,13 @@
 //! Prints how fast models are on the GPU, what bounds them, and what a Tesla M40 is predicted to
 //! reach: `make bench-gpu`, or
-//! `cargo bench --bench models -- [--cpu] [--decode persistent|graph|launch] [--repeats N] [MODEL ...]`.
+//! `cargo bench --bench models -- [--cpu] [--decode persistent|graph|launch] [--repeats N]
+//! [--batches N,...] [--depths N,...] [--tokens N] [--kernels] [MODEL ...]`.
 //!
 //! A model is a GGUF file or the name of a shape of `m40_testkit::shapes`, which is then made of
 //! random weights in the folder for temporary files. Without models: five such shapes. Figures are
 //! means of several rounds, warm, with half their range. `--cpu` measures the CPU in what it has of
-//! this. Without a GPU it says so and ends well, unless `M40_REQUIRE_GPU` is set.
+//! this. `--kernels` also prints what each kernel of a pass of many rows takes, for each number of
+//! sequences that takes such passes. Without a GPU it says so and ends well, unless `M40_REQUIRE_GPU` is set.
 
 #![expect(clippy::print_stdout, reason = "a printed table is its purpose")]
 
@@ -27,7 +29,8 @@ use m40_cuda::{
     Signature, StagingRing, probe,
 };
 use m40_gguf::Gguf;
-use m40_gpu::executor::{Executor, ExecutorOptions, Launches, Plan};
+use m40_gpu::executor::{Executor, ExecutorOptions, KernelTime, Launches, Plan, Row};
+use m40_gpu::ops::PASS_ROWS;
 use m40_gpu::weights::Loader;
 use m40_program::{BuildOptions, Program, build};
 use m40_testkit::shapes::Shape;
@@ -66,6 +69,7 @@ const STAGING_BYTES: usize = 16 << 20;
 struct Arguments {
     cpu: bool,
     launches: Launches,
+    kernels: bool,
     options: BenchOptions,
     models: Vec<String>,
 }
@@ -74,15 +78,25 @@ fn arguments() -> Result<Arguments, Failed> {
     let mut parsed = Arguments {
         cpu: false,
         launches: Launches::Whole,
+        kernels: false,
         options: BenchOptions::default(),
         models: vec![],
     };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
+        let mut numbers = || -> Result<Vec<usize>, Failed> {
+            let list = arguments.next().ok_or("a number is missing")?;
+            Ok(list.split(',').map(str::parse).collect::<Result<_, _>>()?)
+        };
         match argument.as_str() {
             // cargo bench passes this to every benchmark.
             "--bench" => {}
             "--cpu" => parsed.cpu = true,
+            "--kernels" => parsed.kernels = true,
+            "--batches" => parsed.options.batches = numbers()?,
+            "--depths" => parsed.options.depths = numbers()?,
+            "--repeats" => parsed.options.repeats = numbers()?[0],
+            "--tokens" => parsed.options.tokens = numbers()?[0],
             "--decode" => {
                 parsed.launches = match arguments.next().as_deref() {
                     Some("persistent") => Launches::Whole,
@@ -90,9 +104,6 @@ fn arguments() -> Result<Arguments, Failed> {
                     Some("launch") => Launches::OpByOp,
                     _ => return Err("--decode takes persistent, graph or launch".into()),
                 }
-            }
-            "--repeats" => {
-                parsed.options.repeats = arguments.next().ok_or("a number is missing")?.parse()?;
             }
             _ => parsed.models.push(argument),
         }
@@ -202,6 +213,30 @@ fn bench_gpu(device: &Device, model: &str, arguments: &Arguments) -> Result<(), 
 
     let (mut executor, _) = load()?;
     bench_executor(&mut executor, options, &mut go_on)?;
+    let of_many = |batch: &usize| executor.rows_at_once(*batch) > PASS_ROWS;
+    let batches: Vec<_> = options.batches.iter().copied().filter(of_many).collect();
+    let mut kernels = batches.iter().filter(|_| arguments.kernels);
+    kernels.try_for_each(|&batch| kernel_times(&mut executor, batch))
+}
+
+/// Prints what the kernels of a pass of so many rows take.
+fn kernel_times(executor: &mut Executor, batch: usize) -> Result<(), Failed> {
+    let batch = executor.rows_at_once(batch);
+    let mut sequences = (0..batch).map(|_| executor.begin()).collect::<Result<Vec<_>, _>>()?;
+    let row = |sequence| Row { token: 0, position: 0, sequence, logits: false };
+    let rows: Vec<_> = (0..batch).map(row).collect();
+    let mut sequences: Vec<_> = sequences.iter_mut().collect();
+    let times = executor.kernel_times(&rows, &mut sequences)?;
+    let all: Duration = times.iter().map(|kernel| kernel.time).sum();
+    let microseconds = |time: Duration| time.as_secs_f64() * 1e6;
+    println!();
+    println!("| {batch} rows | blocks | launches | us each | us a pass |");
+    println!("|---|---|---|---|---|");
+    for KernelTime { name, blocks, launches, time } in times {
+        let all = microseconds(time);
+        println!("| {name} | {blocks} | {launches} | {:.2} | {all:.0} |", all / launches as f64);
+    }
+    println!("| all | | | | {:.0} |", microseconds(all));
     Ok(())
 }
 

@@ -1,8 +1,8 @@
 //! Sessions of one model share passes, and prompts are computed in slices between them.
 //!
 //! A session asks for what follows its next tokens, [`Job`] by [`Job`], and waits. A job of one token
-//! is a row of the next pass, with those of up to seven other sessions; of more tokens some are
-//! computed in a slice, and the session asks again for the rest. So sessions join and leave between
+//! is a row of the next pass, with those of as many other sessions as the executor takes at a time; of
+//! more tokens some are computed in a slice, and the session asks again for the rest. So sessions join and leave between
 //! any two passes, and nobody has a session's sequence while it has it itself.
 //!
 //! Here is which pass comes next; the thread and the waiting are in [`owner`](super::owner).
@@ -60,6 +60,9 @@ pub(super) trait Passes: Send + 'static {
         sequence: &mut Self::Sequence,
         continuation: &Continuation,
     ) -> Result<Self::Canceller, PassError>;
+
+    /// As [`Executor::rows_at_once`](m40_gpu::executor::Executor::rows_at_once).
+    fn rows_at_once(&self, waiting: usize) -> usize;
 
     /// As [`Executor::choose`](m40_gpu::executor::Executor::choose).
     fn choose(
@@ -254,7 +257,8 @@ impl<P: Passes> Batcher<P> {
         if !self.prompts.is_empty() && due {
             return Next::Slice;
         }
-        if !self.awaited.is_empty() && self.rows.len() < PASS_ROWS {
+        let all = self.rows.len() + self.awaited.len();
+        if !self.awaited.is_empty() && self.rows.len() < self.passes.rows_at_once(all) {
             return Next::Wait(self.patience.saturating_duration_since(self.passes.now()));
         }
         Next::Launch
@@ -308,7 +312,7 @@ impl<P: Passes> Batcher<P> {
         let prompt_waits = self.sliced.take().is_some() || !self.prompts.is_empty();
         let before_slice = self.pace.passes().saturating_sub(self.since_slice).max(1);
         let passes = if prompt_waits { before_slice.min(self.ahead) } else { self.ahead };
-        let count = self.rows.len().min(PASS_ROWS);
+        let count = self.count();
         let mut jobs: Vec<_> = self.rows.drain(..count).collect();
         self.turns = jobs.first().map_or(self.turns, |job| job.turns);
         jobs.iter_mut().for_each(|job| job.turns += 1);
@@ -318,6 +322,14 @@ impl<P: Passes> Batcher<P> {
         self.awaited.extend(served.map(|job| job.session));
         self.patience = self.passes.now() + self.pace.patience();
         jobs.into_iter().for_each(Job::answer);
+    }
+
+    /// Jobs of the next launch. Logits come from decode passes alone, and with them those of the others:
+    /// they are to be few.
+    fn count(&self) -> usize {
+        let count = self.passes.rows_at_once(self.rows.len());
+        let logits = self.rows.iter().take(count).any(|job| job.wants_logits);
+        if logits { count.min(PASS_ROWS) } else { count }
     }
 
     /// Has each job computed, or its failure noted.

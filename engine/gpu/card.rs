@@ -310,6 +310,10 @@ impl Passes for OnCard {
         self.executor.continue_with(sequence, continuation)
     }
 
+    fn rows_at_once(&self, waiting: usize) -> usize {
+        self.executor.rows_at_once(waiting)
+    }
+
     fn choose(
         &mut self,
         rows: &[Row],

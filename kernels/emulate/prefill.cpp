@@ -9,6 +9,7 @@
 
 #include "../gemm.cu"
 #include "../rows.cu"
+#include "../sample.cu"
 
 #include "arena.h"
 
@@ -58,6 +59,8 @@ const Calls kCalls = {
     KERNEL_OF(rows_kv_append), KERNEL_OF(rows_attention_d64), KERNEL_OF(rows_attention_d128),
     KERNEL_OF(rows_attention_d256), KERNEL_OF(rows_attention_d512),
     KERNEL_OF(rows_attention_d1024), KERNEL_OF(gemm_sum), KERNEL_OF(rows_argmax),
+    KERNEL_OF(rows_choose), KERNEL_OF(rows_sum_norm), KERNEL_OF(rows_sum_gate),
+    KERNEL_OF(rows_sum_heads),
 };
 
 void call(Arena& arena, const std::string& command) {

@@ -198,6 +198,84 @@ fn sequences_end_on_the_device_and_go_on_when_told() {
     }
 }
 
+/// Sequences of all kinds of choices, more than decode passes have rows; some end by themselves.
+fn many() -> Vec<Member> {
+    let kinds = members();
+    let mut many: Vec<_> = (0..32)
+        .map(|number| Member::new(number + 1, kinds[number as usize % 8].params.clone()))
+        .collect();
+    for (i, member) in many.iter_mut().enumerate() {
+        match i % 4 {
+            1 => member.most = 1 + i as u32,
+            2 => member.stops = (i as u32..290).step_by(40).collect(),
+            _ => {}
+        }
+    }
+    many
+}
+
+#[test]
+fn many_sequences_have_in_wide_passes_what_they_have_alone() {
+    let Some(gpu) = gpu() else { return };
+    let arena = arena(&gpu);
+    let model = Model::new(&mixed("llama"));
+    let many = many();
+    let mut all = vec![];
+    for launches in LAUNCHES {
+        let mut executor = model.load(&arena, launches, 4000);
+        assert_eq!(executor.rows_at_once(many.len()), many.len());
+        let together = texts(&mut executor, &many, &[1, 7, PASSES]);
+        assert_eq!(texts(&mut executor, &many, &[1, 7, PASSES]), together, "{launches:?}");
+        // Products are cut otherwise for more rows: where rounding falls the other way in a draw, a
+        // text goes on otherwise.
+        let mut apart = 0;
+        for (member, text) in many.iter().zip(&together) {
+            let alone = &texts(&mut executor, std::slice::from_ref(member), &[8 + PASSES])[0];
+            let ends = |text: &[Chosen]| text.iter().map(|chosen| chosen.end).collect::<Vec<_>>();
+            if tokens(alone) == tokens(text) {
+                assert_eq!(ends(alone), ends(text), "{launches:?}");
+            } else {
+                apart += 1;
+            }
+        }
+        say(&format!("{launches:?}: {apart} of {} texts are others", many.len()));
+        assert!(apart <= 2, "{launches:?}");
+        all.push(together);
+    }
+    assert!(all.iter().all(|texts| *texts == all[0]));
+}
+
+#[test]
+fn a_sequence_is_cancelled_among_many() {
+    let Some(gpu) = gpu() else { return };
+    let arena = arena(&gpu);
+    let model = Model::new(&mixed("qwen3"));
+    let member = &members()[1];
+    for launches in LAUNCHES {
+        let mut executor = model.load(&arena, launches, 2000);
+        let (mut sequences, cancellers): (Vec<_>, Vec<_>) =
+            (0..12).map(|_| started(&mut executor, member)).unzip();
+        cancellers[5].cancel();
+        let row = |sequence| Row { token: member.prompt[2], position: 2, sequence, logits: false };
+        let rows: Vec<_> = (0..12).map(row).collect();
+        let mut borrowed: Vec<_> = sequences.iter_mut().collect();
+        let chosen = executor.choose(&rows, &mut borrowed, 3);
+        let chosen = chosen.unwrap_or_else(|error| panic!("{error}"));
+        let ends = |i: usize| chosen.iter().skip(i).step_by(12).map(|chosen| chosen.end);
+        for i in 0..12 {
+            let expected = match i {
+                5 => [Some(End::Cancelled), Some(End::Before), Some(End::Before)],
+                _ => [None; 3],
+            };
+            assert!(ends(i).eq(expected), "{launches:?}: sequence {i}");
+        }
+        let lengths: Vec<_> = sequences.iter().map(Sequence::len).collect();
+        assert_eq!((lengths[4], lengths[5]), (5, 3));
+        // Equal sequences are given equal tokens.
+        assert!(chosen[..12].iter().all(|first| first.token == chosen[0].token));
+    }
+}
+
 #[test]
 fn a_sequence_is_cancelled_before_and_while_a_launch_runs() {
     let Some(gpu) = gpu() else { return };

@@ -41,7 +41,7 @@ impl Model {
     }
 
     fn plan(&self, device: &Device, launches: Launches) -> Plan {
-        let options = ExecutorOptions { context: CONTEXT, sequences: 12, launches };
+        let options = ExecutorOptions { context: CONTEXT, sequences: 40, launches };
         let blocks = device.info().multiprocessors;
         Plan::new(self.program.clone(), options, blocks).unwrap_or_else(|error| panic!("{error}"))
     }

@@ -5,6 +5,16 @@ use std::ops::Range;
 use crate::executor::Row;
 use crate::ops::PASS_ROWS;
 
+/// Rows from which on a wide pass takes less time than decode passes of [`PASS_ROWS`] rows.
+const WIDE_FROM: usize = 9;
+
+/// How many of so many sequences that wait for a token go through the card together, where wide
+/// passes have `wide` rows at most.
+pub(crate) fn rows_at_once(waiting: usize, wide: usize) -> usize {
+    let most = if waiting >= WIDE_FROM { wide.max(PASS_ROWS) } else { PASS_ROWS };
+    waiting.min(most)
+}
+
 /// Cuts rows into decode passes, in order: a row's keys and values reach the cache during its pass,
 /// where rows of the same sequence in that pass would not find them, so a pass has one row of a
 /// sequence at most.
@@ -93,6 +103,14 @@ mod tests {
         assert_eq!(decode_passes(&rows(&all)), [0..8, 8..16, 16..19]);
         assert_eq!(decode_passes(&rows(&[0, 0, 0])), [0..1, 1..2, 2..3]);
         assert_eq!(decode_passes(&rows(&[0, 1, 0, 1, 2])), [0..2, 2..5]);
+    }
+
+    #[test]
+    fn few_sequences_take_decode_passes_and_more_take_wide_ones() {
+        let found = [0, 1, 8, 9, 64, 65].map(|waiting| rows_at_once(waiting, 64));
+        assert_eq!(found, [0, 1, 8, 9, 64, 64]);
+        // A context of few tokens has few rows.
+        assert_eq!([rows_at_once(20, 4), rows_at_once(20, 12)], [8, 12]);
     }
 
     #[test]

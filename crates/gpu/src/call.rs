@@ -1,4 +1,4 @@
-//! Kernels for passes of many rows (kernels/rows.cu, kernels/gemm.cu), and calls of them as data.
+//! Kernels for passes of many rows (kernels/rows.cu, gemm.cu, sample.cu), and calls of them as data.
 
 use m40_cuda::{ElementType, Param, Signature};
 use m40_program::VectorId;
@@ -26,6 +26,8 @@ pub enum Arg {
     Cache(u16),
     /// The pages of a KV layer, which are written.
     CacheMut(u16),
+    /// The words by which the host ends sequences.
+    Cancels,
     /// A number.
     U32(u32),
     /// A number.
@@ -80,8 +82,16 @@ pub enum RowsKernel {
     Gemm(u32, usize),
     /// The sum of partial products.
     GemmSum,
+    /// The sum of partial products, and its RMS norm.
+    SumNorm,
+    /// The sums of partial products of a gate and what it gates.
+    SumGate,
+    /// The sum of partial products of queries, keys and values, and what becomes of them.
+    SumHeads,
     /// The largest logit of rows.
     Argmax,
+    /// What becomes of rows.
+    Choose,
 }
 
 /// Rows of a GEMM's tile, most first.
@@ -197,8 +207,53 @@ static GEMM_SUM: Signature = Signature {
     params: &[READ, U32, U32, U32, WRITE, U32, BYTES, READ, U32, F32],
 };
 
+/// partials, splits, cols, m, y, y_stride, bias, other, flags, gain, eps, out, out_stride
+static SUM_NORM: Signature = Signature {
+    name: "rows_sum_norm",
+    params: &[READ, U32, U32, U32, WRITE, U32, BYTES, READ, U32, BYTES, F32, WRITE, U32],
+};
+
+/// partials, splits, rows, m, y, y_stride, flags
+static SUM_GATE: Signature =
+    Signature { name: "rows_sum_gate", params: &[READ, U32, U32, U32, WRITE, U32, U32] };
+
+/// arena, rows, count, partials, splits, width, bias, q, q_stride, heads, kv_heads, key_dim,
+/// value_dim, ops, q_gain, k_gain, eps, angles, pairs, cache, page_places
+static SUM_HEADS: Signature = Signature {
+    name: "rows_sum_heads",
+    params: &[
+        Param::Arena,
+        READ,
+        U32,
+        READ,
+        U32,
+        U32,
+        BYTES,
+        WRITE,
+        U32,
+        U32,
+        U32,
+        U32,
+        U32,
+        U32,
+        BYTES,
+        BYTES,
+        F32,
+        READ,
+        U32,
+        Param::Write(ElementType::U8),
+        U32,
+    ],
+};
+
 /// logits, stride, vocab, chosen
 static ARGMAX: Signature = Signature { name: "rows_argmax", params: &[READ, U32, U32, WRITE] };
+
+/// arena, rows, ran, logits, vocab, stride, choices, endings, cancels, nexts
+static CHOOSE: Signature = Signature {
+    name: "rows_choose",
+    params: &[Param::Arena, WRITE, WRITE, WRITE, U32, U32, U32, U32, Param::Mailbox, WRITE],
+};
 
 static ATTENTIONS: [Signature; 5] = [
     Signature { name: "rows_attention_d64", params: ATTENTION_PARAMS },
@@ -242,7 +297,11 @@ impl RowsKernel {
             Self::Attention(index) => &ATTENTIONS[index],
             Self::Gemm(ty, tile) => &GEMMS[ty as usize][tile],
             Self::GemmSum => &GEMM_SUM,
+            Self::SumNorm => &SUM_NORM,
+            Self::SumGate => &SUM_GATE,
+            Self::SumHeads => &SUM_HEADS,
             Self::Argmax => &ARGMAX,
+            Self::Choose => &CHOOSE,
         }
     }
 }

@@ -1,10 +1,12 @@
 //! A model on the card, and passes over it.
 
 mod choose;
+mod enqueue;
 mod error;
 mod measure;
 mod observe;
 mod prompt;
+mod wide;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,7 +22,7 @@ use m40_program::Program;
 
 pub use self::choose::{Canceller, Chosen};
 pub use self::error::{LoadError, PassError};
-pub use self::measure::idle_ops;
+pub use self::measure::{KernelTime, idle_ops};
 use crate::batch::{decode_passes, is_prompt, prompt_passes};
 use crate::continuation::States;
 use crate::kv::KvPlan;
@@ -213,6 +215,8 @@ pub struct Executor {
     kernels: [Kernel; 4],
     /// Launches of a pass, recorded, for each kernel; none where a pass is one launch.
     graphs: Vec<Graph>,
+    /// Those of a wide pass, by its rows; made when first needed.
+    wide_graphs: HashMap<usize, Graph>,
     /// Launches run in its stream, behind the copies.
     ring: StagingRing,
     pool: Arc<Pool>,
@@ -315,6 +319,7 @@ impl Executor {
         let mut executor = Self {
             kernels,
             graphs: vec![],
+            wide_graphs: HashMap::new(),
             ring: StagingRing::new(&device, STAGING_BYTES)?,
             pool: Pool::new(kv.pages(), sequences, context),
             scratch,
@@ -507,6 +512,18 @@ impl Executor {
         want: Want,
     ) -> Result<(), CudaError> {
         let mut words = vec![rows.len() as u32, 0, 0, 0];
+        words.extend(self.row_words(rows, sequences, want)?);
+        upload(&mut self.ring, &mut self.pass, 0..words.len(), &words)
+    }
+
+    /// Rows for kernels, with slots where tokens are to be chosen as sequences go on.
+    fn row_words(
+        &mut self,
+        rows: &[Row],
+        sequences: &mut [&mut Sequence],
+        want: Want,
+    ) -> Result<Vec<u32>, CudaError> {
+        let mut words = Vec::with_capacity(ops::Row::WORDS * rows.len());
         for row in rows {
             let mut row_words = self.row(row, sequences)?;
             let sequence = &sequences[row.sequence];
@@ -515,7 +532,7 @@ impl Executor {
             }
             words.extend(row_words.words());
         }
-        upload(&mut self.ring, &mut self.pass, 0..words.len(), &words)
+        Ok(words)
     }
 
     /// Scratch memory as passes expect it.

@@ -16,7 +16,8 @@
 //!
 //! A prompt takes the same sum over its products and attentions, without barriers: work is
 //! multiplications, slots those of `gemm_TYPE_m128` and `rows_attention_dN`, and weights are read once
-//! for each 128 rows.
+//! for each 128 rows. A wide pass takes that with the tile of its rows and the barriers of a pass of
+//! decoding: launches that follow each other take about as long.
 //!
 //! So nothing is counted that loops do not do all the time, nor waiting for memory that other warps
 //! do not hide: it is what the code allows at best.
@@ -27,9 +28,11 @@ use m40_gguf::TensorType;
 use m40_program::{AttentionShape, MatrixId, Op, Program, RowSet};
 use m40_repack::Layout;
 
+use crate::batch::rows_at_once;
 use crate::call::{ATTENTION, TILES};
 use crate::lower::{Attention, Gating, LowerError, Matvec, Step, Target, lower};
 use crate::ops::PASS_ROWS;
+use crate::prefill::{LOGIT_ROWS, tile_for};
 
 /// What limits a card.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -157,8 +160,8 @@ impl Prediction {
     }
 }
 
-/// Predicts a token of each of `rows` sequences that hold `depth` tokens. More sequences than a pass
-/// has rows take several passes.
+/// Predicts a token of each of `rows` sequences that hold `depth` tokens, in the passes that executors
+/// run.
 ///
 /// # Errors
 /// [`PredictError`].
@@ -172,13 +175,21 @@ pub fn predict(
     let context = u32::try_from(depth + 1).unwrap_or(u32::MAX);
     let lowered = lower(program, Target { blocks: card.multiprocessors, context })?;
     let mut prediction = Prediction { rows, ..Prediction::default() };
-    for first in (0..rows).step_by(PASS_ROWS) {
-        let rows = PASS_ROWS.min(rows - first);
-        let pass = Pass { program, slots, rows, seen: depth + 1 };
-        for op in &lowered.ops {
-            prediction.add(pass.work(&op.step)?, card);
-            prediction.barriers += if op.awaits { card.barrier } else { 0.0 };
+    let mut left = rows;
+    while left > 0 {
+        let rows = rows_at_once(left, LOGIT_ROWS);
+        left -= rows;
+        if rows > PASS_ROWS {
+            let seen = Seen::Same(depth + 1);
+            let pass = Many { program, slots, rows, logit_rows: rows, tile: tile_for(rows), seen };
+            pass.add_to(&mut prediction, card)?;
+        } else {
+            let pass = Pass { program, slots, rows, seen: depth + 1 };
+            let mut ops = lowered.ops.iter();
+            ops.try_for_each(|op| pass.work(&op.step).map(|work| prediction.add(work, card)))?;
         }
+        let awaiting = lowered.ops.iter().filter(|op| op.awaits).count();
+        prediction.barriers += awaiting as f64 * card.barrier;
     }
     Ok(prediction)
 }
@@ -193,11 +204,10 @@ pub fn predict_prompt(
     slots: &Slots,
     card: &Card,
 ) -> Result<Prediction, PredictError> {
-    let prompt = Prompt { program, slots, rows };
+    let [tile, ..] = TILES;
+    let prompt = Many { program, slots, rows, logit_rows: 1, tile, seen: Seen::Before };
     let mut prediction = Prediction { rows, ..Prediction::default() };
-    for op in &program.ops {
-        prompt.work(op)?.into_iter().for_each(|work| prediction.add(work, card));
-    }
+    prompt.add_to(&mut prediction, card)?;
     Ok(prediction)
 }
 
@@ -256,17 +266,38 @@ impl Pass<'_> {
     }
 }
 
-struct Prompt<'a> {
+/// Tokens that the rows of a pass see.
+#[derive(Clone, Copy)]
+enum Seen {
+    /// All rows are of one sequence, which had no token: each sees those before it and itself.
+    Before,
+    /// Each is of a sequence of its own, with so many.
+    Same(usize),
+}
+
+/// A pass of many rows.
+struct Many<'a> {
     program: &'a Program,
     slots: &'a Slots,
     rows: usize,
+    logit_rows: usize,
+    /// Of products.
+    tile: usize,
+    seen: Seen,
 }
 
-impl Prompt<'_> {
+impl Many<'_> {
+    fn add_to(&self, prediction: &mut Prediction, card: &Card) -> Result<(), PredictError> {
+        for op in &self.program.ops {
+            self.work(op)?.into_iter().for_each(|work| prediction.add(work, card));
+        }
+        Ok(())
+    }
+
     fn work(&self, op: &Op) -> Result<Vec<Work>, PredictError> {
         let rows = |buffer| match self.program.buffer(buffer).rows {
             RowSet::All => self.rows,
-            RowSet::Logits => 1,
+            RowSet::Logits => self.logit_rows,
         };
         match op {
             Op::Project { x, outputs } => {
@@ -287,11 +318,11 @@ impl Prompt<'_> {
 
     fn product(&self, matrix: MatrixId, rows: usize) -> Result<Work, PredictError> {
         let matrix = self.program.matrix(matrix);
-        let [most, .., least] = TILES;
+        let [.., least] = TILES;
         let name = matrix.ty.name().to_lowercase();
-        let slots = self.slots(format!("gemm_{name}_m{most}"))?;
+        let slots = self.slots(format!("gemm_{name}_m{}", self.tile))?;
         let multiplications = matrix.rows * matrix.cols * rows.next_multiple_of(least);
-        let bytes = matrix.bytes() * rows.div_ceil(most) as u64;
+        let bytes = matrix.bytes() * rows.div_ceil(self.tile) as u64;
         Ok(Work { bytes: bytes as f64, slots: multiplications as f64 * slots })
     }
 
@@ -299,11 +330,14 @@ impl Prompt<'_> {
         let kernel = ATTENTION.iter().find(|kernel| kernel.value_dim >= shape.value_dim);
         let most = kernel.map_or(shape.value_dim, |kernel| kernel.value_dim);
         let slots = self.slots(format!("rows_attention_d{most}"))?;
-        let window = shape.window.map_or(self.rows, |window| window as usize);
-        let seen: usize = (1..=self.rows).map(|row| row.min(window)).sum();
+        let window = shape.window.map_or(usize::MAX, |window| window as usize);
+        let (seen, read) = match self.seen {
+            Seen::Before => ((1..=self.rows).map(|row| row.min(window)).sum(), self.rows),
+            Seen::Same(tokens) => (self.rows * tokens.min(window), self.rows * tokens.min(window)),
+        };
         let cached = 2 * self.program.kv[usize::from(layer)].elements_per_token();
-        let multiplications = seen * shape.heads * (shape.key_dim + shape.value_dim);
-        Ok(Work { bytes: (self.rows * cached) as f64, slots: multiplications as f64 * slots })
+        let multiplications: usize = seen * shape.heads * (shape.key_dim + shape.value_dim);
+        Ok(Work { bytes: (read * cached) as f64, slots: multiplications as f64 * slots })
     }
 }
 
@@ -449,11 +483,12 @@ rows_attention_d64     1   1824    171   100     0      0     2    300  92 %
     }
 
     #[test]
-    fn rows_beyond_a_pass_take_another_one() {
+    fn rows_beyond_a_pass_take_a_wide_one_and_those_beyond_that_another() {
         let (program, _) = one_type();
         let slots = Slots::of_this_build();
         let seconds = |rows| predict(&program, rows, 0, &slots, &M40).unwrap().seconds();
-        assert!((seconds(16) / seconds(8) - 2.0).abs() < 1e-9);
+        assert!(seconds(32) < 3.0 * seconds(8));
+        assert!((seconds(2 * LOGIT_ROWS) / seconds(LOGIT_ROWS) - 2.0).abs() < 1e-9);
         assert!(seconds(8) < 4.0 * seconds(1));
         let missing = predict(&program, 2, 0, &Slots::parse(TABLE), &M40).unwrap_err();
         assert!(missing.to_string().contains("decode_b2"), "{missing}");

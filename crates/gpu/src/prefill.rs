@@ -1,8 +1,9 @@
-//! Passes of many rows: prompts. The ops of decode passes, each as some launches of kernels that
-//! read weights once for all rows.
+//! Passes of many rows: prompts, and *wide passes*, of one row of each of more sequences than a decode
+//! pass has rows. The ops of decode passes, each as some launches of kernels that read weights once for
+//! all rows.
 //!
-//! [`Prefill::calls`] is a pure function of a pass's shape. The executor turns its buffers and calls
-//! into memory and launches.
+//! [`Prefill::calls`] and [`Prefill::wide_calls`] are pure functions of a pass's shape. The executor
+//! turns its buffers and calls into memory and launches.
 
 mod pass;
 
@@ -14,9 +15,10 @@ use m40_repack::Layout;
 use self::pass::Pass;
 use crate::call::{ATTENTION, BufferId, Call, TILES};
 use crate::lower::{Gating, Input, LowerError, Lowered, RegionId, Step};
+use crate::ops::{Next, PASSES_AT_ONCE, Place};
 
-/// Rows whose logits come out of one pass, at most.
-pub const LOGIT_ROWS: usize = 16;
+/// Rows whose logits come out of one pass, at most; and rows of a wide pass.
+pub const LOGIT_ROWS: usize = 64;
 
 /// Bytes of shared memory that a block may have.
 const SHARED_BYTES: usize = 48 << 10;
@@ -30,16 +32,39 @@ const TILE_COLUMNS: usize = 128;
 /// Blocks of each of [`TILES`] that an SM runs at once.
 const TILE_BLOCKS: [usize; 4] = [2, 4, 6, 12];
 
-/// Parts that the columns of a product are cut into, at most.
+/// Groups of columns that a block of each takes at a time.
+const TILE_GROUPS: [usize; 4] = [2, 1, 2, 1];
+
+/// Parts that the columns of a product of more than [`LOGIT_ROWS`] rows are cut into, at most.
 const MAX_SPLITS: usize = 8;
 
-/// Groups of columns of a part, at least: fewer are not worth adding up.
+/// Groups of columns of such a part, at least: fewer are not worth adding up.
 const MIN_SPLIT_GROUPS: usize = 16;
+
+/// Warp schedulers of an SM.
+const SCHEDULERS: usize = 4;
+
+/// What products of fewer rows are cut by, in cycles: those in which a warp issues for a group of columns,
+/// in any tile, and those in which it waits; those of a launch that adds up parts; and bytes of parts that
+/// an SM writes or reads in one. With these 14336x4096 is cut as was measured to be best.
+const GROUP_SLOTS: usize = 2700;
+const GROUP_WAITS: usize = 800;
+const SUM_CYCLES: usize = 4000;
+const SUM_BYTES: usize = 12;
 
 /// Words of a row of a pass, of a tile and of what is chosen.
 const ROW_WORDS: usize = 4;
 const TILE_WORDS: usize = 2;
 const CHOSEN_WORDS: usize = 2;
+
+/// Places of what sequences go on by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slots {
+    /// `[slots]` [`Choice::state`](crate::Choice::state).
+    pub choices: Place,
+    /// `[slots]` [`Ending`](crate::ops::Ending).
+    pub endings: Place,
+}
 
 /// Memory for a pass.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,6 +103,10 @@ pub struct Prefill {
     pub index: BufferId,
     /// `[wanted] {u32 token, f32 probability}`.
     pub chosen: BufferId,
+    /// `[rows]`: wide passes since the host wrote the rows.
+    pub ran: BufferId,
+    /// `[passes][rows]` [`Next`], of wide passes since then, at most [`PASSES_AT_ONCE`].
+    pub nexts: BufferId,
     /// `[wanted][stride] f32`, the stride that of the lowered program's logits.
     pub logits: BufferId,
     max_rows: usize,
@@ -172,9 +201,15 @@ impl Prefill {
                 Step::Matvec(matvec) => {
                     normed = normed.max(matvec.cols.next_multiple_of(4));
                     let columns = matvec.rows.next_multiple_of(4);
+                    let products =
+                        if matches!(matvec.gating, Some(Gating::Up(..))) { 2 } else { 1 };
                     for m in (1..=rows.div_ceil(16)).map(|tiles| rows.min(16 * tiles)) {
                         let (_, splits) = cut(m, matvec.rows, matvec.cols, multiprocessors);
-                        partials = partials.max(if splits > 1 { splits * m * columns } else { 0 });
+                        partials = partials.max(if splits > 1 {
+                            products * splits * m * columns
+                        } else {
+                            0
+                        });
                     }
                 }
                 Step::Attention(attention) => {
@@ -199,14 +234,18 @@ impl Prefill {
             add("tiles", TILE_WORDS * rows, vec![]),
             add("index", LOGIT_ROWS, vec![]),
             add("chosen", CHOSEN_WORDS * LOGIT_ROWS, vec![]),
+            add("ran", LOGIT_ROWS, vec![]),
+            add("nexts", PASSES_AT_ONCE * LOGIT_ROWS * Next::WORDS, vec![]),
         ];
-        let [rows_buffer, tiles, index, chosen] = pass;
+        let [rows_buffer, tiles, index, chosen, ran, nexts] = pass;
         Ok(Self {
             buffers,
             rows: rows_buffer,
             tiles,
             index,
             chosen,
+            ran,
+            nexts,
             logits,
             max_rows: rows,
             tile_rows,
@@ -222,6 +261,11 @@ impl Prefill {
     /// Rows of a pass, at most.
     pub fn max_rows(&self) -> usize {
         self.max_rows
+    }
+
+    /// Rows of a wide pass, at most.
+    pub fn wide_rows(&self) -> usize {
+        self.max_rows.min(LOGIT_ROWS)
     }
 
     /// Cuts a pass whose sequences have `counts` rows each, one behind the other, into tiles of rows
@@ -249,7 +293,7 @@ impl Prefill {
         layouts: &[Layout],
         shape: Shape,
     ) -> Vec<Call> {
-        let mut pass = Pass::new(self, program, lowered, layouts, shape);
+        let mut pass = Pass::new(self, program, lowered, layouts, shape, None);
         for (index, op) in lowered.ops.iter().enumerate() {
             let mut gathers = lowered.gathers.iter().filter(|gather| gather.op == index).peekable();
             if gathers.peek().is_some() {
@@ -260,14 +304,24 @@ impl Prefill {
                 gathers.for_each(|gather| pass.gather(gather.view));
                 pass.keep(shape.wanted);
             }
-            match &op.step {
-                Step::Embed(embed) => pass.embed(embed),
-                Step::Matvec(matvec) => pass.matvec(matvec),
-                Step::Attention(attention) => pass.attention(attention),
-                Step::Norm(norm) => pass.norm_op(norm),
-                Step::Sample(_) => pass.argmax(),
-            }
+            pass.step(&op.step);
         }
+        pass.into_calls()
+    }
+
+    /// The launches of a wide pass over `rows` rows, which are tiles of one row each, in order. It
+    /// chooses a token for each, and leaves the rows as the next pass has them.
+    pub fn wide_calls(
+        &self,
+        program: &Program,
+        lowered: &Lowered,
+        layouts: &[Layout],
+        rows: usize,
+        slots: Slots,
+    ) -> Vec<Call> {
+        let shape = Shape { rows, wanted: rows, tiles: rows, tallest: 1 };
+        let mut pass = Pass::new(self, program, lowered, layouts, shape, Some(slots));
+        lowered.ops.iter().for_each(|op| pass.step(&op.step));
         pass.into_calls()
     }
 }
@@ -296,12 +350,85 @@ fn is_of_rows(lowered: &Lowered, id: RegionId) -> bool {
     })
 }
 
+/// The largest of [`TILES`] that has no half of its rows without work, an index.
+fn tile_of(m: usize) -> usize {
+    TILES.iter().position(|tile| m > tile / 2).unwrap_or(TILES.len() - 1)
+}
+
+/// Rows of the tile for `m` rows.
+pub(crate) fn tile_for(m: usize) -> usize {
+    TILES[tile_of(m)]
+}
+
 /// The tile for `m` rows, and the parts that columns are cut into so that all SMs have work.
 fn cut(m: usize, rows: usize, cols: usize, multiprocessors: usize) -> (usize, usize) {
-    // The largest tile that has no half of its rows without work.
-    let tile = TILES.iter().position(|tile| m > tile / 2).unwrap_or(TILES.len() - 1);
+    let tile = tile_of(m);
     let blocks = m.div_ceil(TILES[tile]) * rows.div_ceil(TILE_COLUMNS);
     let at_once = multiprocessors * TILE_BLOCKS[tile];
-    let useful = cols.div_ceil(32) / MIN_SPLIT_GROUPS;
-    (tile, (at_once / blocks).min(useful).clamp(1, MAX_SPLITS))
+    let groups = cols.div_ceil(32);
+    if m > LOGIT_ROWS {
+        let useful = groups / MIN_SPLIT_GROUPS;
+        return (tile, (at_once / blocks).min(useful).clamp(1, MAX_SPLITS));
+    }
+    let sum_bytes = 8 * m.next_multiple_of(TILES[tile]) * rows;
+    let steps = groups.div_ceil(TILE_GROUPS[tile]);
+    let cycles = |splits: usize| {
+        let warps = (blocks * splits).div_ceil(multiprocessors) * (2 * TILES[tile] / LANES);
+        let slots = GROUP_SLOTS * warps.max(SCHEDULERS) / SCHEDULERS;
+        let product = steps.div_ceil(splits) * TILE_GROUPS[tile] * (slots + GROUP_WAITS);
+        let sum = SUM_CYCLES + splits * sum_bytes / (SUM_BYTES * multiprocessors);
+        product + if splits > 1 { sum } else { 0 }
+    };
+    let splits = (1..=(at_once / blocks).min(steps)).min_by_key(|splits| cycles(*splits));
+    (tile, splits.unwrap_or(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use m40_gguf::Gguf;
+    use m40_program::{BuildOptions, build};
+    use m40_testkit::gguf::TinyModel;
+
+    use super::*;
+    use crate::lower::{Target, lower};
+
+    /// The kernels of a wide pass of 32 rows.
+    fn wide(layers: usize) -> Vec<&'static str> {
+        let model = TinyModel::new("llama").layers(layers);
+        let program = build(&Gguf::parse(model.build()).unwrap(), BuildOptions::default()).unwrap();
+        let lowered = lower(&program, Target { blocks: 24, context: 100 }).unwrap();
+        let layouts = crate::weights::layouts(&program, &lowered.matrices).unwrap();
+        let prefill = Prefill::new(&lowered, 100).unwrap();
+        let slots = Slots { choices: Place(0), endings: Place(0) };
+        let calls = prefill.wide_calls(&program, &lowered, &layouts, 32, slots);
+        calls.iter().map(|call| call.kernel.signature().name).collect()
+    }
+
+    #[test]
+    fn a_layer_of_a_wide_pass_is_few_launches() {
+        let (one, two) = (wide(1), wide(2));
+        let layer = two[3..3 + two.len() - one.len()].iter();
+        let (products, others): (Vec<&str>, Vec<_>) =
+            layer.partition(|name| name.starts_with("gemm_"));
+        assert_eq!(products.len(), 5, "{two:?}");
+        let expected = [
+            "rows_sum_heads",
+            "rows_attention_d64",
+            "rows_sum_norm",
+            "rows_sum_gate",
+            "rows_sum_norm",
+        ];
+        assert_eq!(others, expected);
+        assert_eq!(two.last(), Some(&"rows_choose"));
+    }
+
+    #[test]
+    fn columns_are_cut_so_that_all_multiprocessors_have_work() {
+        // As measured to be best.
+        assert_eq!(cut(32, 14336, 4096, 132), (2, 7));
+        assert_eq!(cut(32, 960, 576, 132), (2, 9));
+        assert_eq!(cut(17, 960, 576, 132), cut(32, 960, 576, 132));
+        assert_eq!(cut(32, 128_256, 4096, 24), (2, 1));
+        assert_eq!(cut(512, 4096, 4096, 132), (0, 2));
+    }
 }

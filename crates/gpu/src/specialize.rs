@@ -31,6 +31,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     header!("device.cuh"),
     header!("embed.cuh"),
     header!("matvec.cuh"),
+    header!("next.cuh"),
     header!("ops.cuh"),
     header!("planes.cuh"),
     header!("rotary.cuh"),

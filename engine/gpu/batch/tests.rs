@@ -129,6 +129,25 @@ fn more_sessions_than_a_pass_has_rows_take_turns() {
 }
 
 #[test]
+fn wide_passes_take_all_who_wait_and_those_who_want_logits_beside_few() {
+    let told = Told::default();
+    told.set_wide_rows(64);
+    let mut batcher = batcher(&told);
+    let mut all = clients(20, 1);
+    go_on(&mut batcher, &mut all, 3);
+    let ran = |rows, passes, logits| Ran::Launch { rows, passes, logits };
+    assert_eq!(told.ran()[1..], [ran(20, AHEAD, false); 2]);
+    all[3].logits = true;
+    go_on(&mut batcher, &mut all, 1);
+    assert_eq!(told.ran()[3], ran(8, 1, true));
+    // Then the others, once they no longer wait for those eight.
+    step(&mut batcher);
+    assert_eq!(told.ran()[4], ran(12, AHEAD, false));
+    all.iter_mut().for_each(|client| client.hear().transpose().map(drop).unwrap());
+    all.iter().for_each(Client::check);
+}
+
+#[test]
 fn a_pass_waits_for_those_of_the_last_one_until_they_come_rest_or_take_too_long() {
     let told = Told::default();
     let mut batcher = batcher(&told);

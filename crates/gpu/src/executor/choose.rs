@@ -7,7 +7,7 @@ use m40_cuda::{CudaError, Mailbox};
 use m40_sched::SamplingParams;
 
 use super::{Executor, Launches, PassError, Row, Want, place_of, upload};
-use crate::batch::decode_passes;
+use crate::batch::is_prompt;
 use crate::choice::samples;
 use crate::continuation::{Continuation, States};
 use crate::ops::{End, Next, PASS_ROWS, PASSES_AT_ONCE};
@@ -28,7 +28,7 @@ impl Chosen {
     /// Of a sequence that has ended in a pass before.
     const BEFORE: Self = Self { token: 0, probability: 0.0, end: Some(End::Before) };
 
-    fn of([token, probability, end, _]: [u32; Next::WORDS]) -> Self {
+    pub(super) fn of([token, probability, end, _]: [u32; Next::WORDS]) -> Self {
         Self { token, probability: f32::from_bits(probability), end: End::of(end) }
     }
 }
@@ -94,10 +94,10 @@ impl Executor {
         Ok(Canceller { words: self.cancels.clone(), slot: slot as usize, ticket: self.ticket })
     }
 
-    /// Runs the program over `rows`, of different sequences and at most [`PASS_ROWS`], `passes`
-    /// times, and each time after the first over what was chosen after each row, as
-    /// [`continue_with`](Self::continue_with) has said. Returns what was chosen, `[passes][rows]`:
-    /// fewer passes if all sequences have ended. A sequence holds the tokens that were fed to it, so
+    /// Runs the program over `rows`, of different sequences and at most as many as
+    /// [`rows_at_once`](Self::rows_at_once) says, `passes` times, and each time after the first over
+    /// what was chosen after each row, as [`continue_with`](Self::continue_with) has said. Returns what
+    /// was chosen, `[passes][rows]`: fewer passes if all sequences have ended. A sequence holds the tokens that were fed to it, so
     /// not the last one chosen. Whether rows want their logits is not looked at.
     ///
     /// # Errors
@@ -108,7 +108,7 @@ impl Executor {
         sequences: &mut [&mut Sequence],
         passes: u32,
     ) -> Result<Vec<Chosen>, PassError> {
-        if rows.is_empty() || decode_passes(rows).len() > 1 {
+        if rows.is_empty() || rows.len() > self.rows_at_once(rows.len()) || is_prompt(rows) {
             return Err(PassError::Rows { rows: rows.len() });
         }
         for row in rows {
@@ -120,7 +120,11 @@ impl Executor {
             }
         }
         self.prepare(rows, sequences, passes)?;
-        let chosen = self.choose_prepared(rows, sequences, passes as usize);
+        let chosen = if rows.len() > PASS_ROWS {
+            self.choose_wide(rows, sequences, passes as usize)
+        } else {
+            self.choose_prepared(rows, sequences, passes as usize)
+        };
         for (i, row) in rows.iter().enumerate() {
             let sequence = &mut *sequences[row.sequence];
             match &chosen {
@@ -157,7 +161,7 @@ impl Executor {
             let nexts = self.read_chosen(now)?;
             let mut place = 0;
             going.retain_mut(|(i, row)| {
-                let text = until_end(&nexts, place);
+                let text = until_end(&nexts, PASS_ROWS, place);
                 place += 1;
                 let last = text.last().expect("a launch has a pass");
                 (row.token, row.position) = (last.token, row.position + text.len());
@@ -178,9 +182,9 @@ impl Executor {
 }
 
 /// What was chosen for the row at this place of a launch: passes after its end, which may not have
-/// run, left out. nexts: `[passes][PASS_ROWS]`
-fn until_end(nexts: &[Chosen], place: usize) -> Vec<Chosen> {
-    let of_row = nexts.chunks_exact(PASS_ROWS).map(|pass| pass[place]);
+/// run, left out. nexts: `[passes][rows]`
+pub(super) fn until_end(nexts: &[Chosen], rows: usize, place: usize) -> Vec<Chosen> {
+    let of_row = nexts.chunks_exact(rows).map(|pass| pass[place]);
     let mut ended = false;
     of_row.take_while(|next| !std::mem::replace(&mut ended, next.end.is_some())).collect()
 }
@@ -207,9 +211,9 @@ mod tests {
             nexts[pass as usize * PASS_ROWS] = chosen(pass, 0);
             nexts[pass as usize * PASS_ROWS + 1] = chosen(10 + pass, 2 * u32::from(pass == 1));
         }
-        assert_eq!(until_end(&nexts, 0), [chosen(0, 0), chosen(1, 0), chosen(2, 0)]);
-        assert_eq!(until_end(&nexts, 1), [chosen(10, 0), chosen(11, 2)]);
-        assert_eq!(until_end(&nexts, 1)[1].end, Some(End::StopToken));
+        assert_eq!(until_end(&nexts, PASS_ROWS, 0), [chosen(0, 0), chosen(1, 0), chosen(2, 0)]);
+        assert_eq!(until_end(&nexts, PASS_ROWS, 1), [chosen(10, 0), chosen(11, 2)]);
+        assert_eq!(until_end(&nexts, PASS_ROWS, 1)[1].end, Some(End::StopToken));
     }
 
     #[test]

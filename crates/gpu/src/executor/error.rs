@@ -103,7 +103,8 @@ pub enum PassError {
     /// Parameters, or a vocabulary, that the card does not sample by: the host has to.
     #[error("the gpu does not choose tokens with these sampling parameters and this vocabulary")]
     Unsampled,
-    /// More rows than a pass has, or two of one sequence, where only one pass is asked for.
+    /// More rows than go through the card at once, or two of one sequence, where only one pass is asked
+    /// for.
     #[error("{rows} rows do not fit in one pass")]
     Rows {
         /// Rows given.

@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use m40_cuda::CudaError;
 
-use super::{BARRIER_WORDS, Executor, PASS_WORDS, PassError, place_of};
+use super::{BARRIER_WORDS, Executor, PASS_WORDS, PassError, Row, Want, place_of};
+use crate::batch::is_prompt;
+use crate::call::{Arg, Call};
 use crate::ops::{ANNOUNCE, AWAIT, OP_WORDS, Op, Place, SampleOp, decode_threads};
 use crate::sequence::Sequence;
 
@@ -35,7 +37,83 @@ pub fn idle_ops(count: usize, awaits: bool) -> Vec<u32> {
     op.words().repeat(count)
 }
 
+/// What launches alike of a pass take.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KernelTime {
+    /// The kernel.
+    pub name: &'static str,
+    /// Blocks of a launch.
+    pub blocks: u32,
+    /// Launches of a pass that are alike in all but memory.
+    pub launches: usize,
+    /// What they take one after another, the time between two of them included.
+    pub time: Duration,
+}
+
+/// What launches that are alike have in common: all but memory.
+fn numbers(call: &Call) -> (&'static str, [u32; 3], Vec<u32>) {
+    let number = |arg: &Arg| match *arg {
+        Arg::U32(number) => Some(number),
+        _ => None,
+    };
+    let geometry = [call.grid, call.threads, call.shared];
+    (call.kernel.signature().name, geometry, call.args.iter().filter_map(number).collect())
+}
+
 impl Executor {
+    /// What each kind of launch of a wide pass over these rows takes, in the order of the first of
+    /// each. The sequences hold their tokens afterwards, and have their states as they were; keys and
+    /// values after those tokens are any.
+    ///
+    /// # Errors
+    /// [`PassError`].
+    pub fn kernel_times(
+        &mut self,
+        rows: &[Row],
+        sequences: &mut [&mut Sequence],
+    ) -> Result<Vec<KernelTime>, PassError> {
+        if rows.len() > self.plan.prefill.wide_rows() || is_prompt(rows) {
+            return Err(PassError::Rows { rows: rows.len() });
+        }
+        self.prepare(rows, sequences, 1)?;
+        let count = self.send_wide(rows, Want::Logits, sequences)?;
+        let calls = self.wide_calls(count);
+        let mut kinds: Vec<(_, Vec<Call>)> = vec![];
+        for call in calls {
+            let key = numbers(&call);
+            match kinds.iter_mut().find(|(kind, _)| *kind == key) {
+                Some((_, calls)) => calls.push(call),
+                None => kinds.push((key, vec![call])),
+            }
+        }
+        let mut times = vec![];
+        for ((name, [blocks, ..], _), calls) in kinds {
+            let time = self.time_calls(&calls)?;
+            times.push(KernelTime { name, blocks, launches: calls.len(), time });
+        }
+        for row in rows {
+            sequences[row.sequence].truncate(row.position);
+        }
+        Ok(times)
+    }
+
+    /// What launches take, the second time.
+    fn time_calls(&mut self, calls: &[Call]) -> Result<Duration, CudaError> {
+        let ran = self.plan.prefill.ran;
+        let slice = self.buffers[ran.0].as_mut().expect("no launch is prepared");
+        self.ring.stream().zero(slice.all_mut())?;
+        let graph = self.record_calls(calls)?;
+        let device = self.arena.device();
+        let (mut begun, mut ended) = (device.event()?, device.event()?);
+        let stream = self.ring.stream();
+        graph.launch(stream)?;
+        stream.record(&mut begun)?;
+        graph.launch(stream)?;
+        stream.record(&mut ended)?;
+        stream.wait()?;
+        ended.since(&begun)
+    }
+
     /// Makes room for `tokens` more tokens and takes them for computed. Their keys and values are
     /// zeros or those of others before: enough to measure passes over long contexts, and nothing else.
     ///

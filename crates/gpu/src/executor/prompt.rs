@@ -1,10 +1,9 @@
 //! Passes over prompts: the calls of [`Prefill`](crate::prefill::Prefill), launched.
 
-use m40_cuda::{CudaError, DeviceSlice};
+use m40_cuda::CudaError;
 
 use super::{Executor, Plan, Row, upload};
 use crate::batch::Ordered;
-use crate::call::{Arg, BufferId, Call, Words};
 use crate::prefill::{LOGIT_ROWS, Shape};
 use crate::sequence::Sequence;
 
@@ -37,7 +36,7 @@ impl Executor {
             let slice = self.buffers[buffer.0].as_mut().expect("no launch is prepared");
             upload(&mut self.ring, slice, 0..words.len(), &words)?;
         }
-        calls.iter().try_for_each(|call| self.enqueue(call))?;
+        self.enqueue(&calls)?;
         let view = self.plan.lowered.logits;
         let stride = self.plan.lowered.region(view.region).stride;
         if shape.wanted == 0 {
@@ -58,9 +57,13 @@ impl Executor {
     pub(super) fn find_kernels(&mut self) -> Result<(), CudaError> {
         let Plan { program, lowered, prefill, .. } = &self.plan;
         let layouts: Vec<_> = self.weights.matrices().iter().map(|m| *m.layout()).collect();
+        let slots = self.slots();
         for rows in (1..=prefill.max_rows().div_ceil(8)).map(|n| prefill.max_rows().min(8 * n)) {
-            let shape = Shape { rows, wanted: rows.min(LOGIT_ROWS), tiles: 1, tallest: 1 };
-            for call in prefill.calls(program, lowered, &layouts, shape) {
+            let wanted = rows.min(LOGIT_ROWS);
+            let shape = Shape { rows, wanted, tiles: 1, tallest: 1 };
+            let calls = prefill.calls(program, lowered, &layouts, shape);
+            let wide = prefill.wide_calls(program, lowered, &layouts, wanted, slots);
+            for call in calls.into_iter().chain(wide) {
                 let signature = call.kernel.signature();
                 if !self.rows_kernels.contains_key(signature.name) {
                     let kernel = self.arena.device().kernel(signature)?;
@@ -69,79 +72,5 @@ impl Executor {
             }
         }
         Ok(())
-    }
-
-    /// Enqueues a launch.
-    fn enqueue(&mut self, call: &Call) -> Result<(), CudaError> {
-        let written = |arg: &Arg| match arg {
-            Arg::Write(buffer, _) => Some(*buffer),
-            _ => None,
-        };
-        // Buffers to be written leave the list, so that the others can be read beside them.
-        let taken: Vec<_> = call.args.iter().filter_map(written).collect();
-        let mut taken: Vec<_> =
-            taken.into_iter().map(|buffer| (buffer, self.buffers[buffer.0].take())).collect();
-        let launched = self.launch_call(call, &mut taken);
-        for (buffer, slice) in taken {
-            self.buffers[buffer.0] = slice;
-        }
-        launched
-    }
-
-    fn launch_call(
-        &mut self,
-        call: &Call,
-        taken: &mut [(BufferId, Option<DeviceSlice<u32>>)],
-    ) -> Result<(), CudaError> {
-        let kernel = &self.rows_kernels[call.kernel.signature().name];
-        let geometry = ([call.grid, 1, 1], [call.threads, 1, 1]);
-        let mut launch = kernel.launch(geometry.0, geometry.1).shared(call.shared);
-        let range = |words: Words| words.first..words.first + words.len;
-        let mut written = taken.iter_mut();
-        let stores = call.args.iter().any(|arg| matches!(arg, Arg::CacheMut(_)));
-        let (cache, mut cache_mut) =
-            if stores { (None, Some(&mut self.cache)) } else { (Some(&self.cache), None) };
-        for arg in &call.args {
-            launch = match *arg {
-                Arg::Arena => launch.arena(&self.arena),
-                Arg::Read(buffer, words) => {
-                    let slice = self.buffers[buffer.0].as_ref();
-                    let view = slice.and_then(|slice| slice.view(range(words)));
-                    launch.read(view.expect("read and not written, and in bounds"), words.len)
-                }
-                Arg::Write(_, words) => {
-                    let slice = written.next().and_then(|(_, slice)| slice.as_mut());
-                    let view = slice.and_then(|slice| slice.view_mut(range(words)));
-                    launch.write(view.expect("written once, and in bounds"), words.len)
-                }
-                Arg::Matrix(id) => {
-                    let memory = self.weights.matrices()[id.0].memory();
-                    launch.read(memory.all(), memory.len())
-                }
-                Arg::Vector(id) => {
-                    let memory = self.weights.vector_memory().expect("it has a vector");
-                    let start = (self.weights.vector(id).bytes() - memory.offset()) as usize;
-                    let bytes = 4 * self.plan.program.vector(id).len;
-                    let view = memory.view(start..start + bytes).expect("it lies there");
-                    launch.read(view, bytes)
-                }
-                Arg::Cache(layer) => {
-                    let range = self.layers[usize::from(layer)].clone();
-                    let bytes = range.len();
-                    let view = cache.and_then(|cache| cache.view(range));
-                    launch.read(view.expect("read and not written, and in bounds"), bytes)
-                }
-                Arg::CacheMut(layer) => {
-                    let range = self.layers[usize::from(layer)].clone();
-                    let bytes = range.len();
-                    let view = cache_mut.take().and_then(|cache| cache.view_mut(range));
-                    launch.write(view.expect("written once, and in bounds"), bytes)
-                }
-                Arg::U32(number) => launch.scalar(number),
-                Arg::U64(number) => launch.scalar(number),
-                Arg::F32(number) => launch.scalar(number),
-            };
-        }
-        launch.on(self.ring.stream())
     }
 }

@@ -6,25 +6,32 @@ use m40_program::{Program, RopeId, RopeStyle, VectorId};
 use m40_repack::{Layout, Role};
 
 use super::{
-    CHOSEN_WORDS, LANES, Prefill, ROW_WORDS, Shape, TILE_COLUMNS, TILE_WORDS, attention_kernel,
-    cut, warp_bytes,
+    CHOSEN_WORDS, LANES, Prefill, ROW_WORDS, Shape, Slots, TILE_COLUMNS, TILE_WORDS,
+    attention_kernel, cut, warp_bytes,
 };
 use crate::call::{ATTENTION, Arg, BufferId, Call, RowsKernel, TILES, Words};
 use crate::lower::{
-    Attention, Embed, FusedId, Gating, Input, Lowered, Matvec, Norm, RegionId, View, page_places,
+    Attention, Embed, FusedId, Gating, Input, Lowered, Matvec, Norm, RegionId, Step, View,
+    page_places,
 };
-use crate::ops::weight_type;
+use crate::ops::{Next, PASSES_AT_ONCE, weight_type};
 
 /// Threads of a block of most kernels.
 const ROW_THREADS: usize = 256;
 
-/// Threads of a block that looks for the largest logit.
-const ARGMAX_THREADS: u32 = 512;
+/// Threads of a block that adds up and norms a row: there are as many blocks as rows, each with much to
+/// read.
+const SUM_THREADS: usize = 1024;
+
+/// Threads of a block that looks for the largest logit, or chooses otherwise.
+const CHOOSE_THREADS: usize = 512;
 
 /// What is done to heads (kernels/rows.cu).
 const HEAD_NORM: u32 = 1;
 const HEAD_ROTATE: u32 = 2;
 const HEAD_INTERLEAVED: u32 = 4;
+const HEAD_NORM_KEYS: u32 = 8;
+const HEAD_BIAS: u32 = 16;
 
 /// What becomes of products (kernels/gemm.cuh).
 const GEMM_BIAS: u32 = 1;
@@ -41,17 +48,32 @@ pub(super) struct Pass<'a> {
     lowered: &'a Lowered,
     layouts: &'a [Layout],
     shape: Shape,
+    /// What sequences go on by, if the pass chooses their tokens.
+    slots: Option<Slots>,
     /// Rows that still matter.
     m: usize,
     /// Regions whose rows lie elsewhere since some were left out.
     moved: HashMap<RegionId, BufferId>,
     /// What the normed rows were made of.
     normed_from: Option<Input>,
+    /// Partial products of the last product that are not added up yet: what comes next may do that.
+    pending: Option<Sum>,
     calls: Vec<Call>,
 }
 
-/// Rows in a buffer.
+/// Partial products that are to be added up.
 #[derive(Clone, Copy)]
+struct Sum {
+    partials: Words,
+    splits: usize,
+    /// Of the matrix.
+    rows: usize,
+    y: Rows,
+    finish: Finish,
+}
+
+/// Rows in a buffer.
+#[derive(Clone, Copy, PartialEq)]
 struct Rows {
     buffer: BufferId,
     words: Words,
@@ -73,6 +95,7 @@ impl Rows {
 }
 
 /// What becomes of a product.
+#[derive(Clone, Copy)]
 struct Finish {
     flags: u32,
     bias: VectorId,
@@ -83,6 +106,9 @@ struct Finish {
 /// A vector for kernels that do not read it.
 const NO_VECTOR: VectorId = VectorId(0);
 
+/// Nothing becomes of a product.
+const PLAIN: Finish = Finish { flags: 0, bias: NO_VECTOR, other: None, softcap: 0.0 };
+
 impl<'a> Pass<'a> {
     pub(super) fn new(
         prefill: &'a Prefill,
@@ -90,12 +116,27 @@ impl<'a> Pass<'a> {
         lowered: &'a Lowered,
         layouts: &'a [Layout],
         shape: Shape,
+        slots: Option<Slots>,
     ) -> Self {
-        let (moved, normed_from, calls, m) = (HashMap::new(), None, vec![], shape.rows);
-        Self { prefill, program, lowered, layouts, shape, m, moved, normed_from, calls }
+        let (moved, calls, m) = (HashMap::new(), vec![], shape.rows);
+        let (normed_from, pending) = (None, None);
+        Self {
+            prefill,
+            program,
+            lowered,
+            layouts,
+            shape,
+            slots,
+            m,
+            moved,
+            normed_from,
+            pending,
+            calls,
+        }
     }
 
-    pub(super) fn into_calls(self) -> Vec<Call> {
+    pub(super) fn into_calls(mut self) -> Vec<Call> {
+        self.add_up();
         self.calls
     }
 
@@ -104,9 +145,35 @@ impl<'a> Pass<'a> {
         self.m = rows;
     }
 
+    pub(super) fn step(&mut self, step: &Step) {
+        match step {
+            Step::Embed(embed) => self.embed(embed),
+            Step::Matvec(matvec) => self.matvec(matvec),
+            Step::Attention(attention) => self.attention(attention),
+            Step::Norm(norm) => self.norm_op(norm),
+            Step::Sample(_) => match self.slots {
+                Some(slots) => self.choose(slots),
+                None => self.argmax(),
+            },
+        }
+    }
+
     fn call(&mut self, kernel: RowsKernel, grid: usize, threads: usize, args: Vec<Arg>) {
-        let (grid, threads) = (grid as u32, threads as u32);
-        self.calls.push(Call { kernel, grid, threads, shared: 0, args });
+        self.call_with(kernel, grid, threads, 0, args);
+    }
+
+    /// With so many bytes of shared memory for each block.
+    fn call_with(
+        &mut self,
+        kernel: RowsKernel,
+        grid: usize,
+        threads: usize,
+        shared: usize,
+        args: Vec<Arg>,
+    ) {
+        self.add_up();
+        let [grid, threads, shared] = [grid, threads, shared].map(|number| number as u32);
+        self.calls.push(Call { kernel, grid, threads, shared, args });
     }
 
     fn rows(&self, view: View) -> Rows {
@@ -146,7 +213,7 @@ impl<'a> Pass<'a> {
         (ty, [Arg::Matrix(id)].into_iter().chain(offsets).collect())
     }
 
-    pub(super) fn embed(&mut self, embed: &Embed) {
+    fn embed(&mut self, embed: &Embed) {
         let (ty, mut args) = self.planes(embed.table);
         let layout = &self.layouts[embed.table.0];
         let out = self.rows(embed.out);
@@ -178,14 +245,24 @@ impl<'a> Pass<'a> {
 
     /// `out = x * gain / rms(x) [+ residual]`, `out` another buffer than the others.
     fn norm(&mut self, x: Rows, gain: VectorId, eps: f32, residual: Option<Rows>, out: Rows) {
-        let cols = self.program.vector(gain).len as u32;
+        let cols = self.program.vector(gain).len;
+        let sum = match residual {
+            None => self.take_sum(x, cols, GEMM_BIAS | GEMM_RESIDUAL | GEMM_IN_PLACE),
+            Some(_) => None,
+        };
+        if let Some(sum) = sum {
+            let mut args = self.sum_args(&sum);
+            args.extend([Arg::Vector(gain), Arg::F32(eps), out.write(), out.stride()]);
+            let threads = cols.div_ceil(4).next_multiple_of(LANES).min(SUM_THREADS);
+            return self.call(RowsKernel::SumNorm, self.m, threads, args);
+        }
         let base = residual.unwrap_or(x);
         let args = vec![
             x.read(),
             x.stride(),
             Arg::Vector(gain),
             Arg::F32(eps),
-            Arg::U32(cols),
+            Arg::U32(cols as u32),
             base.read(),
             base.stride(),
             Arg::U32(u32::from(residual.is_some())),
@@ -197,7 +274,7 @@ impl<'a> Pass<'a> {
 
     /// A norm that no product takes in. What would be normed in place goes elsewhere, and is there
     /// from then on.
-    pub(super) fn norm_op(&mut self, norm: &Norm) {
+    fn norm_op(&mut self, norm: &Norm) {
         let (x, mut out) = (self.rows(norm.x), self.rows(norm.out));
         let residual = norm.residual.map(|view| self.rows(view));
         if out.buffer == x.buffer || residual.is_some_and(|from| from.buffer == out.buffer) {
@@ -233,15 +310,14 @@ impl<'a> Pass<'a> {
         normed
     }
 
-    pub(super) fn matvec(&mut self, op: &Matvec) {
+    fn matvec(&mut self, op: &Matvec) {
         let x = self.input(op.input, op.cols);
         let y = self.rows(op.y);
-        let plain = Finish { flags: 0, bias: NO_VECTOR, other: None, softcap: 0.0 };
         let activation = |activation| match activation {
             m40_program::Activation::Silu => GEMM_SILU,
             m40_program::Activation::GeluTanh => GEMM_GELU,
         };
-        let mut finish = plain;
+        let mut finish = PLAIN;
         let mut weights = op.weights;
         match op.gating {
             None => {}
@@ -249,9 +325,9 @@ impl<'a> Pass<'a> {
                 finish.flags |= activation(how);
                 finish.other = Some(self.rows(gate));
             }
+            Some(Gating::Up(up, how)) if self.gated(op, up, x, y, activation(how)) => return,
             Some(Gating::Up(up, how)) => {
-                let plain = Finish { flags: 0, bias: NO_VECTOR, other: None, softcap: 0.0 };
-                self.gemm(op.weights, x, y, &plain);
+                self.gemm(op.weights, x, y, PLAIN);
                 weights = up;
                 finish.flags |= activation(how) | GEMM_IN_PLACE;
             }
@@ -272,24 +348,73 @@ impl<'a> Pass<'a> {
             finish.flags |= GEMM_SOFTCAP;
             finish.softcap = cap;
         }
-        self.gemm(weights, x, y, &finish);
-        // What was normed may have changed.
-        let changed = |view: View| view.region == op.y.region;
+        self.gemm(weights, x, y, finish);
+        self.changed(op.y);
+    }
+
+    /// What was normed may be of rows that have changed.
+    fn changed(&mut self, y: View) {
+        let changed = |view: View| view.region == y.region;
         if self.normed_from.is_some_and(|input| input.views().into_iter().any(changed)) {
             self.normed_from = None;
         }
     }
 
-    fn gemm(&mut self, weights: FusedId, x: Rows, y: Rows, finish: &Finish) {
+    /// `y = act(x W^T) * (x U^T)`, if both products have partial ones and nothing else becomes of them:
+    /// these are added up together.
+    fn gated(&mut self, op: &Matvec, up: FusedId, x: Rows, y: Rows, activation: u32) -> bool {
+        let splits = self.cut(up).1;
+        let plain = op.biases.is_empty() && op.residual.is_none() && op.softcap.is_none();
+        if !plain || splits == 1 || splits != self.cut(op.weights).1 {
+            return false;
+        }
+        let first = self.product(op.weights, x, y, PLAIN, 0);
+        let second = self.product(up, x, y, PLAIN, first.len);
+        let partials = Words { first: 0, len: first.len + second.len };
+        let rows = op.rows;
+        let args = vec![
+            Arg::Read(self.prefill.partials, partials),
+            Arg::U32(splits as u32),
+            Arg::U32(rows as u32),
+            Arg::U32(self.m as u32),
+            y.write(),
+            y.stride(),
+            Arg::U32(activation),
+        ];
+        self.call(RowsKernel::SumGate, self.sum_blocks(rows), ROW_THREADS, args);
+        self.changed(op.y);
+        true
+    }
+
+    fn cut(&self, weights: FusedId) -> (usize, usize) {
+        let layout = &self.layouts[weights.0];
+        cut(self.m, layout.rows(), layout.cols(), self.prefill.multiprocessors)
+    }
+
+    fn gemm(&mut self, weights: FusedId, x: Rows, y: Rows, finish: Finish) {
+        let partials = self.product(weights, x, y, finish, 0);
+        let (splits, rows) = (self.cut(weights).1, self.layouts[weights.0].rows());
+        if splits > 1 {
+            self.pending = Some(Sum { partials, splits, rows, y, finish });
+        }
+    }
+
+    /// A product, or its partial ones from the buffer's word `first` on.
+    fn product(
+        &mut self,
+        weights: FusedId,
+        x: Rows,
+        y: Rows,
+        finish: Finish,
+        first: usize,
+    ) -> Words {
         let layout = &self.layouts[weights.0];
         let (rows, cols) = (layout.rows(), layout.cols());
-        let (tile, splits) = cut(self.m, rows, cols, self.prefill.multiprocessors);
+        let (tile, splits) = self.cut(weights);
         let (ty, mut args) = self.planes(weights);
         let other = finish.other.unwrap_or(x);
-        let partials = Words {
-            first: 0,
-            len: if splits > 1 { splits * self.m * rows.next_multiple_of(4) } else { 1 },
-        };
+        let len = if splits > 1 { splits * self.m * rows.next_multiple_of(4) } else { 1 };
+        let partials = Words { first, len };
         let flags = if splits > 1 { 0 } else { finish.flags };
         args.extend([
             Arg::U32(rows as u32),
@@ -308,28 +433,50 @@ impl<'a> Pass<'a> {
         ]);
         let blocks = self.m.div_ceil(TILES[tile]) * rows.div_ceil(TILE_COLUMNS);
         self.call(RowsKernel::Gemm(ty, tile), blocks * splits, 2 * TILES[tile], args);
-        if splits > 1 {
-            let args = vec![
-                Arg::Read(self.prefill.partials, partials),
-                Arg::U32(splits as u32),
-                Arg::U32(rows as u32),
-                Arg::U32(self.m as u32),
-                y.write(),
-                y.stride(),
-                Arg::Vector(finish.bias),
-                other.read(),
-                Arg::U32(finish.flags),
-                Arg::F32(finish.softcap),
-            ];
-            let quads = self.m * rows.div_ceil(4);
-            let grid = quads.div_ceil(ROW_THREADS).min(8 * self.prefill.multiprocessors);
-            self.call(RowsKernel::GemmSum, grid, ROW_THREADS, args);
-        }
+        partials
     }
 
-    pub(super) fn attention(&mut self, op: &Attention) {
+    /// Adds up partial products, if nothing that follows does.
+    fn add_up(&mut self) {
+        let Some(sum) = self.pending.take() else { return };
+        let mut args = self.sum_args(&sum);
+        args.push(Arg::F32(sum.finish.softcap));
+        let grid = self.sum_blocks(sum.rows);
+        self.call(RowsKernel::GemmSum, grid, ROW_THREADS, args);
+    }
+
+    /// What kernels that add up partial products take first.
+    fn sum_args(&self, sum: &Sum) -> Vec<Arg> {
+        let partials = Arg::Read(self.prefill.partials, sum.partials);
+        vec![
+            partials,
+            Arg::U32(sum.splits as u32),
+            Arg::U32(sum.rows as u32),
+            Arg::U32(self.m as u32),
+            sum.y.write(),
+            sum.y.stride(),
+            Arg::Vector(sum.finish.bias),
+            sum.finish.other.map_or(partials, Rows::read),
+            Arg::U32(sum.finish.flags),
+        ]
+    }
+
+    /// Blocks with a thread for each quad of a sum, or as many as are of use.
+    fn sum_blocks(&self, rows: usize) -> usize {
+        let quads = self.m * rows.div_ceil(4);
+        quads.div_ceil(ROW_THREADS).min(8 * self.prefill.multiprocessors)
+    }
+
+    /// The pending sum, if it is of these rows, and nothing is done to it but what is in `flags`.
+    fn take_sum(&mut self, y: Rows, width: usize, flags: u32) -> Option<Sum> {
+        self.pending
+            .take_if(|sum| sum.y == y && sum.rows == width && sum.finish.flags & !flags == 0)
+    }
+
+    /// Norms and rotations of heads, and keys and values into the cache.
+    fn heads(&mut self, op: &Attention) {
         let shape = &op.shape;
-        let [q, k, v, out] = [op.q, op.k, op.v, op.out].map(|view| self.rows(view));
+        let [q, k, v] = [op.q, op.k, op.v].map(|view| self.rows(view));
         let pairs =
             op.rope.map_or(0, |RopeId(id)| self.program.ropes[usize::from(id)].inv_freq.len());
         let interleaved =
@@ -339,25 +486,57 @@ impl<'a> Pass<'a> {
             Some(region) => Self::start(self.prefill.regions[&region], self.m * 2 * pairs),
             None => self.pass_rows(),
         };
-        let ops = |gain: Option<VectorId>| {
-            let norm = if gain.is_some() { HEAD_NORM } else { 0 };
-            let rotate = if op.rope.is_some() { HEAD_ROTATE } else { 0 };
-            norm | rotate | if interleaved { HEAD_INTERLEAVED } else { 0 }
-        };
+        let rotate = if op.rope.is_some() { HEAD_ROTATE } else { 0 };
+        let rotate = rotate | if interleaved { HEAD_INTERLEAVED } else { 0 };
+        let norm = |gain: Option<VectorId>, norm| if gain.is_some() { norm } else { 0 };
+        let q_ops = rotate | norm(op.q_gain, HEAD_NORM);
+        let [q_gain, k_gain] =
+            [op.q_gain, op.k_gain].map(|gain| Arg::Vector(gain.unwrap_or(NO_VECTOR)));
         let m = Arg::U32(self.m as u32);
         let [heads, kv_heads, key_dim, value_dim] =
             [shape.heads, shape.kv_heads, shape.key_dim, shape.value_dim]
                 .map(|number| Arg::U32(number as u32));
+        let page = Arg::U32(page_places(&self.program.kv[usize::from(op.layer)]));
         let warps = ROW_THREADS / LANES;
-        if ops(op.q_gain) & (HEAD_NORM | HEAD_ROTATE) != 0 {
+        if let Some(sum) = self.take_heads(op) {
+            let bias = if sum.finish.flags & GEMM_BIAS != 0 { HEAD_BIAS } else { 0 };
+            let ops = q_ops | norm(op.k_gain, HEAD_NORM_KEYS) | bias;
+            let args = vec![
+                Arg::Arena,
+                self.pass_rows(),
+                m,
+                Arg::Read(self.prefill.partials, sum.partials),
+                Arg::U32(sum.splits as u32),
+                Arg::U32(sum.rows.next_multiple_of(4) as u32),
+                Arg::Vector(sum.finish.bias),
+                q.write(),
+                q.stride(),
+                heads,
+                kv_heads,
+                key_dim,
+                value_dim,
+                Arg::U32(ops),
+                q_gain,
+                k_gain,
+                Arg::F32(op.norm_eps),
+                angles,
+                Arg::U32(pairs as u32),
+                Arg::CacheMut(op.layer),
+                page,
+            ];
+            let grid = (self.m * (shape.heads + 2 * shape.kv_heads)).div_ceil(warps);
+            let bytes = 4 * warps * shape.key_dim.max(shape.value_dim);
+            return self.call_with(RowsKernel::SumHeads, grid, ROW_THREADS, bytes, args);
+        }
+        if q_ops & (HEAD_NORM | HEAD_ROTATE) != 0 {
             let args = vec![
                 q.write(),
                 q.stride(),
                 m,
                 heads,
                 key_dim,
-                Arg::U32(ops(op.q_gain)),
-                Arg::Vector(op.q_gain.unwrap_or(NO_VECTOR)),
+                Arg::U32(q_ops),
+                q_gain,
                 Arg::F32(op.norm_eps),
                 angles,
                 Arg::U32(pairs as u32),
@@ -365,7 +544,6 @@ impl<'a> Pass<'a> {
             let grid = (self.m * shape.heads).div_ceil(warps);
             self.call(RowsKernel::Heads, grid, ROW_THREADS, args);
         }
-        let page = Arg::U32(page_places(&self.program.kv[usize::from(op.layer)]));
         let args = vec![
             Arg::Arena,
             self.pass_rows(),
@@ -377,8 +555,8 @@ impl<'a> Pass<'a> {
             kv_heads,
             key_dim,
             value_dim,
-            Arg::U32(ops(op.k_gain)),
-            Arg::Vector(op.k_gain.unwrap_or(NO_VECTOR)),
+            Arg::U32(rotate | norm(op.k_gain, HEAD_NORM)),
+            k_gain,
             Arg::F32(op.norm_eps),
             angles,
             Arg::U32(pairs as u32),
@@ -387,7 +565,27 @@ impl<'a> Pass<'a> {
         ];
         let grid = (self.m * 2 * shape.kv_heads).div_ceil(warps);
         self.call(RowsKernel::KvAppend, grid, ROW_THREADS, args);
+    }
 
+    /// The pending sum, if it is of queries, keys and values, one behind the other.
+    fn take_heads(&mut self, op: &Attention) -> Option<Sum> {
+        let (q, k, v) = (op.q, op.k, op.v);
+        let follow = k.region == q.region
+            && v.region == q.region
+            && k.first == q.first + q.width
+            && v.first == k.first + k.width;
+        let all = self.rows(View { width: q.width + k.width + v.width, ..q });
+        if follow { self.take_sum(all, q.width + k.width + v.width, GEMM_BIAS) } else { None }
+    }
+
+    fn attention(&mut self, op: &Attention) {
+        self.heads(op);
+        let shape = &op.shape;
+        let [q, out] = [op.q, op.out].map(|view| self.rows(view));
+        let [heads, kv_heads, key_dim, value_dim] =
+            [shape.heads, shape.kv_heads, shape.key_dim, shape.value_dim]
+                .map(|number| Arg::U32(number as u32));
+        let page = Arg::U32(page_places(&self.program.kv[usize::from(op.layer)]));
         let (kernel, warps) = attention_kernel(shape.key_dim, shape.value_dim)
             .expect("heads were checked when memory was planned");
         let queries = self.shape.tallest * (shape.heads / shape.kv_heads);
@@ -413,12 +611,11 @@ impl<'a> Pass<'a> {
             out.stride(),
         ];
         let grid = tiles * shape.kv_heads * blocks;
-        self.call(RowsKernel::Attention(kernel), grid, LANES * warps, args);
         let bytes = warps * warp_bytes(kernel, shape.key_dim, shape.value_dim);
-        self.calls.last_mut().into_iter().for_each(|call| call.shared = bytes as u32);
+        self.call_with(RowsKernel::Attention(kernel), grid, LANES * warps, bytes, args);
     }
 
-    pub(super) fn argmax(&mut self) {
+    fn argmax(&mut self) {
         let logits = self.rows(self.lowered.logits);
         let len = CHOSEN_WORDS * self.m;
         let args = vec![
@@ -427,6 +624,25 @@ impl<'a> Pass<'a> {
             Arg::U32(self.lowered.logits.width as u32),
             Arg::Write(self.prefill.chosen, Words { first: 0, len }),
         ];
-        self.call(RowsKernel::Argmax, self.m, ARGMAX_THREADS as usize, args);
+        self.call(RowsKernel::Argmax, self.m, CHOOSE_THREADS, args);
+    }
+
+    fn choose(&mut self, slots: Slots) {
+        let logits = self.rows(self.lowered.logits);
+        let nexts = PASSES_AT_ONCE * self.m * Next::WORDS;
+        let start = |buffer, len| Arg::Write(buffer, Words { first: 0, len });
+        let args = vec![
+            Arg::Arena,
+            start(self.prefill.rows, ROW_WORDS * self.m),
+            start(self.prefill.ran, self.m),
+            logits.write(),
+            Arg::U32(self.lowered.logits.width as u32),
+            logits.stride(),
+            Arg::U32(slots.choices.0),
+            Arg::U32(slots.endings.0),
+            Arg::Cancels,
+            start(self.prefill.nexts, nexts),
+        ];
+        self.call(RowsKernel::Choose, self.m, CHOOSE_THREADS, args);
     }
 }

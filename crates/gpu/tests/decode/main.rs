@@ -12,3 +12,4 @@ mod passes;
 mod products;
 mod prompt;
 mod structures;
+mod wide;

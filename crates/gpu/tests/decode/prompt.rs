@@ -5,10 +5,11 @@ use std::sync::OnceLock;
 
 use m40_gguf::TensorType;
 use m40_gpu::call::{Arg, Call};
+use m40_gpu::continuation::States;
 use m40_gpu::kv::KvPlan;
 use m40_gpu::lower::{Lowered, lower};
 use m40_gpu::ops::{PAGE_TOKENS, Place, Row};
-use m40_gpu::prefill::{Prefill, Shape};
+use m40_gpu::prefill::{Prefill, Shape, Slots};
 use m40_repack::Layout;
 use m40_testkit::emulation::compile;
 use m40_testkit::gguf::TinyModel;
@@ -21,7 +22,7 @@ use crate::passes::{self, TARGET, TOLERANCE, largest, tiny, tokens, worst};
 const ROWS: usize = 40;
 
 /// The emulation, compiled once for all tests.
-fn emulation() -> Option<PathBuf> {
+pub(crate) fn emulation() -> Option<PathBuf> {
     static PROGRAM: OnceLock<Result<Option<PathBuf>, String>> = OnceLock::new();
     PROGRAM
         .get_or_init(|| compile("prefill", env!("CARGO_TARGET_TMPDIR")))
@@ -30,18 +31,22 @@ fn emulation() -> Option<PathBuf> {
 }
 
 /// A model on a card that runs prompts. Sequences have pages one behind the other.
-struct Prompts<'a> {
+pub(crate) struct Prompts<'a> {
     model: &'a Model,
-    card: Card,
+    pub(crate) card: Card,
     lowered: Lowered,
-    prefill: Prefill,
+    pub(crate) prefill: Prefill,
     layouts: Vec<Layout>,
     matrices: Vec<Place>,
     vectors: Vec<Place>,
     plan: KvPlan,
     cache: Place,
-    buffers: Vec<Place>,
-    tables: Vec<Place>,
+    pub(crate) buffers: Vec<Place>,
+    pub(crate) tables: Vec<Place>,
+    /// By sequence.
+    pub(crate) states: States,
+    pub(crate) states_start: Place,
+    pub(crate) cancels: Place,
 }
 
 /// Some rows of a sequence.
@@ -57,14 +62,16 @@ struct Part<'a> {
 
 impl<'a> Prompts<'a> {
     /// For so many sequences of so many pages each.
-    fn new(emulation: &Path, model: &'a Model, sequences: usize, pages: usize) -> Self {
+    pub(crate) fn new(emulation: &Path, model: &'a Model, sequences: usize, pages: usize) -> Self {
         let program = &*model.program;
         let lowered = lower(program, TARGET).unwrap();
         let prefill = Prefill::new(&lowered, ROWS).unwrap();
         let plan = KvPlan::new(&program.kv, u64::MAX, sequences * pages);
         let table_bytes = 4 * pages;
         let buffers = prefill.buffers.iter().map(|buffer| 4 * buffer.words);
-        let others = vec![table_bytes; sequences].into_iter().chain([plan.bytes() as usize]);
+        let states_bytes = States::bytes(sequences);
+        let others = [plan.bytes() as usize, states_bytes, 4 * sequences];
+        let others = vec![table_bytes; sequences].into_iter().chain(others);
         let bytes: usize = buffers.chain(others).map(Card::taken).sum();
         let mut card = Card::start(emulation, bytes + model.weight_bytes(&lowered));
         let (matrices, vectors) = model.place(&mut card, &lowered);
@@ -85,6 +92,9 @@ impl<'a> Prompts<'a> {
             tables.push(place);
         }
         let buffers = places;
+        let states_start = card.allocate(states_bytes);
+        let cancels = card.allocate(4 * sequences);
+        card.write_words(cancels, &vec![0; sequences]);
         Self {
             model,
             card,
@@ -97,6 +107,9 @@ impl<'a> Prompts<'a> {
             cache,
             buffers,
             tables,
+            states: States::new(sequences, states_start),
+            states_start,
+            cancels,
         }
     }
 
@@ -140,6 +153,16 @@ impl<'a> Prompts<'a> {
         logits.zip(chosen.chunks_exact(2).map(|chosen| chosen[0])).collect()
     }
 
+    /// Some wide passes over rows that lie there, each launch as the executor has it.
+    pub(crate) fn wide(&mut self, rows: usize, passes: usize) {
+        let program = &*self.model.program;
+        let slots = Slots { choices: self.states.choices(), endings: self.states.endings() };
+        let calls = self.prefill.wide_calls(program, &self.lowered, &self.layouts, rows, slots);
+        for _ in 0..passes {
+            calls.iter().for_each(|call| self.call(call));
+        }
+    }
+
     fn call(&mut self, call: &Call) {
         let caches = self.plan.caches(self.cache);
         let arguments = call.args.iter().map(|arg| match *arg {
@@ -152,6 +175,7 @@ impl<'a> Prompts<'a> {
             Arg::Matrix(id) => self.matrices[id.0].bytes(),
             Arg::Vector(id) => self.vectors[id.0 as usize].bytes(),
             Arg::Cache(layer) | Arg::CacheMut(layer) => caches[usize::from(layer)].bytes(),
+            Arg::Cancels => self.cancels.bytes(),
             Arg::U32(number) => number.into(),
             Arg::U64(number) => number,
             Arg::F32(number) => number.to_bits().into(),

@@ -10,6 +10,7 @@ mod elementwise;
 mod emulator;
 mod heads;
 mod lookup;
+mod sums;
 
 use m40_gguf::{TensorType, dequantize};
 use m40_testkit::gguf::{Noise, quantize};

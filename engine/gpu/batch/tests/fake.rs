@@ -36,6 +36,8 @@ struct State {
     most: usize,
     /// Tokens that a sequence may have.
     context: usize,
+    /// Rows of a pass, at most, if there are more than a decode pass has.
+    wide_rows: usize,
 }
 
 /// What has run.
@@ -65,6 +67,7 @@ impl Told {
             places: most,
             most,
             context: usize::MAX,
+            wide_rows: PASS_ROWS,
         })))
     }
 
@@ -104,6 +107,11 @@ impl Told {
 
     pub(super) fn set_context(&self, context: usize) {
         self.state().context = context;
+    }
+
+    /// Passes have so many rows, at most.
+    pub(super) fn set_wide_rows(&self, rows: usize) {
+        self.state().wide_rows = rows;
     }
 
     /// The next pass fails.
@@ -302,11 +310,11 @@ impl Fake {
     }
 }
 
-fn are_one_pass(rows: &[Row]) -> bool {
+fn are_one_pass(rows: &[Row], most: usize) -> bool {
     let mut sequences: Vec<_> = rows.iter().map(|row| row.sequence).collect();
     sequences.sort_unstable();
     sequences.dedup();
-    sequences.len() == rows.len() && rows.len() <= PASS_ROWS
+    sequences.len() == rows.len() && rows.len() <= most
 }
 
 impl Passes for Fake {
@@ -353,7 +361,7 @@ impl Passes for Fake {
         if self.logits.is_empty() {
             self.ran(Ran::Slice { rows: rows.len() });
         } else {
-            assert!(are_one_pass(rows), "{rows:?}");
+            assert!(are_one_pass(rows, PASS_ROWS), "{rows:?}");
             self.ran(Ran::Launch { rows: rows.len(), passes: 1, logits: true });
         }
         Ok(&mut self.logits)
@@ -371,13 +379,18 @@ impl Passes for Fake {
         Ok(canceller)
     }
 
+    fn rows_at_once(&self, waiting: usize) -> usize {
+        waiting.min(self.told.state().wide_rows)
+    }
+
     fn choose(
         &mut self,
         rows: &[Row],
         sequences: &mut [&mut FakeSequence],
         passes: u32,
     ) -> Result<Vec<Chosen>, PassError> {
-        assert!(are_one_pass(rows) && passes > 0, "{passes} of {rows:?}");
+        let most = self.rows_at_once(rows.len());
+        assert!(are_one_pass(rows, most) && passes > 0, "{passes} of {rows:?}");
         rows.iter().try_for_each(|row| sequences[row.sequence].check(row))?;
         self.prepare(rows, sequences, passes)?;
         let mut going: Vec<_> = rows.iter().copied().map(Some).collect();

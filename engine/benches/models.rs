@@ -211,7 +211,8 @@ fn plan(device: &Device, gguf: &Gguf<Vec<u8>>, arguments: &Arguments) -> Result<
     let longest = longest(options).next_multiple_of(1024);
     let trained = build(gguf, BuildOptions::default())?.description.context;
     let context = trained.min(u32::try_from(longest)?);
-    let program = Arc::new(build(gguf, BuildOptions { context: Some(context) })?);
+    let program =
+        Arc::new(build(gguf, BuildOptions { context: Some(context), ..BuildOptions::default() })?);
     let sequences = options.batches.iter().copied().max().unwrap_or(1).max(1) as u32;
     let executor = ExecutorOptions { context, sequences, launches: arguments.launches };
     Ok(Plan::new(program, executor, device.info().multiprocessors)?)

@@ -1,7 +1,7 @@
 //! Kernels for passes of many rows (kernels/rows.cu, kernels/gemm.cu), and calls of them as data.
 
 use m40_cuda::{ElementType, Param, Signature};
-use m40_program::VectorId;
+use m40_program::{KvType, VectorId};
 
 use crate::lower::FusedId;
 
@@ -71,10 +71,10 @@ pub enum RowsKernel {
     Angles,
     /// Norms and rotations of heads.
     Heads,
-    /// Keys and values into the cache.
-    KvAppend,
-    /// Attention, by index into [`ATTENTION`].
-    Attention(usize),
+    /// Keys and values into a cache of this type.
+    KvAppend(KvType),
+    /// Attention over a cache of this type, by index into [`ATTENTION`].
+    Attention(KvType, usize),
     /// Products with a matrix of this [`weight_type`](crate::ops::weight_type), by index into
     /// [`TILES`].
     Gemm(u32, usize),
@@ -125,7 +125,7 @@ const GEMM_PARAMS: &[Param] = &[
 ];
 
 /// arena, rows, tiles, tile_count, q, q_stride, cache, page_places, heads, kv_heads, key_dim,
-/// value_dim, scale, softcap, window, out, out_stride
+/// value_dim, scale, softcap, window, sinks, has_sinks, out, out_stride
 const ATTENTION_PARAMS: &[Param] = &[
     Param::Arena,
     READ,
@@ -141,6 +141,8 @@ const ATTENTION_PARAMS: &[Param] = &[
     U32,
     F32,
     F32,
+    U32,
+    BYTES,
     U32,
     WRITE,
     U32,
@@ -191,6 +193,25 @@ static KV_APPEND: Signature = Signature {
     ],
 };
 
+/// arena, rows, count, k, k_stride, v, v_stride, kv_heads, key_dim, value_dim, cache, page_places
+static KV_APPEND_INT8: Signature = Signature {
+    name: "rows_kv_append_int8",
+    params: &[
+        Param::Arena,
+        READ,
+        U32,
+        READ,
+        U32,
+        READ,
+        U32,
+        U32,
+        U32,
+        U32,
+        Param::Write(ElementType::U8),
+        U32,
+    ],
+};
+
 /// partials, splits, rows, m, y, y_stride, bias, other, flags, softcap
 static GEMM_SUM: Signature = Signature {
     name: "gemm_sum",
@@ -200,13 +221,20 @@ static GEMM_SUM: Signature = Signature {
 /// logits, stride, vocab, chosen
 static ARGMAX: Signature = Signature { name: "rows_argmax", params: &[READ, U32, U32, WRITE] };
 
-static ATTENTIONS: [Signature; 5] = [
-    Signature { name: "rows_attention_d64", params: ATTENTION_PARAMS },
-    Signature { name: "rows_attention_d128", params: ATTENTION_PARAMS },
-    Signature { name: "rows_attention_d256", params: ATTENTION_PARAMS },
-    Signature { name: "rows_attention_d512", params: ATTENTION_PARAMS },
-    Signature { name: "rows_attention_d1024", params: ATTENTION_PARAMS },
-];
+macro_rules! attentions {
+    ($kv:literal) => {
+        [
+            Signature { name: concat!("rows_attention_d64", $kv), params: ATTENTION_PARAMS },
+            Signature { name: concat!("rows_attention_d128", $kv), params: ATTENTION_PARAMS },
+            Signature { name: concat!("rows_attention_d256", $kv), params: ATTENTION_PARAMS },
+            Signature { name: concat!("rows_attention_d512", $kv), params: ATTENTION_PARAMS },
+            Signature { name: concat!("rows_attention_d1024", $kv), params: ATTENTION_PARAMS },
+        ]
+    };
+}
+
+static ATTENTIONS: [Signature; 5] = attentions!("");
+static INT8_ATTENTIONS: [Signature; 5] = attentions!("_int8");
 
 macro_rules! by_type {
     ($($ty:literal)+) => {
@@ -238,8 +266,10 @@ impl RowsKernel {
             Self::RmsNorm => &RMS_NORM,
             Self::Angles => &ANGLES,
             Self::Heads => &HEADS,
-            Self::KvAppend => &KV_APPEND,
-            Self::Attention(index) => &ATTENTIONS[index],
+            Self::KvAppend(KvType::F16) => &KV_APPEND,
+            Self::KvAppend(KvType::Int8) => &KV_APPEND_INT8,
+            Self::Attention(KvType::F16, index) => &ATTENTIONS[index],
+            Self::Attention(KvType::Int8, index) => &INT8_ATTENTIONS[index],
             Self::Gemm(ty, tile) => &GEMMS[ty as usize][tile],
             Self::GemmSum => &GEMM_SUM,
             Self::Argmax => &ARGMAX,
@@ -267,8 +297,10 @@ mod tests {
             }
         }
         for (i, kernel) in ATTENTION.iter().enumerate() {
-            let name = RowsKernel::Attention(i).signature().name;
-            assert_eq!(name, format!("rows_attention_d{}", kernel.value_dim));
+            for (ty, suffix) in [(KvType::F16, ""), (KvType::Int8, "_int8")] {
+                let name = RowsKernel::Attention(ty, i).signature().name;
+                assert_eq!(name, format!("rows_attention_d{}{suffix}", kernel.value_dim));
+            }
         }
     }
 }

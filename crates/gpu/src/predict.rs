@@ -24,7 +24,7 @@
 use std::collections::HashMap;
 
 use m40_gguf::TensorType;
-use m40_program::{AttentionShape, MatrixId, Op, Program, RowSet};
+use m40_program::{AttentionShape, KvType, MatrixId, Op, Program, RowSet};
 use m40_repack::Layout;
 
 use crate::call::{ATTENTION, TILES};
@@ -243,16 +243,24 @@ impl Pass<'_> {
     fn attention(&self, attention: &Attention) -> Result<Work, PredictError> {
         let shape = &attention.shape;
         let seen = shape.window.map_or(self.seen, |window| self.seen.min(window as usize));
-        let cached = 2 * self.program.kv[usize::from(attention.layer)].elements_per_token();
+        let kv = &self.program.kv[usize::from(attention.layer)];
         let multiplications = seen * shape.heads * (shape.key_dim + shape.value_dim);
-        let kernel = format!("{}_attention", self.kernel());
+        let kernel = format!("{}_attention{}", self.kernel(), kv_suffix(kv.ty));
         let slots = self.slots.of_multiplication(&kernel);
         let work = "attention".to_owned();
         let slots = slots.ok_or(PredictError::NoLoop { kernel, work })?;
         Ok(Work {
-            bytes: (self.rows * seen * cached) as f64,
+            bytes: (self.rows * seen * kv.bytes_per_token()) as f64,
             slots: (self.rows * multiplications) as f64 * slots,
         })
+    }
+}
+
+/// What names of kernels for such keys and values end with.
+fn kv_suffix(ty: KvType) -> &'static str {
+    match ty {
+        KvType::F16 => "",
+        KvType::Int8 => "_int8",
     }
 }
 
@@ -298,12 +306,15 @@ impl Prompt<'_> {
     fn attention(&self, layer: u16, shape: &AttentionShape) -> Result<Work, PredictError> {
         let kernel = ATTENTION.iter().find(|kernel| kernel.value_dim >= shape.value_dim);
         let most = kernel.map_or(shape.value_dim, |kernel| kernel.value_dim);
-        let slots = self.slots(format!("rows_attention_d{most}"))?;
+        let kv = &self.program.kv[usize::from(layer)];
+        let slots = self.slots(format!("rows_attention_d{most}{}", kv_suffix(kv.ty)))?;
         let window = shape.window.map_or(self.rows, |window| window as usize);
         let seen: usize = (1..=self.rows).map(|row| row.min(window)).sum();
-        let cached = 2 * self.program.kv[usize::from(layer)].elements_per_token();
         let multiplications = seen * shape.heads * (shape.key_dim + shape.value_dim);
-        Ok(Work { bytes: (self.rows * cached) as f64, slots: multiplications as f64 * slots })
+        Ok(Work {
+            bytes: (self.rows * kv.bytes_per_token()) as f64,
+            slots: multiplications as f64 * slots,
+        })
     }
 }
 
@@ -410,7 +421,7 @@ rows_attention_d64     1   1824    171   100     0      0     2    300  92 %
             Op::Project { x, .. } | Op::GatedProject { x, .. }
                 if program.buffer(*x).rows == RowSet::Logits =>
             {
-                let shape = PassShape { rows: 1, logit_rows: 1, context: 1, kv_element_bytes: 2 };
+                let shape = PassShape { rows: 1, logit_rows: 1, context: 1 };
                 program.cost(op, shape).flops / 2
             }
             _ => 0,
@@ -444,7 +455,7 @@ rows_attention_d64     1   1824    171   100     0      0     2    300  92 %
         let card = Card { multiprocessors: 24, bandwidth: 1e9, lane_slots: 1e18, barrier: 0.0 };
         let [near, far] =
             [0, 1000].map(|depth| predict(&program, 1, depth, &slots, &card).unwrap());
-        let bytes = 1000.0 * 2.0 * program.kv_elements_per_token() as f64;
+        let bytes = 1000.0 * program.kv_bytes_per_token() as f64;
         assert!(((far.memory - near.memory) * 1e9 - bytes).abs() < 1.0);
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use m40_program::{Program, RopeId, RopeStyle, VectorId};
+use m40_program::{KvLayer, KvType, Program, RopeStyle, VectorId};
 use m40_repack::{Layout, Role};
 
 use super::{
@@ -78,6 +78,14 @@ struct Finish {
     bias: VectorId,
     other: Option<Rows>,
     softcap: f32,
+}
+
+/// What is done to heads of queries or keys.
+struct HeadArgs {
+    /// Whether anything is.
+    any: bool,
+    /// ops, gain, eps, angles, pairs
+    args: [Arg; 5],
 }
 
 /// A vector for kernels that do not read it.
@@ -327,66 +335,73 @@ impl<'a> Pass<'a> {
         }
     }
 
-    pub(super) fn attention(&mut self, op: &Attention) {
-        let shape = &op.shape;
-        let [q, k, v, out] = [op.q, op.k, op.v, op.out].map(|view| self.rows(view));
-        let pairs =
-            op.rope.map_or(0, |RopeId(id)| self.program.ropes[usize::from(id)].inv_freq.len());
-        let interleaved =
-            op.rope.is_some_and(|id| self.program.rope(id).style == RopeStyle::Interleaved);
+    /// Norms and rotations of the heads of some rows, and their angles, as kernels take them.
+    fn heads(&self, op: &Attention, gain: Option<VectorId>) -> HeadArgs {
+        let style = op.rope.map(|id| self.program.rope(id));
+        let pairs = style.map_or(0, |rope| rope.inv_freq.len());
+        let interleaved = style.is_some_and(|rope| rope.style == RopeStyle::Interleaved);
+        let norm = if gain.is_some() { HEAD_NORM } else { 0 };
+        let rotate = if op.rope.is_some() { HEAD_ROTATE } else { 0 };
         // Kernels that rotate nothing read no angles.
         let angles = match op.angles {
             Some(region) => Self::start(self.prefill.regions[&region], self.m * 2 * pairs),
             None => self.pass_rows(),
         };
-        let ops = |gain: Option<VectorId>| {
-            let norm = if gain.is_some() { HEAD_NORM } else { 0 };
-            let rotate = if op.rope.is_some() { HEAD_ROTATE } else { 0 };
-            norm | rotate | if interleaved { HEAD_INTERLEAVED } else { 0 }
-        };
-        let m = Arg::U32(self.m as u32);
-        let [heads, kv_heads, key_dim, value_dim] =
-            [shape.heads, shape.kv_heads, shape.key_dim, shape.value_dim]
-                .map(|number| Arg::U32(number as u32));
-        let warps = ROW_THREADS / LANES;
-        if ops(op.q_gain) & (HEAD_NORM | HEAD_ROTATE) != 0 {
-            let args = vec![
-                q.write(),
-                q.stride(),
-                m,
-                heads,
-                key_dim,
-                Arg::U32(ops(op.q_gain)),
-                Arg::Vector(op.q_gain.unwrap_or(NO_VECTOR)),
-                Arg::F32(op.norm_eps),
-                angles,
-                Arg::U32(pairs as u32),
-            ];
-            let grid = (self.m * shape.heads).div_ceil(warps);
-            self.call(RowsKernel::Heads, grid, ROW_THREADS, args);
+        let ops = norm | rotate | if interleaved { HEAD_INTERLEAVED } else { 0 };
+        let args = [
+            Arg::U32(ops),
+            Arg::Vector(gain.unwrap_or(NO_VECTOR)),
+            Arg::F32(op.norm_eps),
+            angles,
+            Arg::U32(pairs as u32),
+        ];
+        HeadArgs { any: norm | rotate != 0, args }
+    }
+
+    /// Norms and rotations in place.
+    fn treat_heads(&mut self, x: Rows, heads: usize, dim: usize, treatment: HeadArgs) {
+        if !treatment.any {
+            return;
         }
-        let page = Arg::U32(page_places(&self.program.kv[usize::from(op.layer)]));
-        let args = vec![
+        let numbers = [self.m, heads, dim].map(|number| Arg::U32(number as u32));
+        let args = [x.write(), x.stride()].into_iter().chain(numbers).chain(treatment.args);
+        let grid = (self.m * heads).div_ceil(ROW_THREADS / LANES);
+        self.call(RowsKernel::Heads, grid, ROW_THREADS, args.collect());
+    }
+
+    /// Keys, with norms and rotations, and values into the cache.
+    fn append(&mut self, op: &Attention, k: Rows, v: Rows) {
+        let KvLayer { kv_heads, key_dim, value_dim, ty } = self.program.kv[usize::from(op.layer)];
+        let treatment = self.heads(op, op.k_gain);
+        let mut args = vec![
             Arg::Arena,
             self.pass_rows(),
-            m,
+            Arg::U32(self.m as u32),
             k.read(),
             k.stride(),
             v.read(),
             v.stride(),
-            kv_heads,
-            key_dim,
-            value_dim,
-            Arg::U32(ops(op.k_gain)),
-            Arg::Vector(op.k_gain.unwrap_or(NO_VECTOR)),
-            Arg::F32(op.norm_eps),
-            angles,
-            Arg::U32(pairs as u32),
-            Arg::CacheMut(op.layer),
-            page,
         ];
-        let grid = (self.m * 2 * shape.kv_heads).div_ceil(warps);
-        self.call(RowsKernel::KvAppend, grid, ROW_THREADS, args);
+        args.extend([kv_heads, key_dim, value_dim].map(|number| Arg::U32(number as u32)));
+        match ty {
+            KvType::F16 => args.extend(treatment.args),
+            // A scale is known only when all of a key is.
+            KvType::Int8 => self.treat_heads(k, kv_heads, key_dim, treatment),
+        }
+        args.extend([Arg::CacheMut(op.layer), self.page(op)]);
+        let grid = (self.m * 2 * kv_heads).div_ceil(ROW_THREADS / LANES);
+        self.call(RowsKernel::KvAppend(ty), grid, ROW_THREADS, args);
+    }
+
+    fn page(&self, op: &Attention) -> Arg {
+        Arg::U32(page_places(&self.program.kv[usize::from(op.layer)]))
+    }
+
+    pub(super) fn attention(&mut self, op: &Attention) {
+        let shape = &op.shape;
+        let [q, k, v, out] = [op.q, op.k, op.v, op.out].map(|view| self.rows(view));
+        self.treat_heads(q, shape.heads, shape.key_dim, self.heads(op, op.q_gain));
+        self.append(op, k, v);
 
         let (kernel, warps) = attention_kernel(shape.key_dim, shape.value_dim)
             .expect("heads were checked when memory was planned");
@@ -401,19 +416,22 @@ impl<'a> Pass<'a> {
             q.read(),
             q.stride(),
             Arg::Cache(op.layer),
-            page,
-            heads,
-            kv_heads,
-            key_dim,
-            value_dim,
+            self.page(op),
+            Arg::U32(shape.heads as u32),
+            Arg::U32(shape.kv_heads as u32),
+            Arg::U32(shape.key_dim as u32),
+            Arg::U32(shape.value_dim as u32),
             Arg::F32(shape.scale),
             Arg::F32(shape.softcap.unwrap_or(0.0)),
             Arg::U32(shape.window.unwrap_or(0)),
+            Arg::Vector(op.sinks.unwrap_or(NO_VECTOR)),
+            Arg::U32(u32::from(op.sinks.is_some())),
             out.write(),
             out.stride(),
         ];
         let grid = tiles * shape.kv_heads * blocks;
-        self.call(RowsKernel::Attention(kernel), grid, LANES * warps, args);
+        let ty = self.program.kv[usize::from(op.layer)].ty;
+        self.call(RowsKernel::Attention(ty, kernel), grid, LANES * warps, args);
         let bytes = warps * warp_bytes(kernel, shape.key_dim, shape.value_dim);
         self.calls.last_mut().into_iter().for_each(|call| call.shared = bytes as u32);
     }

@@ -27,7 +27,8 @@ enum : u32 {
 // How shared memory is used: `pool` of the block, in floats.
 template <class Kv>
 struct AttentionMemory {
-    float* queries;               // [heads of the item][key_dim]
+    float* queries;               // [heads of the item][key_dim], grown if keys are fields
+    float* query_sums;            // [heads of the item], not grown; where they are
     typename Kv::Element* key;    // [key_dim] of the row
     typename Kv::Element* value;  // [value_dim] of the row
     float* scales;                // of key and value of the row, if they have any
@@ -48,7 +49,8 @@ struct AttentionMemory {
         memory.value = memory.key + op.key_dim;
         // Bytes leave half of what halves take to the scales.
         memory.scales = own + own_floats / 4;
-        memory.queries = own + own_floats / 2;
+        memory.query_sums = own + own_floats / 2;
+        memory.queries = memory.query_sums + (Kv::kScaled ? u32{kHeadsAtOnce} : 0);
         return memory;
     }
 };
@@ -338,7 +340,7 @@ DEVICE void dot_eight(const typename Kv::Eight& loaded, const float* x, float (&
     const float4* eight = reinterpret_cast<const float4*>(x);
     const float4 low = eight[0], high = eight[1];
     float numbers[8];
-    Kv::floats(loaded, numbers);
+    Kv::fields(loaded, numbers);
     sums[0] = fmaf(numbers[0], low.x, sums[0]);
     sums[1] = fmaf(numbers[1], low.y, sums[1]);
     sums[2] = fmaf(numbers[2], low.z, sums[2]);
@@ -352,7 +354,7 @@ DEVICE void dot_eight(const typename Kv::Eight& loaded, const float* x, float (&
 template <class Kv>
 DEVICE void add_eight(const typename Kv::Eight& loaded, float weight, float (&sums)[8]) {
     float numbers[8];
-    Kv::floats(loaded, numbers);
+    Kv::fields(loaded, numbers);
 #pragma unroll
     for (u32 i = 0; i < 8; ++i) {
         sums[i] = fmaf(weight, numbers[i], sums[i]);
@@ -416,7 +418,7 @@ DEVICE void attend(const Op& op, const AttentionItem& item, const AttentionMemor
                 part.key_scale = memory.scales[0];
                 part.value_scale = memory.scales[1];
             }
-            dot *= part.key_scale;
+            dot = fmaf(dot, Kv::kShrinkage, -Kv::kZero * memory.query_sums[head]) * part.key_scale;
         }
         const u32 here = part.first + token;
         const float infinity = as_float(0x7f800000);
@@ -438,8 +440,11 @@ DEVICE void attend(const Op& op, const AttentionItem& item, const AttentionMemor
             memory.sums[turn * kParts + number] = sum;
         }
     }
-    const float weighs = Kv::kScaled ? probability * part.value_scale : probability;
-    float sums[8] = {};
+    float weighs = probability;
+    if constexpr (Kv::kScaled) {
+        weighs *= part.value_scale * Kv::kGrowth;
+    }
+    float sums[8] = {}, weight_sum = 0.0f;
 #pragma unroll 1
     for (u32 first = 0; first * split.tokens < kPartTokens; first += kLoads) {
         if (kLoads * split.tokens < kPartTokens || d0 > 0 || op.value_dim > kOutputFloats) {
@@ -459,8 +464,19 @@ DEVICE void attend(const Op& op, const AttentionItem& item, const AttentionMemor
             if ((first + i) * split.tokens < kPartTokens) {
                 const u32 of_value = (first + i) * split.tokens + split.token;
                 const float weight = __shfl_sync(kAllLanes, weighs, of_value % kPartTokens);
-                add_eight<Kv>(part.value[i], of_value < kPartTokens ? weight : 0.0f, sums);
+                const float used = of_value < kPartTokens ? weight : 0.0f;
+                add_eight<Kv>(part.value[i], used, sums);
+                if constexpr (Kv::kScaled) {
+                    weight_sum += used;
+                }
             }
+        }
+    }
+    if constexpr (Kv::kScaled) {
+        const float zeros = weight_sum * (-Kv::kZero / Kv::kGrowth);
+#pragma unroll
+        for (u32 i = 0; i < 8; ++i) {
+            sums[i] = fmaf(sums[i], Kv::kShrinkage, zeros);
         }
     }
     // Lanes of other tokens to those of the first one.
@@ -575,7 +591,20 @@ DEVICE void prepare(const Block<C>& block, const Op& op, const AttentionItem& it
         const float* from = at<float>(block, op.q) + u64{item.row} * op.q_stride +
                             (item.first_head + task) * op.key_dim;
         float* to = memory.queries + task * op.key_dim;
-        prepare_head(block, op, item.row, from, op.q_gain, [&](u32 d, float x) { to[d] = x; });
+        float sum = 0.0f;
+        prepare_head(block, op, item.row, from, op.q_gain, [&](u32 d, float x) {
+            if constexpr (Kv::kScaled) {
+                sum += x;
+                x *= Kv::kGrowth;
+            }
+            to[d] = x;
+        });
+        if constexpr (Kv::kScaled) {
+            sum = warp_sum(sum);
+            if (lane == 0) {
+                memory.query_sums[task] = sum;
+            }
+        }
     } else if (task == item.heads) {
         const float* from =
             at<float>(block, op.k) + u64{item.row} * op.k_stride + item.kv_head * op.key_dim;

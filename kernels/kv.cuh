@@ -4,6 +4,9 @@
 
 #include "ops.cuh"
 
+// A format gives each element as `number`, without its scale, and as a `field` in place, which is less
+// work: with multiplicands grown by kGrowth,
+//   sum(number * x) = sum(field * x * kGrowth) * kShrinkage - kZero * sum(x).
 template <u32 kType>
 struct KvFormat;
 
@@ -16,11 +19,10 @@ struct KvFormat<kHalfKv> {
     DEVICE_MEMBER void load_if(bool wanted, const Eight* p, Eight& to) {
         load_words_shared_by_blocks_16_if(wanted, p, to);
     }
-    // Element `place` of a word.
     DEVICE_MEMBER float number(u32 word, u32 place) {
         return place == 0 ? half_to_float(word) : half_to_float_high(word);
     }
-    DEVICE_MEMBER void floats(const Eight& from, float (&to)[8]) {
+    DEVICE_MEMBER void fields(const Eight& from, float (&to)[8]) {
         const u32 words[4] = {from.x, from.y, from.z, from.w};
 #pragma unroll
         for (u32 i = 0; i < 8; ++i) {
@@ -36,20 +38,25 @@ struct KvFormat<kInt8Kv> {
     typedef u8 Element;
     typedef uint2 Eight;
     static constexpr bool kScaled = true;
+    static constexpr float kZero = 128.0f;
+    // 2^100, and 2^(141 - 100): products of fields with numbers of up to 2^27 are ordinary floats.
+    static constexpr float kGrowth = 1.2676506e30f, kShrinkage = 2.1990233e12f;
 
     DEVICE_MEMBER void load_if(bool wanted, const Eight* p, Eight& to) {
         load_words_shared_by_blocks_8_if(wanted, p, to);
     }
-    // Element `place` of a word, without its scale. A byte at bit 8 of 2^15 is what 2^15 is larger by;
-    // both steps are exact, and at full rate, which conversions are not.
+    // A byte at bit 8 of 2^15 is what 2^15 is larger by; both steps are exact, and at full rate, which
+    // conversions are not.
     DEVICE_MEMBER float number(u32 word, u32 place) {
         return as_float(permute(word, 0x47000000, 0x7504 | place << 4)) - (32768.0f + 128.0f);
     }
-    DEVICE_MEMBER void floats(const Eight& from, float (&to)[8]) {
+    // A byte at bit 8 of nothing is a subnormal float, so many times 2^-141, which FFMA multiplies with
+    // like any other.
+    DEVICE_MEMBER void fields(const Eight& from, float (&to)[8]) {
         const u32 words[2] = {from.x, from.y};
 #pragma unroll
         for (u32 i = 0; i < 8; ++i) {
-            to[i] = number(words[i / 4], i % 4);
+            to[i] = as_float(permute(words[i / 4], 0, 0x4404 | i % 4 << 4));
         }
     }
 };
@@ -70,8 +77,9 @@ struct Quantiser {
         for (u32 mask = kLanes / 2; mask > 0; mask /= 2) {
             bits = max(bits, __shfl_xor_sync(kAllLanes, bits, mask));
         }
-        const float largest = as_float(bits);
-        return {largest * (1.0f / 127.0f), largest > 0.0f ? 127.0f / largest : 0.0f};
+        const float largest = as_float(bits), infinity = as_float(0x7f800000);
+        return {largest < infinity ? largest * (1.0f / 127.0f) : as_float(0x7fc00000),
+                largest > 0.0f ? 127.0f / largest : 0.0f};
     }
 
     // 128 too high. In 1.5 * 2^23 and more the last place is 1, so that sums are rounded to integers.

@@ -65,7 +65,7 @@ fn quantise(head: &[f32], put: impl FnMut((usize, i8))) -> f32 {
     let largest = head.iter().map(|x| x.abs().to_bits()).max().map_or(0.0, f32::from_bits);
     let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
     head.iter().map(|x| (x * inverse).round_ties_even() as i8).enumerate().for_each(put);
-    largest * (1.0 / 127.0)
+    if largest.is_finite() { largest * (1.0 / 127.0) } else { f32::NAN }
 }
 
 /// Keys and values of every token of one sequence.

@@ -10,7 +10,8 @@
 //! * *bytes*: weights of products, keys and values of attention. Activations stay in the L2 cache.
 //! * *work*: weights of a product; multiplications of attention.
 //! * *slots*: issue slots of a lane for each, of the loops of `decode_bN_TYPE` and
-//!   `decode_bN_attention` (kernels/reference; kernels/sm52.txt, written by kernels/inspect-sm52); N is
+//!   `decode_bN_attention`, or `_attention_int8` by the type of keys and values
+//!   (kernels/reference; kernels/sm52.txt, written by kernels/inspect-sm52); N is
 //!   what the pass's rows are rounded up to.
 //! * *bandwidth*, *lane slots* and *barrier*: of the [`Card`].
 //!
@@ -335,6 +336,7 @@ kernel            loop  bytes  instr  ffma  bits  local  wide  slots  ffma  type
 decode_b1_F16        1   1856    174    64     1      0     8     96  67 %  f16          64   1.50    23.7   6 %
 decode_b1_Q4_0       1   2176    202    66    89      0     2    189  35 %  q4_0         64   2.95     6.7  44 %
 decode_b1_attention  1   7680    710   256     0      0     0    512  50 %
+decode_b1_attention_int8  1  7680  710  256   128      0     0    640  40 %
 
 gemm_f16_m128        1  12768   1197  1000    18      0     1   1250  90 %
 rows_attention_d64     1   1824    171   100     0      0     2    300  92 %
@@ -359,8 +361,10 @@ rows_attention_d64     1   1824    171   100     0      0     2    300  92 %
         use TensorType::*;
         let slots = Slots::of_this_build();
         for kernel in ["decode_b1", "decode_b2", "decode_b4", "decode_b8"] {
-            let attention = format!("{kernel}_attention");
-            assert!(slots.of_multiplication(&attention).is_some(), "{kernel}");
+            for ty in KvType::ALL {
+                let attention = format!("{kernel}_attention{}", kv_suffix(ty));
+                assert!(slots.of_multiplication(&attention).is_some(), "{kernel}, {ty}");
+            }
             for ty in [
                 F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, IQ4NL,
                 IQ4XS, MXFP4,
@@ -450,13 +454,16 @@ rows_attention_d64     1   1824    171   100     0      0     2    300  92 %
 
     #[test]
     fn depth_costs_what_its_keys_and_values_are() {
-        let (program, _) = one_type();
+        let (mut program, _) = one_type();
         let slots = Slots::parse(TABLE);
         let card = Card { multiprocessors: 24, bandwidth: 1e9, lane_slots: 1e18, barrier: 0.0 };
-        let [near, far] =
-            [0, 1000].map(|depth| predict(&program, 1, depth, &slots, &card).unwrap());
-        let bytes = 1000.0 * program.kv_bytes_per_token() as f64;
-        assert!(((far.memory - near.memory) * 1e9 - bytes).abs() < 1.0);
+        for ty in KvType::ALL {
+            program.kv.iter_mut().for_each(|kv| kv.ty = ty);
+            let [near, far] =
+                [0, 1000].map(|depth| predict(&program, 1, depth, &slots, &card).unwrap());
+            let bytes = 1000.0 * program.kv_bytes_per_token() as f64;
+            assert!(((far.memory - near.memory) * 1e9 - bytes).abs() < 1.0, "{ty}");
+        }
     }
 
     #[test]

@@ -245,6 +245,26 @@ fn stored(
     (treatment.clone(), cache.bytes)
 }
 
+/// A launch that stores rows in a cache of int8.
+fn appending(cache: &Cache, rows: &[(usize, usize)], k: &[f32], v: &[f32], threads: u32) -> Launch {
+    let (k_width, v_width) = (cache.kv_heads * cache.key_dim, cache.kv_heads * cache.value_dim);
+    let descriptors: Vec<Row> = rows.iter().map(|&(s, p)| cache.row(s, p)).collect();
+    let grid = (rows.len() * 2 * cache.kv_heads).div_ceil(threads as usize / 32);
+    Launch::new("rows_kv_append_int8", grid, threads, 0)
+        .read_words(&cache.arena)
+        .read_words(&row_words(&descriptors))
+        .number(rows.len())
+        .read_floats(&spread(k, k_width, k_width + 3))
+        .number(k_width + 3)
+        .read_floats(&spread(v, v_width, v_width + 1))
+        .number(v_width + 1)
+        .number(cache.kv_heads)
+        .number(cache.key_dim)
+        .number(cache.value_dim)
+        .write(&cache.bytes)
+        .number(cache.page_places)
+}
+
 #[test]
 fn appending_int8_stores_integers_and_scales_and_nothing_else() {
     let mut noise = Noise::new(22);
@@ -263,25 +283,7 @@ fn appending_int8_stores_integers_and_scales_and_nothing_else() {
         // Ties, and a head of zeros.
         v[..8].copy_from_slice(&[127.0, 0.5, 1.5, -0.5, -126.5, 63.49999, -2.5, -0.0]);
         v[v_width..v_width + value_dim].fill(0.0);
-        let descriptors: Vec<Row> = rows.iter().map(|&(s, p)| cache.row(s, p)).collect();
-        let threads = [32, 128, 256][i % 3];
-        let warps = threads as usize / 32;
-        let grid = (rows.len() * 2 * kv_heads).div_ceil(warps);
-        launches.push(
-            Launch::new("rows_kv_append_int8", grid, threads, 0)
-                .read_words(&cache.arena)
-                .read_words(&row_words(&descriptors))
-                .number(rows.len())
-                .read_floats(&spread(&k, k_width, k_width + 3))
-                .number(k_width + 3)
-                .read_floats(&spread(&v, v_width, v_width + 1))
-                .number(v_width + 1)
-                .number(kv_heads)
-                .number(key_dim)
-                .number(value_dim)
-                .write(&cache.bytes)
-                .number(cache.page_places),
-        );
+        launches.push(appending(&cache, &rows, &k, &v, [32, 128, 256][i % 3]));
         for (i, &row) in rows.iter().enumerate() {
             for head in 0..kv_heads {
                 cache.put(false, row, head, &k[i * k_width + head * key_dim..][..key_dim]);
@@ -294,5 +296,20 @@ fn appending_int8_stores_integers_and_scales_and_nothing_else() {
     for ((output, expected), dims) in outputs.iter().zip(expected).zip(dims) {
         let differs = output[0].iter().zip(&expected).position(|(found, want)| found != want);
         assert_eq!(differs, None, "{dims:?}");
+    }
+}
+
+#[test]
+fn what_is_no_number_makes_a_head_of_int8_no_numbers() {
+    let mut noise = Noise::new(23);
+    let mut cache = Cache::new(&mut noise, KvType::Int8, (4, 40, 8), &[(0, 7)]);
+    let mut k = noise.normals(4 * 40, 1.0);
+    (k[3], k[40 + 39], k[80]) = (f32::NAN, f32::INFINITY, f32::NEG_INFINITY);
+    let launch = appending(&cache, &[(0, 6)], &k, &noise.normals(4 * 8, 1.0), 64);
+    let Some(outputs) = run("append-no-number", &[launch]) else { return };
+    cache.bytes.copy_from_slice(&outputs[0][0]);
+    for (head, finite) in [false, false, false, true].into_iter().enumerate() {
+        let key = cache.get(false, (0, 6), head);
+        assert!(key.iter().all(|x| if finite { x.is_finite() } else { x.is_nan() }), "{key:?}");
     }
 }

@@ -119,7 +119,11 @@ pub(crate) fn state(model: &ModelEntry) -> String {
         (Some(failure), _) => format!("{}: {failure}", model.state.name()),
         (None, Some(loaded)) => {
             let (state, context) = (model.state.name(), loaded.context_tokens);
-            format!("{state}, context {context}, {} jobs", loaded.jobs)
+            let kv = match loaded.kv_type.as_str() {
+                "" | "f16" => String::new(),
+                other => format!(" (kv {other})"),
+            };
+            format!("{state}, context {context}{kv}, {} jobs", loaded.jobs)
         }
         (None, None) => model.state.name().to_owned(),
     }

@@ -28,6 +28,7 @@ pub(crate) struct Config {
     pub threads: Option<usize>,
     /// Most context of a model; `None` means the engine's own limit.
     pub context_tokens_max: Option<u32>,
+    pub kv_type: m40llm::KvType,
     pub models_loaded_max: usize,
     pub queued_jobs_max: usize,
     pub shutdown_grace: Duration,
@@ -75,6 +76,23 @@ impl From<Decode> for m40llm::Decode {
             Decode::Launch => Self::Launch,
             Decode::Graph => Self::Graph,
             Decode::Persistent => Self::Persistent,
+        }
+    }
+}
+
+/// How keys and values are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum KvType {
+    F16,
+    Int8,
+}
+
+impl From<KvType> for m40llm::KvType {
+    fn from(ty: KvType) -> Self {
+        match ty {
+            KvType::F16 => Self::F16,
+            KvType::Int8 => Self::Int8,
         }
     }
 }
@@ -138,6 +156,7 @@ impl Config {
             threads: Some(raw.engine.threads.to_usize()).filter(|&threads| threads > 0),
             context_tokens_max: Some(raw.models.context_tokens_max.to_u32())
                 .filter(|&tokens| tokens > 0),
+            kv_type: raw.models.kv_type.into(),
             models_loaded_max: raw.models.loaded_max.to_usize(),
             queued_jobs_max: raw.limits.queued_jobs_max.to_usize(),
             shutdown_grace: seconds(raw.limits.shutdown_grace_s.get()),
@@ -156,6 +175,7 @@ impl Config {
             ("gpu", self.gpu != other.gpu),
             ("engine.threads", self.threads != other.threads),
             ("models.context_tokens_max", self.context_tokens_max != other.context_tokens_max),
+            ("models.kv_type", self.kv_type != other.kv_type),
             ("models.loaded_max", self.models_loaded_max != other.models_loaded_max),
             ("limits.queued_jobs_max", self.queued_jobs_max != other.queued_jobs_max),
             ("limits.shutdown_grace_s", self.shutdown_grace != other.shutdown_grace),
@@ -238,6 +258,16 @@ mod tests {
         assert!(error.contains("`graph`") && error.contains("`persistent`"), "{error}");
         let error = load("[gpu]\nvram_mib_max = 65537\n").unwrap_err().to_string();
         assert!(error.contains("from 0 to 65536"), "{error}");
+    }
+
+    #[test]
+    fn keys_and_values_are_f16_unless_told_otherwise() {
+        let kv_type = |text| load(text).map(|config| config.kv_type);
+        assert_eq!(kv_type("").unwrap(), m40llm::KvType::F16);
+        assert_eq!(kv_type("[models]\nkv_type = \"f16\"\n").unwrap(), m40llm::KvType::F16);
+        assert_eq!(kv_type("[models]\nkv_type = \"int8\"\n").unwrap(), m40llm::KvType::Int8);
+        let error = kv_type("[models]\nkv_type = \"q8_0\"\n").unwrap_err().to_string();
+        assert!(error.contains("`f16`") && error.contains("`int8`"), "{error}");
     }
 
     #[test]

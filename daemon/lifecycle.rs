@@ -117,6 +117,7 @@ async fn serve(
         loaded_max: config.models_loaded_max,
         queued_jobs_max: config.queued_jobs_max,
         context_tokens_max: config.context_tokens_max,
+        kv_type: config.kv_type,
     };
     let models = Models::new(engine, store, limits, phase_receiver.clone());
     let Bound { http, http_address, control, control_file } = bound;

@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use m40_control::{ErrorCode, LoadedModel, ModelEntry, ModelRef, ModelState, model_name_of_file};
-use m40llm::{Engine, GpuError, LoadError, Model, ModelOptions};
+use m40llm::{Engine, GpuError, KvType, LoadError, Model, ModelOptions};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
@@ -47,12 +47,13 @@ pub(crate) struct Loaded {
     load_time: Duration,
 }
 
-/// What bounds the models.
+/// What bounds the models, and how they keep their context.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     pub loaded_max: usize,
     pub queued_jobs_max: usize,
     pub context_tokens_max: Option<u32>,
+    pub kv_type: KvType,
 }
 
 /// All models, stored and loaded. A cheap handle.
@@ -390,7 +391,8 @@ impl Inner {
         &self,
         open: impl Fn(&ModelOptions) -> Result<T, LoadError>,
     ) -> Result<T, LoadError> {
-        let with = |context| open(&ModelOptions { context, chat_template: None });
+        let kv_type = self.limits.kv_type;
+        let with = |context| open(&ModelOptions { context, kv_type, chat_template: None });
         match with(self.limits.context_tokens_max) {
             Err(LoadError::Context { trained, .. }) => with(Some(trained)),
             result => result,
@@ -404,6 +406,7 @@ impl Loaded {
         LoadedModel {
             context_tokens: info.context,
             weight_bytes: info.weight_bytes,
+            kv_type: info.kv_type.name().to_owned(),
             kv_bytes_per_token: info.kv_bytes_per_token,
             load_ms: self.load_time.as_millis() as u64,
             jobs: self.worker.jobs(),
@@ -435,7 +438,12 @@ mod tests {
     async fn a_lost_gpu_is_told_of_and_other_failures_are_not() {
         let dir = tempfile::tempdir().unwrap();
         let (_serving, phase) = watch::channel(Phase::Serving);
-        let limits = Limits { loaded_max: 1, queued_jobs_max: 1, context_tokens_max: None };
+        let limits = Limits {
+            loaded_max: 1,
+            queued_jobs_max: 1,
+            context_tokens_max: None,
+            kv_type: KvType::F16,
+        };
         let engine = Engine::new(EngineOptions::default()).unwrap();
         let models = Models::new(engine, Store::open(dir.path()).unwrap(), limits, phase);
         let mut lost = pin!(models.device_lost());

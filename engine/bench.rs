@@ -269,7 +269,7 @@ fn too_large(subject: &dyn Subject, sequences: usize, tokens: usize) -> Option<S
 
 /// Bytes of weights that a pass of decoding reads.
 fn weight_bytes(program: &Program) -> f64 {
-    let shape = PassShape { rows: 1, logit_rows: 1, context: 1, kv_element_bytes: 2 };
+    let shape = PassShape { rows: 1, logit_rows: 1, context: 1 };
     program.pass_cost(shape).weight_bytes as f64
 }
 
@@ -325,7 +325,7 @@ impl Subject for CpuSubject<'_> {
     }
 
     fn room(&self) -> usize {
-        let bytes = 2 * self.program().kv_elements_per_token();
+        let bytes = self.program().kv_bytes_per_token();
         CPU_KV_BYTES.checked_div(bytes).unwrap_or(usize::MAX)
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use m40_cpu::{Numerics, PrepareError};
 use m40_gguf::{Gguf, GgufError, TensorType, split};
-use m40_program::{BuildError, BuildOptions, Program, build};
+use m40_program::{BuildError, BuildOptions, KvType, Program, build};
 use m40_tokenizer::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
 use memmap2::Mmap;
 
@@ -51,6 +51,9 @@ pub struct Engine {
 pub struct ModelOptions {
     /// Tokens of context; the trained context, at most 8192, when absent.
     pub context: Option<u32>,
+    /// How keys and values are kept: int8 takes about half the memory of f16, and the answers differ a
+    /// little.
+    pub kv_type: KvType,
     /// Chat template to use instead of the file's.
     pub chat_template: Option<String>,
 }
@@ -76,6 +79,8 @@ pub struct ModelInfo {
     pub layers: u32,
     /// Tokens of the vocabulary.
     pub vocab: u32,
+    /// How keys and values are kept.
+    pub kv_type: KvType,
     /// Bytes of KV cache per token of context.
     pub kv_bytes_per_token: u64,
 }
@@ -251,7 +256,7 @@ impl Engine {
             });
         }
         let template = chat_template(path, &gguf, &tokenizer, options)?;
-        let info = describe(&gguf, &program, served_context(&program, options));
+        let info = describe(&gguf, &program, options);
         Ok(Opened { gguf, program, info, tokenizer, template })
     }
 
@@ -262,7 +267,7 @@ impl Engine {
         options: &ModelOptions,
     ) -> Result<Program, LoadError> {
         let build = |context| {
-            build(gguf, BuildOptions { context })
+            build(gguf, BuildOptions { context, kv_type: options.kv_type })
                 .map_err(|source| LoadError::Build { path: path.into(), source })
         };
         let program = build(options.context)?;
@@ -333,7 +338,7 @@ fn chat_template(
     made.map_err(|source| LoadError::Template { path: path.into(), source })
 }
 
-fn describe(gguf: &Gguf<Mmap>, program: &Program, context: u32) -> ModelInfo {
+fn describe(gguf: &Gguf<Mmap>, program: &Program, options: &ModelOptions) -> ModelInfo {
     let weights = |info: &m40_gguf::TensorInfo| (info.dims.rows() * info.dims.cols()) as u64;
     let bytes = |info: &m40_gguf::TensorInfo| gguf.tensor_data(info).len() as u64;
     let mut by_type: Vec<(TensorType, u64)> = vec![];
@@ -358,11 +363,12 @@ fn describe(gguf: &Gguf<Mmap>, program: &Program, context: u32) -> ModelInfo {
         parameters: gguf.tensors().iter().map(weights).sum(),
         quantization: main.to_owned(),
         weight_bytes: gguf.tensors().iter().map(bytes).sum(),
-        context,
+        context: served_context(program, options),
         context_trained: program.description.context,
         layers: program.description.layers as u32,
         vocab: program.description.vocab as u32,
-        kv_bytes_per_token: program.kv_elements_per_token() as u64 * 2,
+        kv_type: options.kv_type,
+        kv_bytes_per_token: program.kv_bytes_per_token() as u64,
     }
 }
 

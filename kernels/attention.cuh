@@ -9,6 +9,7 @@
 #pragma once
 
 #include "block.cuh"
+#include "kv.cuh"
 
 enum : u32 {
     kPartTokens = 16,
@@ -24,11 +25,14 @@ enum : u32 {
 };
 
 // How shared memory is used: `pool` of the block, in floats.
+template <class Kv>
 struct AttentionMemory {
-    float* queries;  // [heads of the item][key_dim]
-    u16* key;        // [key_dim] f16 of the row
-    u16* value;      // [value_dim] f16 of the row
-    float* outputs;  // [2][kParts][up to kOutputFloats], in turns
+    float* queries;               // [heads of the item][key_dim], grown if keys are fields
+    float* query_sums;            // [heads of the item], not grown; where they are
+    typename Kv::Element* key;    // [key_dim] of the row
+    typename Kv::Element* value;  // [value_dim] of the row
+    float* scales;                // of key and value of the row, if they have any
+    float* outputs;  // [2][kParts][up to kOutputFloats], in turns; before, key and value unrounded
     float* maxima;   // [2][kParts]
     float* sums;     // [2][kParts]
 
@@ -38,10 +42,15 @@ struct AttentionMemory {
         memory.maxima = start;
         memory.sums = memory.maxima + 2 * kParts;
         memory.outputs = memory.sums + 2 * kParts;
-        float* own = memory.outputs + 2 * kParts * min(op.value_dim, u32{kOutputFloats});
-        memory.key = reinterpret_cast<u16*>(own);
+        const u32 floats = 2 * kParts * min(op.value_dim, u32{kOutputFloats});
+        const u32 own_floats = op.key_dim + op.value_dim;
+        float* own = memory.outputs + (Kv::kScaled ? max(floats, own_floats) : floats);
+        memory.key = reinterpret_cast<typename Kv::Element*>(own);
         memory.value = memory.key + op.key_dim;
-        memory.queries = own + (op.key_dim + op.value_dim) / 2;
+        // Bytes leave half of what halves take to the scales.
+        memory.scales = own + own_floats / 4;
+        memory.query_sums = own + own_floats / 2;
+        memory.queries = memory.query_sums + (Kv::kScaled ? u32{kHeadsAtOnce} : 0);
         return memory;
     }
 };
@@ -197,15 +206,27 @@ DEVICE void prepare_head(const Block<C>& block, const Op& op, u32 row, const flo
     }
 }
 
+constexpr float kLog2E = 1.44269504f;
+
 // A score as a power of 2.
 template <class Op>
 DEVICE float score(const Op& op, float dot) {
-    constexpr float kLog2E = 1.44269504f;
     float s = dot * op.scale;
     if (op.softcap != 0.0f) {
         s = soften(s, op.softcap);
     }
     return s * kLog2E;
+}
+
+// A head's sum of weights relative to 2^largest, with that of its sink.
+template <class C, class Op>
+DEVICE float with_sink(const Block<C>& block, const Op& op, u32 head, float largest, float total) {
+    if (op.sinks == kNowhere) {
+        return total;
+    }
+    // Far above all scores it is infinite, and the result 0.
+    const float sink = as_float(load_weights_4(at<float>(block, op.sinks) + head));
+    return total + exp2_approx(sink * kLog2E - largest);
 }
 
 // The lanes of a warp over the values of a part: `lanes` of them take a token, 8 dimensions each.
@@ -222,13 +243,24 @@ struct ValueLanes {
     }
 };
 
-// A warp's part of an item: where it lies, and what is loaded of it.
+// Where scales of a head's keys lie in a page; those of its values are op.kv_heads * kPageTokens
+// further on.
 template <class Op>
+DEVICE float* scales_of(const Op& op, u8* page, u32 kv_head) {
+    const u32 bytes = op.kv_heads * (op.key_dim + op.value_dim) * kPageTokens;
+    return reinterpret_cast<float*>(page + bytes) + kv_head * kPageTokens;
+}
+
+// A warp's part of an item: where it lies, and what is loaded of it.
+template <class Kv, class Op>
 struct Part {
+    typedef typename Kv::Eight Eight;
     u32 first;            // token of the sequence
-    const uint4* keys;    // of the lane's token and half, kPageTokens apart
-    const uint4* values;  // of the lane's first token and dimensions
-    uint4 key[kLoads], value[kLoads];
+    const Eight* keys;    // of the lane's token and half, kPageTokens apart
+    const Eight* values;  // of the lane's first token and dimensions
+    const float* scales;  // of the lane's token: of its key
+    Eight key[kLoads], value[kLoads];
+    float key_scale, value_scale;  // of the lane's token
 
     template <class C>
     DEVICE_MEMBER void find(const Block<C>& block, const Op& op, const AttentionItem& item,
@@ -236,16 +268,19 @@ struct Part {
         const u32 token = threadIdx.x % kPartTokens, half = threadIdx.x % kLanes / kPartTokens;
         part.first = item.chunk * kChunkTokens + number * kPartTokens;
         part.keys = part.values = nullptr;
+        part.scales = nullptr;
         if (seen(item, part)) {
             const u32* table = at<u32>(block, block.shared->rows[item.row].pages);
             const u32 index = load_word_shared_by_blocks(table + part.first / kPageTokens);
-            const uint4* page = at<uint4>(block, op.cache) + u64{index} * op.page_places;
+            u8* start = at<u8>(block, op.cache) + u64{index} * op.page_places * 16;
+            const Eight* page = reinterpret_cast<const Eight*>(start);
             const u32 eighths = op.key_dim / 8, first = part.first % kPageTokens;
             part.keys = page + (item.kv_head * eighths + half * ((eighths + 1) / 2)) * kPageTokens +
                         first + token;
             part.values = page + op.kv_heads * eighths * kPageTokens +
                           ((item.kv_head * kPageTokens + first + split.token) * op.value_dim +
                            split.dim) / 8;
+            part.scales = scales_of(op, start, item.kv_head) + first + token;
         }
     }
 
@@ -260,6 +295,13 @@ struct Part {
         return threadIdx.x % kLanes < kPartTokens ? first : all - first;
     }
 
+    DEVICE_MEMBER void load_scales(const Op& op, const AttentionItem& item, Part& part) {
+        const bool there = seen(item, part) && part.first + threadIdx.x % kPartTokens < item.position;
+        part.key_scale = part.value_scale = 0.0f;
+        load_shared_by_blocks_if(there, part.scales, part.key_scale);
+        load_shared_by_blocks_if(there, part.scales + op.kv_heads * kPageTokens, part.value_scale);
+    }
+
     // Keys: eighths first..first + kLoads of the lane's token. Of tokens that the cache has not they
     // are not read: what is there may be anything.
     DEVICE_MEMBER void load_keys(const Op& op, const AttentionItem& item, Part& part, u32 first) {
@@ -267,10 +309,10 @@ struct Part {
         const bool there = seen(item, part) && part.first + threadIdx.x % kPartTokens < item.position;
 #pragma unroll
         for (u32 i = 0; i < kLoads; ++i) {
-            part.key[i] = {0, 0, 0, 0};
+            part.key[i] = {};
             if (first + i < (op.key_dim / 8 + 1) / 2) {
-                load_words_shared_by_blocks_16_if(there & (first + i < count),
-                                                  part.keys + (first + i) * kPageTokens, part.key[i]);
+                Kv::load_if(there & (first + i < count), part.keys + (first + i) * kPageTokens,
+                            part.key[i]);
             }
         }
     }
@@ -282,53 +324,57 @@ struct Part {
 #pragma unroll
         for (u32 i = 0; i < kLoads; ++i) {
             const u32 token = (first + i) * split.tokens + split.token;
-            part.value[i] = {0, 0, 0, 0};
+            part.value[i] = {};
             if ((first + i) * split.tokens < kPartTokens) {
-                load_words_shared_by_blocks_16_if(
-                    here & (token < kPartTokens) & (part.first + token < item.position),
-                    part.values + ((first + i) * split.tokens * op.value_dim + d0) / 8,
-                    part.value[i]);
+                Kv::load_if(here & (token < kPartTokens) & (part.first + token < item.position),
+                            part.values + ((first + i) * split.tokens * op.value_dim + d0) / 8,
+                            part.value[i]);
             }
         }
     }
 };
 
 // Products of 8 loaded numbers with 8 others, added to four sums.
-DEVICE void dot_eight(uint4 words, const float* x, float (&sums)[4]) {
+template <class Kv>
+DEVICE void dot_eight(const typename Kv::Eight& loaded, const float* x, float (&sums)[4]) {
     const float4* eight = reinterpret_cast<const float4*>(x);
     const float4 low = eight[0], high = eight[1];
-    sums[0] = fmaf(half_to_float(words.x), low.x, sums[0]);
-    sums[1] = fmaf(half_to_float_high(words.x), low.y, sums[1]);
-    sums[2] = fmaf(half_to_float(words.y), low.z, sums[2]);
-    sums[3] = fmaf(half_to_float_high(words.y), low.w, sums[3]);
-    sums[0] = fmaf(half_to_float(words.z), high.x, sums[0]);
-    sums[1] = fmaf(half_to_float_high(words.z), high.y, sums[1]);
-    sums[2] = fmaf(half_to_float(words.w), high.z, sums[2]);
-    sums[3] = fmaf(half_to_float_high(words.w), high.w, sums[3]);
+    float numbers[8];
+    Kv::fields(loaded, numbers);
+    sums[0] = fmaf(numbers[0], low.x, sums[0]);
+    sums[1] = fmaf(numbers[1], low.y, sums[1]);
+    sums[2] = fmaf(numbers[2], low.z, sums[2]);
+    sums[3] = fmaf(numbers[3], low.w, sums[3]);
+    sums[0] = fmaf(numbers[4], high.x, sums[0]);
+    sums[1] = fmaf(numbers[5], high.y, sums[1]);
+    sums[2] = fmaf(numbers[6], high.z, sums[2]);
+    sums[3] = fmaf(numbers[7], high.w, sums[3]);
 }
 
-DEVICE void add_eight(uint4 words, float weight, float (&sums)[8]) {
-    const u32 word[4] = {words.x, words.y, words.z, words.w};
+template <class Kv>
+DEVICE void add_eight(const typename Kv::Eight& loaded, float weight, float (&sums)[8]) {
+    float numbers[8];
+    Kv::fields(loaded, numbers);
 #pragma unroll
-    for (u32 i = 0; i < 4; ++i) {
-        sums[2 * i] = fmaf(weight, half_to_float(word[i]), sums[2 * i]);
-        sums[2 * i + 1] = fmaf(weight, half_to_float_high(word[i]), sums[2 * i + 1]);
+    for (u32 i = 0; i < 8; ++i) {
+        sums[i] = fmaf(weight, numbers[i], sums[i]);
     }
 }
 
 // One head of the item over one part: its sums of values relative to its own maximum, into memory.
 // Keys and values from the first ones on are loaded, and are again where there are more than those.
-template <class C, class Op>
-DEVICE void attend(const Op& op, const AttentionItem& item, const AttentionMemory& memory,
-                   const ValueLanes& split, Part<Op>& part, u32 number, u32 head, u32 turn, u32 d0,
+template <class C, class Kv, class Op>
+DEVICE void attend(const Op& op, const AttentionItem& item, const AttentionMemory<Kv>& memory,
+                   const ValueLanes& split, Part<Kv, Op>& part, u32 number, u32 head, u32 turn, u32 d0,
                    float& probability) {
+    typedef typename Kv::Eight Eight;
     const u32 lane = threadIdx.x % kLanes, token = lane % kPartTokens, half = lane / kPartTokens;
     const bool owns = item.with_own && part.first <= item.position &&
                       item.position < part.first + kPartTokens;
     const u32 own = item.position - part.first, width = min(op.value_dim, u32{kOutputFloats});
     float4* out =
         reinterpret_cast<float4*>(memory.outputs + (turn * kParts + number) * width + split.dim);
-    if (!owns && !Part<Op>::seen(item, part)) {
+    if (!owns && !Part<Kv, Op>::seen(item, part)) {
         // Nothing, which must be a number to be multiplied with.
         if (split.token == 0) {
             out[0] = out[1] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -340,15 +386,15 @@ DEVICE void attend(const Op& op, const AttentionItem& item, const AttentionMemor
         return;
     }
     if (d0 == 0) {
-        const u32 most = (op.key_dim / 8 + 1) / 2, count = Part<Op>::eighths(op);
+        const u32 most = (op.key_dim / 8 + 1) / 2, count = Part<Kv, Op>::eighths(op);
         const u32 skipped = half * most;
-        const uint4* own_key = reinterpret_cast<const uint4*>(memory.key) + skipped;
+        const Eight* own_key = reinterpret_cast<const Eight*>(memory.key) + skipped;
         const float* query = memory.queries + head * op.key_dim + skipped * 8;
         float dots[4] = {};
 #pragma unroll 1
         for (u32 first = 0; first < most; first += kLoads) {
             if (most > kLoads) {
-                Part<Op>::load_keys(op, item, part, first);
+                Part<Kv, Op>::load_keys(op, item, part, first);
             }
             if (owns) {
 #pragma unroll
@@ -361,12 +407,19 @@ DEVICE void attend(const Op& op, const AttentionItem& item, const AttentionMemor
 #pragma unroll
             for (u32 i = 0; i < kLoads; ++i) {
                 if (first + i < most && first + i < count) {
-                    dot_eight(part.key[i], query + 8 * (first + i), dots);
+                    dot_eight<Kv>(part.key[i], query + 8 * (first + i), dots);
                 }
             }
         }
         float dot = dots[0] + dots[1] + (dots[2] + dots[3]);
         dot += __shfl_xor_sync(kAllLanes, dot, kPartTokens);
+        if constexpr (Kv::kScaled) {
+            if (owns && token == own) {
+                part.key_scale = memory.scales[0];
+                part.value_scale = memory.scales[1];
+            }
+            dot = fmaf(dot, Kv::kShrinkage, -Kv::kZero * memory.query_sums[head]) * part.key_scale;
+        }
         const u32 here = part.first + token;
         const float infinity = as_float(0x7f800000);
         const float s =
@@ -387,18 +440,22 @@ DEVICE void attend(const Op& op, const AttentionItem& item, const AttentionMemor
             memory.sums[turn * kParts + number] = sum;
         }
     }
-    float sums[8] = {};
+    float weighs = probability;
+    if constexpr (Kv::kScaled) {
+        weighs *= part.value_scale * Kv::kGrowth;
+    }
+    float sums[8] = {}, weight_sum = 0.0f;
 #pragma unroll 1
     for (u32 first = 0; first * split.tokens < kPartTokens; first += kLoads) {
         if (kLoads * split.tokens < kPartTokens || d0 > 0 || op.value_dim > kOutputFloats) {
-            Part<Op>::load_values(op, item, split, part, d0, first);
+            Part<Kv, Op>::load_values(op, item, split, part, d0, first);
         }
         if (owns) {
 #pragma unroll
             for (u32 i = 0; i < kLoads; ++i) {
                 const u32 of_value = (first + i) * split.tokens + split.token;
                 if (split.active && of_value == own && d0 + split.dim < op.value_dim) {
-                    part.value[i] = *reinterpret_cast<const uint4*>(memory.value + d0 + split.dim);
+                    part.value[i] = *reinterpret_cast<const Eight*>(memory.value + d0 + split.dim);
                 }
             }
         }
@@ -406,10 +463,20 @@ DEVICE void attend(const Op& op, const AttentionItem& item, const AttentionMemor
         for (u32 i = 0; i < kLoads; ++i) {
             if ((first + i) * split.tokens < kPartTokens) {
                 const u32 of_value = (first + i) * split.tokens + split.token;
-                const float weight =
-                    __shfl_sync(kAllLanes, probability, of_value % kPartTokens);
-                add_eight(part.value[i], of_value < kPartTokens ? weight : 0.0f, sums);
+                const float weight = __shfl_sync(kAllLanes, weighs, of_value % kPartTokens);
+                const float used = of_value < kPartTokens ? weight : 0.0f;
+                add_eight<Kv>(part.value[i], used, sums);
+                if constexpr (Kv::kScaled) {
+                    weight_sum += used;
+                }
             }
+        }
+    }
+    if constexpr (Kv::kScaled) {
+        const float zeros = weight_sum * (-Kv::kZero / Kv::kGrowth);
+#pragma unroll
+        for (u32 i = 0; i < 8; ++i) {
+            sums[i] = fmaf(sums[i], Kv::kShrinkage, zeros);
         }
     }
     // Lanes of other tokens to those of the first one.
@@ -443,7 +510,8 @@ DEVICE void attend(const Op& op, const AttentionItem& item, const AttentionMemor
 // The results of all chunks of a row's KV head, put together by the block that finished last.
 // partials: [chunks][group][value_dim + 4]; out: [group][value_dim]
 template <class C, class Op>
-DEVICE void join_chunks(const Op& op, u32 chunks, u32 group, const float* partials, float* out) {
+DEVICE void join_chunks(const Block<C>& block, const Op& op, u32 chunks, u32 kv_head, u32 group,
+                        const float* partials, float* out) {
     const u32 partial = op.value_dim + 4;
 #pragma unroll 1
     for (u32 i = threadIdx.x; i < group * op.value_dim; i += C::kThreads) {
@@ -462,6 +530,7 @@ DEVICE void join_chunks(const Op& op, u32 chunks, u32 group, const float* partia
             total = fmaf(factor, parts, total * old);
             largest = highest;
         }
+        total = with_sink(block, op, kv_head * group + head, largest, total);
         out[i] = sum * reciprocal_approx(total);
     }
 }
@@ -484,50 +553,109 @@ DEVICE bool finished_last(const Block<C>& block, const Op& op, const AttentionIt
     return last != 0;
 }
 
+// A key or value of the row, whole in `from` and this warp's, rounded to what the cache holds: for this
+// block, and into the cache if `appends`. There dimension d is element `at(d)`.
+template <class At>
+DEVICE void keep_scaled(const float* from, u32 dim, u8* own, float* own_scale, bool appends, u8* cache,
+                        float* scale, At at) {
+    __syncwarp();
+    const u32 lane = threadIdx.x % kLanes;
+    const auto quantiser = Quantiser::of(from, dim);
+#pragma unroll 4
+    for (u32 d = lane; d < dim; d += kLanes) {
+        const u8 byte = Quantiser::byte(quantiser, from[d]);
+        own[d] = byte;
+        if (appends) {
+            cache[at(d)] = byte;
+        }
+    }
+    if (lane == 0) {
+        *own_scale = quantiser.scale;
+        if (appends) {
+            *scale = quantiser.scale;
+        }
+    }
+}
+
 // Queries, key and value of the item, prepared and stored, by a warp each. The key and the value are
 // rounded to what the cache holds. page: of the row's own token
-template <class C, class Op>
+template <class C, class Kv, class Op>
 DEVICE void prepare(const Block<C>& block, const Op& op, const AttentionItem& item,
-                    const AttentionMemory& memory, u32 task, u32 page) {
-    u16* cache = at<u16>(block, op.cache) + u64{page} * op.page_places * 8;
+                    const AttentionMemory<Kv>& memory, u32 task, u32 page) {
+    typedef typename Kv::Element Element;
+    u8* start = at<u8>(block, op.cache) + u64{page} * op.page_places * 16;
+    Element* cache = reinterpret_cast<Element*>(start);
     const u32 lane = threadIdx.x % kLanes, token = item.position % kPageTokens;
+    float* scale = scales_of(op, start, item.kv_head) + token;
     if (task < item.heads) {
         const float* from = at<float>(block, op.q) + u64{item.row} * op.q_stride +
                             (item.first_head + task) * op.key_dim;
         float* to = memory.queries + task * op.key_dim;
-        prepare_head(block, op, item.row, from, op.q_gain, [&](u32 d, float x) { to[d] = x; });
+        float sum = 0.0f;
+        prepare_head(block, op, item.row, from, op.q_gain, [&](u32 d, float x) {
+            if constexpr (Kv::kScaled) {
+                sum += x;
+                x *= Kv::kGrowth;
+            }
+            to[d] = x;
+        });
+        if constexpr (Kv::kScaled) {
+            sum = warp_sum(sum);
+            if (lane == 0) {
+                memory.query_sums[task] = sum;
+            }
+        }
     } else if (task == item.heads) {
         const float* from =
             at<float>(block, op.k) + u64{item.row} * op.k_stride + item.kv_head * op.key_dim;
-        u16* to = cache + item.kv_head * op.key_dim * kPageTokens + token * 8;
+        Element* to = cache + item.kv_head * op.key_dim * kPageTokens + token * 8;
+        const auto place = [](u32 d) { return d / 8 * (kPageTokens * 8) + d % 8; };
         prepare_head(block, op, item.row, from, op.k_gain, [&](u32 d, float x) {
-            const u16 bits = static_cast<u16>(float_to_half(x));
-            memory.key[d] = bits;
-            if (item.appends) {
-                to[d / 8 * (kPageTokens * 8) + d % 8] = bits;
+            if constexpr (Kv::kScaled) {
+                memory.outputs[d] = x;
+            } else {
+                const u16 bits = static_cast<u16>(float_to_half(x));
+                memory.key[d] = bits;
+                if (item.appends) {
+                    to[place(d)] = bits;
+                }
             }
         });
+        if constexpr (Kv::kScaled) {
+            keep_scaled(memory.outputs, op.key_dim, memory.key, memory.scales, item.appends, to,
+                        scale, place);
+        }
     } else {
         const float* from =
             at<float>(block, op.v) + u64{item.row} * op.v_stride + item.kv_head * op.value_dim;
-        u16* to = cache + op.kv_heads * op.key_dim * kPageTokens +
-                  (item.kv_head * kPageTokens + token) * op.value_dim;
+        Element* to = cache + op.kv_heads * op.key_dim * kPageTokens +
+                      (item.kv_head * kPageTokens + token) * op.value_dim;
+        float* staged = memory.outputs + op.key_dim;
 #pragma unroll 4
         for (u32 d = lane; d < op.value_dim; d += kLanes) {
-            const u16 bits = static_cast<u16>(float_to_half(load_shared_by_blocks(from + d)));
-            memory.value[d] = bits;
-            if (item.appends) {
-                to[d] = bits;
+            const float x = load_shared_by_blocks(from + d);
+            if constexpr (Kv::kScaled) {
+                staged[d] = x;
+            } else {
+                const u16 bits = static_cast<u16>(float_to_half(x));
+                memory.value[d] = bits;
+                if (item.appends) {
+                    to[d] = bits;
+                }
             }
+        }
+        if constexpr (Kv::kScaled) {
+            keep_scaled(staged, op.value_dim, memory.value, memory.scales + 1, item.appends, to,
+                        scale + op.kv_heads * kPageTokens, [](u32 d) { return d; });
         }
     }
 }
 
 // Parts of one head put together: dimensions d0.. of its result, or of the chunk's.
 // first: of the threads that do it; out: [value_dim], or [value_dim + 4] of a row of several chunks
-template <class C, class Op>
-DEVICE void join_parts(const Op& op, const AttentionMemory& memory, u32 turn, u32 d0, u32 first,
-                       float* out, bool whole) {
+template <class C, class Kv, class Op>
+DEVICE void join_parts(const Block<C>& block, const Op& op, const AttentionMemory<Kv>& memory,
+                       u32 turn, u32 head, u32 d0, u32 first, float* out, bool whole) {
     const u32 width = min(op.value_dim, u32{kOutputFloats});
     const float* maxima = memory.maxima + turn * kParts;
     const float* sums = memory.sums + turn * kParts;
@@ -558,7 +686,8 @@ DEVICE void join_parts(const Op& op, const AttentionMemory& memory, u32 turn, u3
         }
         const float sum = dots[0] + dots[1] + (dots[2] + dots[3]);
         const float total = totals[0] + totals[1] + (totals[2] + totals[3]);
-        out[d0 + d] = whole ? sum * reciprocal_approx(total) : sum;
+        out[d0 + d] =
+            whole ? sum * reciprocal_approx(with_sink(block, op, head, largest, total)) : sum;
         if (!whole && d0 + d == 0) {
             out[op.value_dim] = largest;
             out[op.value_dim + 1] = total;
@@ -566,12 +695,12 @@ DEVICE void join_parts(const Op& op, const AttentionMemory& memory, u32 turn, u3
     }
 }
 
-template <class C, class Op>
+template <class C, class Kv, class Op>
 DEVICE void attention(Block<C>& block, const Op& op, bool resident) {
     constexpr u32 kPartsOfWarp = (kParts + C::kWarps - 1) / C::kWarps;
     Shared<C>& shared = *block.shared;
     const u32 warp = threadIdx.x / kLanes;
-    const auto memory = AttentionMemory::of(shared.pool, op);
+    const auto memory = AttentionMemory<Kv>::of(shared.pool, op);
     const auto split = ValueLanes::of(min(op.value_dim, u32{kOutputFloats}));
     const auto cut = HeadCut::of(shared, op);
     const u32 group = op.heads / op.kv_heads;
@@ -582,11 +711,14 @@ DEVICE void attention(Block<C>& block, const Op& op, bool resident) {
     for (u32 number = blockIdx.x; number < cut.items; number += grid_blocks()) {
         const auto item = find_item(shared, op, cut, number);
         // Tokens of earlier passes, angles and gains are there before this op's own input.
-        Part<Op> parts[kPartsOfWarp];
+        Part<Kv, Op> parts[kPartsOfWarp];
 #pragma unroll
         for (u32 p = 0; p < kPartsOfWarp; ++p) {
-            Part<Op>::find(block, op, item, split, warp + p * C::kWarps, parts[p]);
-            Part<Op>::load_keys(op, item, parts[p], 0);
+            Part<Kv, Op>::find(block, op, item, split, warp + p * C::kWarps, parts[p]);
+            Part<Kv, Op>::load_keys(op, item, parts[p], 0);
+            if constexpr (Kv::kScaled) {
+                Part<Kv, Op>::load_scales(op, item, parts[p]);
+            }
         }
         const u32 tasks = item.heads + (item.with_own ? 2 : 0);
         u32 page = 0;
@@ -607,7 +739,7 @@ DEVICE void attention(Block<C>& block, const Op& op, bool resident) {
         // Values come later, as queries would wait behind them.
 #pragma unroll
         for (u32 p = 0; p < kPartsOfWarp; ++p) {
-            Part<Op>::load_values(op, item, split, parts[p], 0, 0);
+            Part<Kv, Op>::load_values(op, item, split, parts[p], 0, 0);
         }
         __syncthreads();
 
@@ -622,7 +754,7 @@ DEVICE void attention(Block<C>& block, const Op& op, bool resident) {
 #pragma unroll
                 for (u32 p = 0; p < kPartsOfWarp; ++p) {
                     if (warp + p * C::kWarps < kParts) {
-                        attend<C>(op, item, memory, split, parts[p], warp + p * C::kWarps, h, turn,
+                        attend<C, Kv>(op, item, memory, split, parts[p], warp + p * C::kWarps, h, turn,
                                   d0, probability[p]);
                     }
                 }
@@ -633,7 +765,7 @@ DEVICE void attention(Block<C>& block, const Op& op, bool resident) {
                                         head * op.value_dim
                                   : at<float>(block, op.partials) + of_row +
                                         ((item.chunk - item.first_chunk) * group + of_group) * partial;
-                join_parts<C>(op, memory, turn, d0, h * kOutputFloats % C::kThreads, to, whole);
+                join_parts<C>(block, op, memory, turn, head, d0, h * kOutputFloats % C::kThreads, to, whole);
                 if (op.value_dim > kOutputFloats) {
                     // Maxima of this head are of use to its next dimensions.
                     __syncthreads();
@@ -643,7 +775,8 @@ DEVICE void attention(Block<C>& block, const Op& op, bool resident) {
         }
         if (!whole) {
             if (finished_last(block, op, item, item.chunks * cut.parts)) {
-                join_chunks<C>(op, item.chunks, group, at<float>(block, op.partials) + of_row,
+                join_chunks<C>(block, op, item.chunks, item.kv_head, group,
+                               at<float>(block, op.partials) + of_row,
                                at<float>(block, op.out) + u64{item.row} * op.out_stride +
                                    u64{item.kv_head} * group * op.value_dim);
             }

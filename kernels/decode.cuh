@@ -41,6 +41,16 @@ struct Pass {
         FOR_TYPE(op.type, WHAT)                  \
     }
 
+// The same for what an op's keys and values are in the cache.
+#define FOR_KV(Op, op, WHAT)                     \
+    if constexpr (Op::kKnown) {                  \
+        WHAT(KvFormat<Op::kv_type>)              \
+    } else if (op.kv_type == kInt8Kv) {          \
+        WHAT(KvFormat<kInt8Kv>)                  \
+    } else {                                     \
+        WHAT(KvFormat<kHalfKv>)                  \
+    }
+
 template <class C, class Op>
 DEVICE void run(Block<C>& block, const Op& op, bool resident, const u32* cancels) {
     if constexpr (Op::kKind == kMatvec) {
@@ -48,7 +58,9 @@ DEVICE void run(Block<C>& block, const Op& op, bool resident, const u32* cancels
         FOR_FORMAT(Op, op, MATVEC)
 #undef MATVEC
     } else if constexpr (Op::kKind == kAttention) {
-        attention(block, op, resident);
+#define ATTENTION(Kv) attention<C, Kv, Op>(block, op, resident);
+        FOR_KV(Op, op, ATTENTION)
+#undef ATTENTION
     } else {
         await(block, op.flags, resident);
         if constexpr (Op::kKind == kEmbed) {

@@ -127,6 +127,20 @@ DEVICE void load_words_shared_by_blocks_16_if(bool wanted, const void* p, uint4&
                  : "memory");
 }
 
+DEVICE void load_words_shared_by_blocks_8_if(bool wanted, const void* p, uint2& v) {
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %3, 0; @p ld.global.cg.v2.u32 {%0, %1}, [%2]; }"
+                 : "+r"(v.x), "+r"(v.y)
+                 : "l"(p), "r"(static_cast<u32>(wanted))
+                 : "memory");
+}
+
+DEVICE void load_shared_by_blocks_if(bool wanted, const float* p, float& v) {
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; @p ld.global.cg.f32 %0, [%1]; }"
+                 : "+f"(v)
+                 : "l"(p), "r"(static_cast<u32>(wanted))
+                 : "memory");
+}
+
 // A copy in another register, now.
 DEVICE u32 copied(u32 a) {
     u32 b;

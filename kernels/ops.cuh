@@ -18,10 +18,17 @@ struct alignas(16) Row {
 };
 
 // The KV cache of one layer: pages of kPageTokens tokens. A page is
-//   keys   [kv_heads][key_dim / 8][kPageTokens][8] f16: a warp whose lanes are tokens reads them whole;
-//   values [kv_heads][kPageTokens][value_dim] f16;
+//   keys   [kv_heads][key_dim / 8][kPageTokens][8]: a warp whose lanes are tokens reads them whole;
+//   values [kv_heads][kPageTokens][value_dim];
+//   of kInt8Kv, scales of keys and scales of values, [kv_heads][kPageTokens] f32 each;
 // so page p begins p * page_bytes behind the layer's start. key_dim and value_dim are multiples of 8.
 enum : u32 { kPageTokens = 32 };
+
+// What keys and values are in pages (kv.cuh).
+enum KvType : u32 {
+    kHalfKv = 0,  // f16
+    kInt8Kv = 1,  // u8, the number times its scale + 128
+};
 
 // Tokens of the context that one block attends to at a time; where a row has more of them, blocks
 // leave partial results, and the last one to finish adds them up, in order.
@@ -126,7 +133,9 @@ struct AttentionOp {
     u32 interleaved;              // pairs are (2i, 2i + 1), otherwise (i, i + pairs)
     Place cache;                  // page 0 of the layer
     u32 page_places;              // of a page
+    u32 kv_type;                  // KvType
     float scale, softcap;         // score = scale * q.k; softcap 0: none
+    Place sinks;                  // [heads] f32: e^sink is added to a head's sum of weights; or nowhere
     u32 window;                   // tokens that a row sees, itself included; 0: all
     Place partials;               // [pass rows][kv_heads][chunks] of partial results, each
                                   // [heads / kv_heads][value_dim + 4] f32

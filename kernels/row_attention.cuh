@@ -4,15 +4,19 @@
 // tokens that they see, kPages pages at a time:
 //   scores   lanes are tokens, one of each page: a lane reads 8 elements of its keys at once, in
 //            whole cache lines, makes floats of them once for all queries, and reads the queries
-//            from shared memory, where all lanes want the same 16 bytes;
+//            from shared memory, where all lanes want the same 16 bytes; scales of keys, where there
+//            are any, multiply scores;
 //   weights  e^(score - maximum), the maximum being raised only when a score exceeds it by much, so
-//            that sums are seldom rescaled; they go to shared memory;
+//            that sums are seldom rescaled; they go to shared memory, times scales of values;
 //   values   lanes are elements: weights come four tokens at once from shared memory.
 // Warps share nothing, except when a tile has fewer queries than the block has room for: then
 // several warps take the same queries, each some of the pages, and add up their sums in the end.
 #pragma once
 
-#include "ops.cuh"
+#include "kv.cuh"
+#include "planes.cuh"
+
+constexpr float kLog2E = 1.44269504f;
 
 // Rows of one sequence, at consecutive positions.
 struct RowTile {
@@ -30,49 +34,39 @@ struct RowAttention {
     u32 heads, kv_heads, key_dim, value_dim;
     float scale, softcap;   // softcap 0: none
     u32 window;             // tokens that a row sees, itself included; 0: all
+    const float* sinks;     // [heads]: e^sink is added to a head's sum of weights; or null
     float* out;             // [rows][out_stride]
     u32 out_stride;
 };
 
-// kCount f16, as loaded.
-template <u32 kCount>
-struct Halves {
-    u32 words[kCount / 2];
+// kCount elements, as loaded.
+template <class Kv, u32 kCount>
+struct Elements {
+    static constexpr u32 kBytes = kCount * sizeof(typename Kv::Element);
+    u32 words[words_for(kBytes)];
 };
 
 // Keys and values are read as weights are: no kernel writes them while this one runs, and the
 // read-only path is the only one that an M40 caches in its SMs.
-template <u32 kCount>
-DEVICE void load_halves(const u8* p, Halves<kCount>& to) {
-    if constexpr (kCount == 2) {
-        to.words[0] = load_weights_4(p);
-    } else if constexpr (kCount == 4) {
-        const uint2 v = load_weights_8(p);
-        to.words[0] = v.x;
-        to.words[1] = v.y;
-    } else {
-        static_assert(kCount == 8, "one load");
-        const uint4 v = load_weights_16(p);
-        to.words[0] = v.x;
-        to.words[1] = v.y;
-        to.words[2] = v.z;
-        to.words[3] = v.w;
-    }
+template <class Kv, u32 kCount>
+DEVICE void load_elements(const u8* p, Elements<Kv, kCount>& to) {
+    load_packed<Elements<Kv, kCount>::kBytes>(p, to.words);
 }
 
-template <u32 kCount>
-DEVICE void to_floats(const Halves<kCount>& from, float (&to)[kCount]) {
+template <class Kv, u32 kCount>
+DEVICE void to_floats(const Elements<Kv, kCount>& from, float (&to)[kCount]) {
+    constexpr u32 kInWord = 4 / sizeof(typename Kv::Element);
 #pragma unroll
-    for (u32 i = 0; i < kCount / 2; ++i) {
-        to[2 * i] = half_to_float(from.words[i]);
-        to[2 * i + 1] = half_to_float_high(from.words[i]);
+    for (u32 i = 0; i < kCount; ++i) {
+        to[i] = Kv::number(from.words[i / kInWord], i % kInWord);
     }
 }
 
 // kDims elements of values a lane: value_dim is at most 32 * kDims. A lane has runs of kRun
 // consecutive elements, the lanes' runs side by side.
-template <u32 kDims, u32 kQueries, u32 kPages>
+template <class Kv, u32 kDims, u32 kQueries, u32 kPages>
 struct Attention {
+    static constexpr u32 kElementBytes = sizeof(typename Kv::Element);
     static constexpr u32 kTokens = kPages * kPageTokens;  // that a warp weighs at a time
     static constexpr u32 kRun = kDims < 8 ? kDims : 8, kRuns = kDims / kRun;
     // How far a score may exceed the maximum that its weight is relative to: weights up to 2^8.
@@ -94,11 +88,11 @@ struct Attention {
     // queries: [key_dim / 8][kQueries][8], shared
     DEVICE_MEMBER void multiply(const u8* (&keys)[kPages], const float* queries, u32 key_dim,
                                 float (&scores)[kQueries][kPages]) {
-        constexpr u32 kStep = 8 * kPageTokens * 2;
-        Halves<8> next[kPages];
+        constexpr u32 kStep = 8 * kPageTokens * kElementBytes;
+        Elements<Kv, 8> next[kPages];
 #pragma unroll
         for (u32 page = 0; page < kPages; ++page) {
-            load_halves(keys[page], next[page]);
+            load_elements(keys[page], next[page]);
 #pragma unroll
             for (u32 r = 0; r < kQueries; ++r) {
                 scores[r][page] = 0.0f;
@@ -115,7 +109,7 @@ struct Attention {
             if (left > 8) {
 #pragma unroll
                 for (u32 page = 0; page < kPages; ++page) {
-                    load_halves(keys[page], next[page]);
+                    load_elements(keys[page], next[page]);
                 }
             }
 #pragma unroll
@@ -147,9 +141,9 @@ struct Attention {
     }
 
     // Turns scores into weights and adds those to the totals.
-    // weights: [kQueries][kTokens], shared
+    // scales: of values of the lane's tokens; weights: [kQueries][kTokens], shared
     DEVICE_MEMBER void weigh(Attention& state, const float (&scores)[kQueries][kPages],
-                             float* weights) {
+                             const float (&scales)[kPages], float* weights) {
         const u32 lane = threadIdx.x % kLanes;
         bool exceeds = false;
 #pragma unroll
@@ -180,27 +174,28 @@ struct Attention {
             for (u32 page = 0; page < kPages; ++page) {
                 const float weight = exp2_approx(scores[r][page] - state.maximum[r]);
                 state.total[r] += weight;
-                weights[r * kTokens + page * kPageTokens + lane] = weight;
+                weights[r * kTokens + page * kPageTokens + lane] =
+                    Kv::kScaled ? weight * scales[page] : weight;
             }
         }
     }
 
     // Adds the weighted values of tokens from..to of a page; `from` is a multiple of 4, less than
     // `to`. Those beyond `to` are not read: they may be of no token, and no number.
-    // values: of the head in the page, [kPageTokens][value_dim] f16; weights: of the page, shared
+    // values: of the head in the page, [kPageTokens][value_dim]; weights: of the page, shared
     DEVICE_MEMBER void add(Attention& state, const u8* values, u32 value_dim, const float* weights,
                            u32 from, u32 to) {
-        const u32 lane = threadIdx.x % kLanes, token_bytes = 2 * value_dim;
+        const u32 lane = threadIdx.x % kLanes, token_bytes = kElementBytes * value_dim;
         weights += from;
 #pragma unroll
         for (u32 run = 0; run < kRuns; ++run) {
             const u32 dim = run * kLanes * kRun + lane * kRun;
             // Lanes without elements read others', to no use.
-            const u8* p = values + (dim < value_dim ? 2 * dim : 0) + from * token_bytes;
+            const u8* p = values + (dim < value_dim ? kElementBytes * dim : 0) + from * token_bytes;
             const float* w = weights;
             u32 steps[4] = {0, token_bytes, 2 * token_bytes, 3 * token_bytes};
             u32 left = to - from;
-            Halves<kRun> next[4];
+            Elements<Kv, kRun> next[4];
             load_tokens(p, steps, left, next);
 #pragma unroll 1
             while (true) {
@@ -263,7 +258,8 @@ struct Attention {
     }
 
     // Four tokens, or `left` of them, the others repeated (their weights are 0).
-    DEVICE_MEMBER void load_tokens(const u8* p, u32 (&steps)[4], u32 left, Halves<kRun> (&to)[4]) {
+    DEVICE_MEMBER void load_tokens(const u8* p, u32 (&steps)[4], u32 left,
+                                   Elements<Kv, kRun> (&to)[4]) {
         if (left < 4) {
             const u32 step = steps[1];
             steps[1] = left > 1 ? step : 0;
@@ -272,7 +268,7 @@ struct Attention {
         }
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) {
-            load_halves(p + steps[i], to[i]);
+            load_elements(p + steps[i], to[i]);
         }
     }
 };
@@ -301,15 +297,14 @@ struct QuerySet {
 
 // A set of queries over every `ways`-th kPages pages from those of number `part` on.
 // own: the warp's shared memory
-template <u32 kDims, u32 kQueries, u32 kPages>
+template <class Kv, u32 kDims, u32 kQueries, u32 kPages>
 DEVICE void attend_part(const RowAttention& a, const QuerySet& set, u32 part, u32 ways, float* own,
-                        Attention<kDims, kQueries, kPages>& state) {
-    using State = Attention<kDims, kQueries, kPages>;
+                        Attention<Kv, kDims, kQueries, kPages>& state) {
+    using State = Attention<Kv, kDims, kQueries, kPages>;
     const u32 lane = threadIdx.x % kLanes;
     float* weights = own + kQueries * a.key_dim;
     // Powers of two come cheaper than of e: logarithms to the base 2 throughout. With a softcap,
     // the products are those that e^(2 * score / softcap) takes.
-    constexpr float kLog2E = 1.44269504f;
     const float factor = kLog2E * (a.softcap == 0.0f ? a.scale : 2.0f * a.scale / a.softcap);
 #pragma unroll 1
     for (u32 r = 0; r < kQueries; ++r) {
@@ -332,9 +327,14 @@ DEVICE void attend_part(const RowAttention& a, const QuerySet& set, u32 part, u3
     const u64 table_bytes = u64{a.rows[set.first_row].pages} * 16;
     const u32* table = reinterpret_cast<const u32*>(a.arena + table_bytes);
     const u64 page_bytes = u64{a.page_places} * 16;
-    const u8* keys = a.cache + (u64{set.kv_head} * a.key_dim * kPageTokens + 8 * lane) * 2;
+    constexpr u32 kElementBytes = State::kElementBytes;
+    const u8* keys =
+        a.cache + (u64{set.kv_head} * a.key_dim * kPageTokens + 8 * lane) * kElementBytes;
     const u8* values = a.cache + (u64{a.kv_heads} * a.key_dim + u64{set.kv_head} * a.value_dim) *
-                                     (kPageTokens * 2);
+                                     (kPageTokens * kElementBytes);
+    // Of the lane's token in a page: of its key.
+    const u8* scales = a.cache + u64{a.kv_heads} * (a.key_dim + a.value_dim) * kPageTokens +
+                       (set.kv_head * kPageTokens + lane) * 4;
     // Of query `lane`: the others are the last one's.
     const u32 own_row = set.first_row + QuerySet::row(set, min(lane, kQueries - 1));
     const u32 own_position = a.rows[own_row].position;
@@ -358,7 +358,28 @@ DEVICE void attend_part(const RowAttention& a, const QuerySet& set, u32 part, u3
         for (u32 i = 0; i < kPages; ++i) {
             page_keys[i] = keys + __shfl_sync(kAllLanes, number, i) * page_bytes;
         }
+        // Of tokens that are not there yet they may be anything, and no number.
+        float key_scales[kPages] = {}, value_scales[kPages] = {};
+        if constexpr (Kv::kScaled) {
+#pragma unroll
+            for (u32 i = 0; i < kPages; ++i) {
+                const u8* p = scales + __shfl_sync(kAllLanes, number, i) * page_bytes;
+                if ((page + i) * kPageTokens + lane < end) {
+                    key_scales[i] = as_float(load_weights_4(p));
+                    value_scales[i] = as_float(load_weights_4(p + a.kv_heads * kPageTokens * 4));
+                }
+            }
+        }
         State::multiply(page_keys, own, a.key_dim, scores);
+        if constexpr (Kv::kScaled) {
+#pragma unroll
+            for (u32 r = 0; r < kQueries; ++r) {
+#pragma unroll
+                for (u32 i = 0; i < kPages; ++i) {
+                    scores[r][i] *= key_scales[i];
+                }
+            }
+        }
         if (a.softcap != 0.0f) {
 #pragma unroll
             for (u32 r = 0; r < kQueries; ++r) {
@@ -387,7 +408,7 @@ DEVICE void attend_part(const RowAttention& a, const QuerySet& set, u32 part, u3
         }
         // The weights of the pages before have been read.
         __syncwarp();
-        State::weigh(state, scores, weights);
+        State::weigh(state, scores, value_scales, weights);
         __syncwarp();
         u32 from = page == first_page ? begin % kPageTokens / 4 * 4 : 0, to = end - start;
 #pragma unroll 1
@@ -432,7 +453,12 @@ DEVICE void combine(const RowAttention& a, const QuerySet& set, u32 part, u32 wa
             total = fmaf(peaks[i * stride + 1], factor, total);
         }
         const u64 row = set.first_row + QuerySet::row(set, r);
-        float* out = a.out + row * a.out_stride + QuerySet::head(set, r) * a.value_dim;
+        const u32 head = QuerySet::head(set, r);
+        if (a.sinks != nullptr) {
+            // Far above all scores it is infinite, and the result 0.
+            total += exp2_approx(as_float(load_weights_4(a.sinks + head)) * kLog2E - highest);
+        }
+        float* out = a.out + row * a.out_stride + head * a.value_dim;
 #pragma unroll 1
         for (u32 dim = lane; dim < a.value_dim; dim += kLanes) {
             float sum = 0.0f;
@@ -448,9 +474,9 @@ DEVICE void combine(const RowAttention& a, const QuerySet& set, u32 part, u32 wa
 
 // Blocks take (tile, KV head, sets of queries), the last fastest, and tiles from the last to the
 // first, as later rows of a sequence see more tokens.
-template <u32 kDims, u32 kQueries, u32 kPages>
+template <class Kv, u32 kDims, u32 kQueries, u32 kPages>
 DEVICE void attend(const RowAttention& a, u32 tile_count) {
-    using State = Attention<kDims, kQueries, kPages>;
+    using State = Attention<Kv, kDims, kQueries, kPages>;
     DYNAMIC_SHARED(float, shared);
     const u32 warp = threadIdx.x / kLanes, warps = blockDim.x / kLanes;
     const u32 blocks_of_head = gridDim.x / (tile_count * a.kv_heads);
@@ -474,7 +500,7 @@ DEVICE void attend(const RowAttention& a, u32 tile_count) {
     set.first = index * kQueries;
     if (index < sets) {
         State state;
-        attend_part<kDims, kQueries, kPages>(a, set, part, ways, own, state);
+        attend_part<Kv, kDims, kQueries, kPages>(a, set, part, ways, own, state);
         // The queries and weights have been read.
         __syncwarp();
         State::leave(state, a.value_dim, own);

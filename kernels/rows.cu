@@ -321,6 +321,38 @@ rows_kv_append(const u8* arena, const Row* rows, u32 count, const float* k, u32 
     }
 }
 
+// The same of int8 (kv.cuh), of keys that are normed and rotated.
+KERNEL LAUNCH_BOUNDS(kRowThreads, 1)
+rows_kv_append_int8(const u8* arena, const Row* rows, u32 count, const float* k, u32 k_stride,
+                    const float* v, u32 v_stride, u32 kv_heads, u32 key_dim, u32 value_dim,
+                    u8* cache, u32 page_places) {
+    const u32 unit = blockIdx.x * (blockDim.x / kLanes) + threadIdx.x / kLanes;
+    const u32 index = unit / (2 * kv_heads), number = unit % (2 * kv_heads);
+    if (index >= count || rows[index].pages == kNowhere) {
+        return;
+    }
+    const Row row = rows[index];
+    u8* page = cache + page_of(arena, row, page_places);
+    const u32 token = row.position % kPageTokens;
+    const bool is_key = number < kv_heads;
+    const u32 head = is_key ? number : number - kv_heads, dim = is_key ? key_dim : value_dim;
+    const float* from = is_key ? k + u64{index} * k_stride : v + u64{index} * v_stride;
+    from += head * dim;
+    // The head's first element, and how far each eight is from the one before.
+    u8* to = is_key ? page + (head * key_dim * kPageTokens + 8 * token)
+                    : page + kv_heads * key_dim * kPageTokens +
+                          (head * kPageTokens + token) * value_dim;
+    const u32 step = is_key ? 8 * kPageTokens : 8;
+    const auto quantiser = Quantiser::of(from, dim);
+    for (u32 d = threadIdx.x % kLanes; d < dim; d += kLanes) {
+        to[d / 8 * step + d % 8] = Quantiser::byte(quantiser, from[d]);
+    }
+    u8* scales = page + kv_heads * (key_dim + value_dim) * kPageTokens;
+    if (threadIdx.x % kLanes == 0) {
+        reinterpret_cast<float*>(scales)[number * kPageTokens + token] = quantiser.scale;
+    }
+}
+
 // What rows_heads makes of queries and rows_kv_append of keys and values, of partial products of a row's
 // queries, keys and values one behind the other; one warp for each head of a row, dim floats of shared
 // memory for each warp, dim the larger one of two multiples of 8.
@@ -386,26 +418,32 @@ rows_sum_heads(const u8* arena, const Row* rows, u32 count, const float* partial
 // Grid: tile_count * kv_heads * blocks, so many blocks for each KV head that they have a warp for
 // each kQueries queries of the largest tile.
 // arena: page tables; rows: [rows]; tiles: [tile_count] {first row, count}; q: [rows][q_stride],
-// columns ..heads * key_dim; cache: page 0 of the layer; softcap, window: 0 for none; out:
-// [rows][out_stride], columns ..heads * value_dim
-#define ROWS_ATTENTION(name, kThreads, kBlocks, kDims, kQueries, kPages)                      \
+// columns ..heads * key_dim; cache: page 0 of the layer, of type kKv; softcap, window: 0 for none;
+// sinks: [heads], if there are; out: [rows][out_stride], columns ..heads * value_dim
+#define ROWS_ATTENTION(name, kKv, kThreads, kBlocks, kDims, kQueries, kPages)                 \
     KERNEL LAUNCH_BOUNDS(kThreads, kBlocks)                                                   \
     rows_attention_##name(const u8* arena, const Row* rows, const u32* tiles, u32 tile_count, \
                           const float* q, u32 q_stride, const u8* cache, u32 page_places,     \
                           u32 heads, u32 kv_heads, u32 key_dim, u32 value_dim, float scale,   \
-                          float softcap, u32 window, float* out, u32 out_stride) {            \
-        attend<kDims, kQueries, kPages>(                                                      \
+                          float softcap, u32 window, const float* sinks, u32 has_sinks,       \
+                          float* out, u32 out_stride) {                                       \
+        attend<KvFormat<kKv>, kDims, kQueries, kPages>(                                       \
             {arena, rows, reinterpret_cast<const RowTile*>(tiles), q, q_stride, cache,        \
-             page_places, heads, kv_heads, key_dim, value_dim, scale, softcap, window, out,   \
-             out_stride},                                                                     \
+             page_places, heads, kv_heads, key_dim, value_dim, scale, softcap, window,        \
+             has_sinks != 0 ? sinks : nullptr, out, out_stride},                              \
             tile_count);                                                                      \
     }
 
-ROWS_ATTENTION(d64, 256, 2, 2, 8, 2)
-ROWS_ATTENTION(d128, 256, 2, 4, 8, 2)
-ROWS_ATTENTION(d256, 128, 3, 8, 8, 2)
-ROWS_ATTENTION(d512, 128, 3, 16, 4, 2)
-ROWS_ATTENTION(d1024, 128, 3, 32, 2, 2)
+ROWS_ATTENTION(d64, kHalfKv, 256, 2, 2, 8, 2)
+ROWS_ATTENTION(d128, kHalfKv, 256, 2, 4, 8, 2)
+ROWS_ATTENTION(d256, kHalfKv, 128, 3, 8, 8, 2)
+ROWS_ATTENTION(d512, kHalfKv, 128, 3, 16, 4, 2)
+ROWS_ATTENTION(d1024, kHalfKv, 128, 3, 32, 2, 2)
+ROWS_ATTENTION(d64_int8, kInt8Kv, 256, 2, 2, 8, 2)
+ROWS_ATTENTION(d128_int8, kInt8Kv, 256, 2, 4, 8, 2)
+ROWS_ATTENTION(d256_int8, kInt8Kv, 128, 3, 8, 8, 2)
+ROWS_ATTENTION(d512_int8, kInt8Kv, 128, 3, 16, 4, 2)
+ROWS_ATTENTION(d1024_int8, kInt8Kv, 128, 3, 32, 2, 2)
 
 // x = cap * tanh(x / cap), in place; gridDim.x / count blocks for each row.
 // x: [count][x_stride], columns ..cols

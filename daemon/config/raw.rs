@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 use tracing_subscriber::EnvFilter;
 
-use super::{Decode, Device};
+use super::{Decode, Device, KvType};
 
 /// A mistake: where, counted from 1, and what.
 #[derive(Debug, PartialEq, Eq)]
@@ -139,12 +139,13 @@ impl Default for RawGpu {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawModels {
     pub context_tokens_max: Bounded<0, 16_777_216>,
+    pub kv_type: KvType,
     pub loaded_max: Bounded<1, 1024>,
 }
 
 impl Default for RawModels {
     fn default() -> Self {
-        Self { context_tokens_max: Bounded(0), loaded_max: Bounded(8) }
+        Self { context_tokens_max: Bounded(0), kv_type: KvType::F16, loaded_max: Bounded(8) }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Prints how fast models are on the GPU, what bounds them, and what a Tesla M40 is predicted to
 //! reach: `make bench-gpu`, or
-//! `cargo bench --bench models -- [--cpu] [--decode persistent|graph|launch] [--repeats N]
-//! [--batches N,...] [--depths N,...] [--tokens N] [--kernels] [MODEL ...]`.
+//! `cargo bench --bench models -- [--cpu] [--decode persistent|graph|launch] [--kv f16|int8]
+//! [--repeats N] [--batches N,...] [--depths N,...] [--tokens N] [--kernels] [MODEL ...]`.
 //!
 //! A model is a GGUF file or the name of a shape of `m40_testkit::shapes`, which is then made of
 //! random weights in the folder for temporary files. Without models: five such shapes. Figures are
@@ -35,8 +35,8 @@ use m40_gpu::weights::Loader;
 use m40_program::{BuildOptions, Program, build};
 use m40_testkit::shapes::Shape;
 use m40llm::{
-    BenchLine, BenchOptions, BenchRow, Engine, EngineOptions, GpuError, ModelOptions, Spread,
-    bench_executor,
+    BenchLine, BenchOptions, BenchRow, Engine, EngineOptions, GpuError, KvType, ModelOptions,
+    Spread, bench_executor,
 };
 use tempfile::NamedTempFile;
 
@@ -70,6 +70,7 @@ struct Arguments {
     cpu: bool,
     launches: Launches,
     kernels: bool,
+    kv_type: KvType,
     options: BenchOptions,
     models: Vec<String>,
 }
@@ -79,6 +80,7 @@ fn arguments() -> Result<Arguments, Failed> {
         cpu: false,
         launches: Launches::Whole,
         kernels: false,
+        kv_type: KvType::F16,
         options: BenchOptions::default(),
         models: vec![],
     };
@@ -105,6 +107,13 @@ fn arguments() -> Result<Arguments, Failed> {
                     _ => return Err("--decode takes persistent, graph or launch".into()),
                 }
             }
+            "--kv" => {
+                parsed.kv_type = match arguments.next().as_deref() {
+                    Some("f16") => KvType::F16,
+                    Some("int8") => KvType::Int8,
+                    _ => return Err("--kv takes f16 or int8".into()),
+                }
+            }
             _ => parsed.models.push(argument),
         }
     }
@@ -124,7 +133,7 @@ fn main() -> ExitCode {
 fn run() -> Result<(), Failed> {
     let arguments = arguments()?;
     if arguments.cpu {
-        return arguments.models.iter().try_for_each(|model| bench_cpu(model, &arguments.options));
+        return arguments.models.iter().try_for_each(|model| bench_cpu(model, &arguments));
     }
     let Some(device) = device()? else { return Ok(()) };
     println!("{}; {}", device.info(), m40llm::version());
@@ -166,15 +175,16 @@ fn threads() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get)
 }
 
-fn bench_cpu(model: &str, options: &BenchOptions) -> Result<(), Failed> {
+fn bench_cpu(model: &str, arguments: &Arguments) -> Result<(), Failed> {
     let (path, _file) = file(model)?;
     let engine = Engine::new(EngineOptions::default())?;
     println!("{}", engine.device());
-    let loaded = engine.load(&path, &ModelOptions::default())?;
+    let options = ModelOptions { kv_type: arguments.kv_type, ..ModelOptions::default() };
+    let loaded = engine.load(&path, &options)?;
     let info = loaded.info();
     title(model, &info.quantization, info.weight_bytes);
     heading();
-    loaded.bench(options, &mut go_on)?;
+    loaded.bench(&arguments.options, &mut go_on)?;
     Ok(())
 }
 
@@ -246,7 +256,8 @@ fn plan(device: &Device, gguf: &Gguf<Vec<u8>>, arguments: &Arguments) -> Result<
     let longest = longest(options).next_multiple_of(1024);
     let trained = build(gguf, BuildOptions::default())?.description.context;
     let context = trained.min(u32::try_from(longest)?);
-    let program = Arc::new(build(gguf, BuildOptions { context: Some(context) })?);
+    let program =
+        Arc::new(build(gguf, BuildOptions { context: Some(context), kv_type: arguments.kv_type })?);
     let sequences = options.batches.iter().copied().max().unwrap_or(1).max(1) as u32;
     let executor = ExecutorOptions { context, sequences, launches: arguments.launches };
     Ok(Plan::new(program, executor, device.info().multiprocessors)?)

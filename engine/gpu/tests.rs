@@ -15,7 +15,7 @@ const MULTIPROCESSORS: u32 = 24;
 fn program(architecture: &str) -> Program {
     let file = TinyModel::new(architecture).build();
     let gguf = Gguf::parse(file.as_slice()).unwrap();
-    build(&gguf, BuildOptions { context: Some(CONTEXT) }).unwrap()
+    build(&gguf, BuildOptions { context: Some(CONTEXT), ..BuildOptions::default() }).unwrap()
 }
 
 /// What a tiny model takes, in an arena of which so much is free.

@@ -8,7 +8,7 @@ use m40_testkit::models;
 use serde_json::json;
 
 use super::*;
-use crate::{LoadError, Numerics, TemplateInput};
+use crate::{KvType, LoadError, Numerics, TemplateInput};
 
 fn error_with(path: &Path, options: &ModelOptions) -> LoadError {
     engine().load(path, options).map(|model| model.info().clone()).unwrap_err()
@@ -179,6 +179,23 @@ fn the_served_context_not_the_trained_one_chooses_rotary_factors() {
     let (default, short, long) = (serving(None), serving(Some(8192)), serving(Some(8193)));
     assert_eq!(default, short);
     assert_ne!(short.1, long.1);
+}
+
+#[test]
+fn keys_and_values_of_int8_take_half_and_change_little() {
+    let file = Tiny::new(&TinyModel::new("qwen3").sinks(true).builder());
+    let keeping = |kv_type| {
+        let options = ModelOptions { kv_type, ..ModelOptions::default() };
+        let model = engine().load(&file.path, &options).unwrap();
+        assert_eq!(model.info().kv_type, kv_type);
+        let found = generate(&mut model.session(), &prompt(40, 2), &greedy(1));
+        (model.info().kv_bytes_per_token, found.logprobs[0].logprob)
+    };
+    let (f16, int8) = (keeping(KvType::F16), keeping(KvType::Int8));
+    // Two layers of 2 heads of 64 keys and values; integers have a scale for a head's key and value.
+    assert_eq!((f16.0, int8.0), (2 * 2 * 128 * 2, 2 * 2 * (128 + 2 * 4)));
+    assert_ne!(f16.1, int8.1);
+    assert!((f16.1 - int8.1).abs() < 0.05, "{f16:?} {int8:?}");
 }
 
 #[test]

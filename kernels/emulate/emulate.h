@@ -421,6 +421,12 @@ DEVICE u32 load_word_shared_by_blocks(const void* p) { return emulate::aligned<u
 DEVICE void load_words_shared_by_blocks_16_if(bool wanted, const void* p, uint4& v) {
     v = wanted ? load_words_shared_by_blocks_16(p) : v;
 }
+DEVICE void load_words_shared_by_blocks_8_if(bool wanted, const void* p, uint2& v) {
+    v = wanted ? emulate::aligned<uint2>(p) : v;
+}
+DEVICE void load_shared_by_blocks_if(bool wanted, const float* p, float& v) {
+    v = wanted ? load_shared_by_blocks(p) : v;
+}
 DEVICE u32 copied(u32 a) { return a; }
 // A spinning thread must let the thread it waits for run, and the host do what it does meanwhile.
 DEVICE u32 load_volatile(const u32* p) {

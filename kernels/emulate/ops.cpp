@@ -37,8 +37,8 @@ void print_attention() {
     FIELD(kind) FIELD(flags) FIELD(heads) FIELD(kv_heads) FIELD(key_dim) FIELD(value_dim) FIELD(q)
     FIELD(k) FIELD(v) FIELD(q_stride) FIELD(k_stride) FIELD(v_stride) FIELD(q_gain) FIELD(k_gain)
     FIELD(norm_eps) FIELD(angles) FIELD(pairs) FIELD(interleaved) FIELD(cache) FIELD(page_places)
-    FIELD(scale) FIELD(softcap) FIELD(window) FIELD(partials) FIELD(chunks) FIELD(arrivals)
-    FIELD(out) FIELD(out_stride)
+    FIELD(kv_type) FIELD(scale) FIELD(softcap) FIELD(sinks) FIELD(window) FIELD(partials)
+    FIELD(chunks) FIELD(arrivals) FIELD(out) FIELD(out_stride)
 }
 
 void print_embed() {
@@ -95,6 +95,7 @@ int main() {
     print_ending();
     CONSTANT(kPageTokens) CONSTANT(kChunkTokens) CONSTANT(kPassRows)
     CONSTANT(kPassesAtOnce) CONSTANT(kOpWords) CONSTANT(kMostStops)
+    CONSTANT(kHalfKv) CONSTANT(kInt8Kv)
     CONSTANT(kAwait) CONSTANT(kAnnounce) CONSTANT(kNowhere)
     CONSTANT(kGoesOn) CONSTANT(kNoToken) CONSTANT(kStopToken) CONSTANT(kLastToken)
     CONSTANT(kCancelled) CONSTANT(kEnded)

@@ -74,11 +74,14 @@ const std::map<std::string, std::function<void(const std::vector<Argument>&)>> k
     KERNEL_OF(rows_embed_q3_k),     KERNEL_OF(rows_embed_q4_k),     KERNEL_OF(rows_embed_q5_k),
     KERNEL_OF(rows_embed_q6_k),     KERNEL_OF(rows_embed_iq4_nl),   KERNEL_OF(rows_embed_iq4_xs),
     KERNEL_OF(rows_embed_mxfp4),    KERNEL_OF(rows_gather),         KERNEL_OF(rows_rms_norm),
-    KERNEL_OF(rows_angles),         KERNEL_OF(rows_heads),          KERNEL_OF(rows_kv_append),
+    KERNEL_OF(rows_angles),         KERNEL_OF(rows_heads),          KERNEL_OF(rows_kv_append), KERNEL_OF(rows_kv_append_int8),
     KERNEL_OF(rows_attention_d64),  KERNEL_OF(rows_attention_d128), KERNEL_OF(rows_attention_d256),
     KERNEL_OF(rows_attention_d512), KERNEL_OF(rows_attention_d1024), KERNEL_OF(rows_softcap),
     KERNEL_OF(rows_gate),           KERNEL_OF(rows_argmax),        KERNEL_OF(rows_sum_norm),
     KERNEL_OF(rows_sum_gate),       KERNEL_OF(rows_sum_heads),
+    KERNEL_OF(rows_attention_d64_int8), KERNEL_OF(rows_attention_d128_int8),
+    KERNEL_OF(rows_attention_d256_int8), KERNEL_OF(rows_attention_d512_int8),
+    KERNEL_OF(rows_attention_d1024_int8),
 };
 
 void read_buffer(Argument& into) {

@@ -24,9 +24,14 @@ struct ReferenceAttention : AttentionOp {
     static constexpr u32 flags = kAwait | kAnnounce, heads = 32, kv_heads = 8;
     static constexpr u32 key_dim = 128, value_dim = 128, pairs = 64, interleaved = 0, window = 0;
     static constexpr u32 q_stride = 6144, k_stride = 6144, v_stride = 6144, out_stride = 4096;
-    static constexpr u32 page_places = 8192, chunks = 32;
+    static constexpr u32 page_places = 8192, kv_type = kHalfKv, chunks = 32;
     static constexpr float scale = 0.088388348f, softcap = 0.0f, norm_eps = 0.0f;
-    static constexpr Place q_gain = kNowhere, k_gain = kNowhere;
+    static constexpr Place q_gain = kNowhere, k_gain = kNowhere, sinks = kNowhere;
+};
+
+// The same over keys and values of int8.
+struct ReferenceInt8Attention : ReferenceAttention {
+    static constexpr u32 page_places = 4224, kv_type = kInt8Kv;
 };
 
 // One op of a resident launch.
@@ -53,4 +58,8 @@ DEVICE void run_alone(u8* arena, const u32* words) {
     KERNEL LAUNCH_BOUNDS(Batch<kBatch>::kThreads, 1)                                          \
     decode_b##kBatch##_attention(u8* arena, const u32* words) {                               \
         run_alone<Batch<kBatch>, ReferenceAttention>(arena, words);                           \
+    }                                                                                         \
+    KERNEL LAUNCH_BOUNDS(Batch<kBatch>::kThreads, 1)                                          \
+    decode_b##kBatch##_attention_int8(u8* arena, const u32* words) {                          \
+        run_alone<Batch<kBatch>, ReferenceInt8Attention>(arena, words);                       \
     }

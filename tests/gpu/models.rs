@@ -12,15 +12,18 @@ use m40_gpu::executor::{
 };
 use m40_gpu::weights::Loader;
 use m40_program::diff::Comparison;
-use m40_program::{BuildOptions, Program, build};
+use m40_program::{BuildOptions, KvType, Program, build};
 use m40_testkit::gguf::{Noise, TinyModel};
 use m40llm::{BenchLine, BenchOptions, bench_executor};
 
 use super::{Gpu, gpu, say};
 
-/// How far logits, of size 2 to 10, may be from the oracle's: keys and values are rounded to f16 in
-/// both, and where a rounding falls the other way an element differs by 5e-4 of itself.
+/// How far logits, of size 2 to 10, may be from the oracle's: keys and values are rounded in both, and
+/// where a rounding falls the other way an element differs by 5e-4 of itself in f16.
 const TOLERANCE: f32 = 1e-2;
+
+/// The same with int8, where it differs by 8e-3 of the largest one.
+const INT8_TOLERANCE: f32 = 5e-2;
 
 pub(super) const LAUNCHES: [Launches; 3] = [Launches::OpByOp, Launches::Recorded, Launches::Whole];
 
@@ -34,8 +37,13 @@ pub(super) struct Model {
 
 impl Model {
     pub(super) fn new(tiny: &TinyModel) -> Self {
+        Self::with_kv(tiny, KvType::F16)
+    }
+
+    /// With keys and values of this type.
+    fn with_kv(tiny: &TinyModel, kv_type: KvType) -> Self {
         let gguf = Gguf::parse(tiny.build()).unwrap_or_else(|error| panic!("{error}"));
-        let program = build(&gguf, BuildOptions::default());
+        let program = build(&gguf, BuildOptions { kv_type, ..BuildOptions::default() });
         let program = program.unwrap_or_else(|error| panic!("{error}"));
         Self { gguf: Arc::new(gguf), program: Arc::new(program) }
     }
@@ -135,27 +143,42 @@ fn tiny_models_compute_what_the_oracle_does() {
     let Some(gpu) = gpu() else { return };
     let arena = arena(&gpu);
     for architecture in TinyModel::architectures() {
-        let model = Model::new(&mixed(architecture));
-        // A prompt in two pieces, then tokens one by one.
-        let text = tokens(300, 1);
-        let expected = model.oracle(&text);
-        for launches in LAUNCHES {
-            let mut executor = model.load(&arena, launches, CONTEXT as usize);
-            let mut sequence = begin(&executor);
-            let mut worst_of_all = 0.0f32;
-            let quiet = rows(&text[..9], 0, 0, false);
-            assert!(forward(&mut executor, &quiet, &mut [&mut sequence]).is_empty());
-            let mut at = 9;
-            for size in [251, 1, 1, 1, 30, 1, 1, 1, 1, 1, 1] {
-                let rows = rows(&text[at..at + size], at, 0, true);
-                let logits = forward(&mut executor, &rows, &mut [&mut sequence]);
-                at += size;
-                let worst = worst(&logits, &expected[at - 1]);
-                assert!(worst < TOLERANCE, "{architecture}, {launches:?}, {at} tokens: {worst}");
-                worst_of_all = worst_of_all.max(worst);
-            }
-            say(&format!("{architecture}, {launches:?}: at most {worst_of_all:.1e} off"));
+        agrees_with_the_oracle(&arena, architecture, &Model::new(&mixed(architecture)), TOLERANCE);
+    }
+}
+
+#[test]
+fn tiny_models_of_int8_and_with_sinks_compute_what_the_oracle_does() {
+    let Some(gpu) = gpu() else { return };
+    let arena = arena(&gpu);
+    for architecture in TinyModel::architectures() {
+        let tiny = mixed(architecture).sinks(true);
+        agrees_with_the_oracle(&arena, architecture, &Model::new(&tiny), TOLERANCE);
+        let int8 = Model::with_kv(&tiny, KvType::Int8);
+        agrees_with_the_oracle(&arena, &format!("{architecture} in int8"), &int8, INT8_TOLERANCE);
+    }
+}
+
+fn agrees_with_the_oracle(arena: &Arena, name: &str, model: &Model, tolerance: f32) {
+    // A prompt in two pieces, then tokens one by one.
+    let text = tokens(300, 1);
+    let expected = model.oracle(&text);
+    for launches in LAUNCHES {
+        let mut executor = model.load(arena, launches, CONTEXT as usize);
+        let mut sequence = begin(&executor);
+        let mut worst_of_all = 0.0f32;
+        let quiet = rows(&text[..9], 0, 0, false);
+        assert!(forward(&mut executor, &quiet, &mut [&mut sequence]).is_empty());
+        let mut at = 9;
+        for size in [251, 1, 1, 1, 30, 1, 1, 1, 1, 1, 1] {
+            let rows = rows(&text[at..at + size], at, 0, true);
+            let logits = forward(&mut executor, &rows, &mut [&mut sequence]);
+            at += size;
+            let worst = worst(&logits, &expected[at - 1]);
+            assert!(worst < tolerance, "{name}, {launches:?}, {at} tokens: {worst}");
+            worst_of_all = worst_of_all.max(worst);
         }
+        say(&format!("{name}, {launches:?}: at most {worst_of_all:.1e} off"));
     }
 }
 
@@ -188,12 +211,17 @@ fn every_weight_type_runs_through_a_whole_model() {
 fn a_row_is_the_same_alone_and_beside_others_however_it_is_launched() {
     let Some(gpu) = gpu() else { return };
     let arena = arena(&gpu);
-    let model = Model::new(&mixed("gemma2"));
+    same_alone_and_beside_others(&arena, &Model::new(&mixed("gemma2")));
+    let int8 = Model::with_kv(&mixed("qwen3").sinks(true), KvType::Int8);
+    same_alone_and_beside_others(&arena, &int8);
+}
+
+fn same_alone_and_beside_others(arena: &Arena, model: &Model) {
     let texts: Vec<_> = (0..10).map(|seed| tokens(3 + seed as usize, 10 + seed)).collect();
     let mut all: Vec<Vec<Vec<f32>>> = vec![];
     for launches in LAUNCHES {
         for together in [10, 5, 3, 1] {
-            let mut executor = model.load(&arena, launches, 1000);
+            let mut executor = model.load(arena, launches, 1000);
             let vocab = model.program.description.vocab;
             let mut found = vec![];
             for texts in texts.chunks(together) {

@@ -56,7 +56,8 @@ impl Real {
         let gguf =
             Gguf::parse(std::fs::read(path).expect("the file is there")).expect("a valid file");
         let program =
-            build(&gguf, BuildOptions { context: Some(CONTEXT) }).expect("a known architecture");
+            build(&gguf, BuildOptions { context: Some(CONTEXT), ..BuildOptions::default() })
+                .expect("a known architecture");
         let tokenizer = Tokenizer::from_gguf(&gguf).expect("a known vocabulary");
         let prompt = tokenizer.encode_prompt(TEXT);
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();

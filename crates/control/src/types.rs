@@ -148,6 +148,9 @@ pub struct LoadedModel {
     pub context_tokens: u32,
     /// Bytes of weights in use.
     pub weight_bytes: u64,
+    /// How keys and values are kept; empty from a daemon that does not say.
+    #[serde(default)]
+    pub kv_type: String,
     /// Cache bytes that a token of context takes.
     pub kv_bytes_per_token: u64,
     /// How long loading took.

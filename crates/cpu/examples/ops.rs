@@ -69,7 +69,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("  {name:14} {:8.3} ms {:5.1} %", ms(time), 100.0 * ms(time) / ms(total));
     }
     let context = (depth + n) as u64;
-    let shape = PassShape { rows: n as u64, logit_rows: 1, context, kv_element_bytes: 2 };
+    let shape = PassShape { rows: n as u64, logit_rows: 1, context };
     let cost = program.pass_cost(shape);
     println!(
         "  {:.1} MB moved, {:.2} GB/s; {:.2} GFLOP, {:.0} GFLOP/s",

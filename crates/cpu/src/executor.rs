@@ -321,7 +321,8 @@ impl<B: AsRef<[u8]>> Executor<B> {
                 });
             }
             Op::KvAppend { layer, k, v } => self.kv_append(usize::from(*layer), *k, *v, pass),
-            Op::Attention { layer, q, out, shape } => {
+            Op::Attention { layer, q, out, shape, sinks } => {
+                let sinks = sinks.map_or(&[][..], |sinks| self.weights.vector(sinks));
                 let ranges = [self.range(*q, pass), self.range(*out, pass)];
                 let [q, out] = disjoint(&mut self.arena, ranges);
                 if self.numerics == Numerics::Oracle {
@@ -329,14 +330,15 @@ impl<B: AsRef<[u8]>> Executor<B> {
                         .chunks_exact(shape.heads * shape.key_dim)
                         .zip(out.chunks_exact_mut(shape.heads * shape.value_dim));
                     for (row, (q, out)) in pass.rows.iter().zip(rows) {
-                        let cache = &pass.caches[row.cache];
-                        oracle::attention(shape, cache, usize::from(*layer), row.position, q, out);
+                        let kv = (&*pass.caches[row.cache], usize::from(*layer));
+                        oracle::attention(shape, sinks, kv, row.position, q, out);
                     }
                     return;
                 }
                 let attention = Attention {
                     isa: self.compute.isa(),
                     shape,
+                    sinks,
                     layer: usize::from(*layer),
                     rows: pass.rows,
                     caches: pass.caches,

@@ -1,31 +1,79 @@
-//! The KV cache of one sequence: f16, in pages, allocated as the sequence grows.
+//! The KV cache of one sequence: f16 or int8, in pages, allocated as the sequence grows.
 //!
 //! A page holds [`PAGE_TOKENS`] tokens of every layer and head. Keys lie dimension by dimension,
-//! `[kv_head][key_dim][PAGE_TOKENS] f16`, so that the score loop runs over tokens in vector lanes
-//! without horizontal sums; values lie token by token, `[kv_head][PAGE_TOKENS][value_dim] f16`, so
-//! that the weighted sum runs over dimensions.
+//! `[kv_head][key_dim][PAGE_TOKENS]`, so that the score loop runs over tokens in vector lanes
+//! without horizontal sums; values lie token by token, `[kv_head][PAGE_TOKENS][value_dim]`, so
+//! that the weighted sum runs over dimensions. Layers of int8 have scales beside them, of keys and of
+//! values `[kv_head][PAGE_TOKENS] f32`: a head's elements are its integers times its token's scale.
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use m40_program::KvLayer;
+use m40_program::{KvLayer, KvType};
 
 /// Tokens per page.
 pub const PAGE_TOKENS: usize = 64;
 
-/// Where a layer's planes lie in a page, in elements.
+/// Where a layer's planes lie among those elements of a page that are of its type, and its scales
+/// among those of the page.
 #[derive(Clone, Copy, Debug)]
 struct LayerPlan {
     shape: KvLayer,
     keys: usize,
     values: usize,
+    key_scales: usize,
+    value_scales: usize,
+}
+
+/// Elements of a page.
+#[derive(Clone, Copy, Debug, Default)]
+struct PageSize {
+    halves: usize,
+    bytes: usize,
+    scales: usize,
+}
+
+#[derive(Debug)]
+struct Page {
+    halves: Box<[f16]>,
+    bytes: Box<[i8]>,
+    scales: Box<[f32]>,
+}
+
+/// Elements as they are stored: what a head is made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Elements<'a> {
+    /// The numbers themselves.
+    Halves(&'a [f16]),
+    /// Integers, and the scale of each of the page's tokens.
+    Scaled(&'a [i8], &'a [f32]),
+}
+
+impl Elements<'_> {
+    /// Element `index`, which is of the page's token `token`.
+    pub(crate) fn number(&self, index: usize, token: usize) -> f64 {
+        match self {
+            Self::Halves(halves) => halves[index].to_f64(),
+            Self::Scaled(bytes, scales) => f64::from(bytes[index]) * f64::from(scales[token]),
+        }
+    }
+}
+
+/// A head as integers in -127..=127, and their scale: with a number that is none, or too large, all
+/// of the head is none. The card rounds in the same way (kernels/kv.cuh).
+fn quantise(head: &[f32], put: impl FnMut((usize, i8))) -> f32 {
+    // Bits of magnitudes are in their order, NaN above all.
+    let largest = head.iter().map(|x| x.abs().to_bits()).max().map_or(0.0, f32::from_bits);
+    let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+    head.iter().map(|x| (x * inverse).round_ties_even() as i8).enumerate().for_each(put);
+    if largest.is_finite() { largest * (1.0 / 127.0) } else { f32::NAN }
 }
 
 /// Keys and values of every token of one sequence.
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<LayerPlan>,
-    page_elements: usize,
-    pages: Vec<Box<[f16]>>,
+    page: PageSize,
+    pages: Vec<Page>,
     len: usize,
     context: usize,
 }
@@ -33,15 +81,24 @@ pub struct KvCache {
 impl KvCache {
     /// An empty cache for at most `context` tokens of the given layers.
     pub fn new(layers: &[KvLayer], context: usize) -> Self {
-        let mut at = 0;
+        let mut page = PageSize::default();
         let plan = |shape: &KvLayer| {
-            let keys = at;
-            let values = keys + shape.kv_heads * shape.key_dim * PAGE_TOKENS;
-            at = values + shape.kv_heads * shape.value_dim * PAGE_TOKENS;
-            LayerPlan { shape: *shape, keys, values }
+            let of_heads = shape.kv_heads * PAGE_TOKENS;
+            let (key_scales, elements) = match shape.ty {
+                KvType::F16 => (page.scales, &mut page.halves),
+                KvType::Int8 => {
+                    page.scales += 2 * of_heads;
+                    (page.scales - 2 * of_heads, &mut page.bytes)
+                }
+            };
+            let keys = *elements;
+            let values = keys + of_heads * shape.key_dim;
+            *elements = values + of_heads * shape.value_dim;
+            let value_scales = key_scales + of_heads;
+            LayerPlan { shape: *shape, keys, values, key_scales, value_scales }
         };
         let layers = layers.iter().map(plan).collect();
-        Self { layers, page_elements: at, pages: vec![], len: 0, context }
+        Self { layers, page, pages: vec![], len: 0, context }
     }
 
     /// Tokens stored.
@@ -61,7 +118,8 @@ impl KvCache {
 
     /// Bytes allocated now.
     pub fn bytes(&self) -> usize {
-        self.pages.len() * self.page_elements * size_of::<f16>()
+        let PageSize { halves, bytes, scales } = self.page;
+        self.pages.len() * (halves * size_of::<f16>() + bytes + scales * size_of::<f32>())
     }
 
     /// Forgets all tokens from position `len` on; pages no longer needed are freed.
@@ -79,7 +137,12 @@ impl KvCache {
         assert!(tokens <= self.context, "{tokens} tokens in a cache for {}", self.context);
         let pages = tokens.div_ceil(PAGE_TOKENS);
         while self.pages.len() < pages {
-            self.pages.push(vec![f16::ZERO; self.page_elements].into_boxed_slice());
+            let PageSize { halves, bytes, scales } = self.page;
+            self.pages.push(Page {
+                halves: vec![f16::ZERO; halves].into_boxed_slice(),
+                bytes: vec![0; bytes].into_boxed_slice(),
+                scales: vec![0.0; scales].into_boxed_slice(),
+            });
         }
         self.len = self.len.max(tokens);
     }
@@ -88,32 +151,125 @@ impl KvCache {
     pub(crate) fn store(&mut self, layer: usize, position: usize, k: &[f32], v: &[f32]) {
         let plan = self.layers[layer];
         let page = &mut self.pages[position / PAGE_TOKENS];
-        let slot = position % PAGE_TOKENS;
-        let mut keys = page[plan.keys..plan.values].iter_mut().skip(slot).step_by(PAGE_TOKENS);
-        let mut buffer = [f16::ZERO; 64];
-        for from in k.chunks(buffer.len()) {
-            let halves = &mut buffer[..from.len()];
-            halves.convert_from_f32_slice(from);
-            halves.iter().zip(keys.by_ref()).for_each(|(half, to)| *to = *half);
-        }
-        let dim = plan.shape.value_dim;
-        for (head, from) in v.chunks_exact(dim).enumerate() {
-            let start = plan.values + (head * PAGE_TOKENS + slot) * dim;
-            page[start..start + dim].convert_from_f32_slice(from);
+        plan.store(page, position % PAGE_TOKENS, k, v);
+    }
+
+    /// Keys of a head in one page: `[key_dim, PAGE_TOKENS]`.
+    pub(crate) fn keys(&self, layer: usize, page: usize, head: usize) -> Elements<'_> {
+        let plan = &self.layers[layer];
+        plan.elements(&self.pages[page], (plan.keys, plan.key_scales), plan.shape.key_dim, head)
+    }
+
+    /// Values of a head in one page: `[PAGE_TOKENS, value_dim]`.
+    pub(crate) fn values(&self, layer: usize, page: usize, head: usize) -> Elements<'_> {
+        let plan = &self.layers[layer];
+        plan.elements(
+            &self.pages[page],
+            (plan.values, plan.value_scales),
+            plan.shape.value_dim,
+            head,
+        )
+    }
+}
+
+impl LayerPlan {
+    /// Elements of a head, of `dim` for each token; `first`: of all heads, and of their scales.
+    fn elements<'a>(
+        &self,
+        page: &'a Page,
+        first: (usize, usize),
+        dim: usize,
+        head: usize,
+    ) -> Elements<'a> {
+        let (elements, scales) = first;
+        let (start, len) = (elements + head * dim * PAGE_TOKENS, dim * PAGE_TOKENS);
+        match self.shape.ty {
+            KvType::F16 => Elements::Halves(&page.halves[start..start + len]),
+            KvType::Int8 => {
+                let scales = &page.scales[scales + head * PAGE_TOKENS..][..PAGE_TOKENS];
+                Elements::Scaled(&page.bytes[start..start + len], scales)
+            }
         }
     }
 
-    /// Keys of a head in one page: `[key_dim, PAGE_TOKENS] f16`.
-    pub(crate) fn keys(&self, layer: usize, page: usize, head: usize) -> &[f16] {
-        let plan = &self.layers[layer];
-        let len = plan.shape.key_dim * PAGE_TOKENS;
-        &self.pages[page][plan.keys + head * len..][..len]
+    /// Stores a page's token `slot`.
+    fn store(&self, page: &mut Page, slot: usize, k: &[f32], v: &[f32]) {
+        let KvLayer { key_dim, value_dim, ty, .. } = self.shape;
+        for (head, (k, v)) in k.chunks_exact(key_dim).zip(v.chunks_exact(value_dim)).enumerate() {
+            let keys = self.keys + head * key_dim * PAGE_TOKENS + slot;
+            let values = self.values + (head * PAGE_TOKENS + slot) * value_dim;
+            match ty {
+                KvType::F16 => {
+                    let mut keys = page.halves[keys..].iter_mut().step_by(PAGE_TOKENS);
+                    let mut buffer = [f16::ZERO; 64];
+                    for from in k.chunks(buffer.len()) {
+                        let halves = &mut buffer[..from.len()];
+                        halves.convert_from_f32_slice(from);
+                        halves.iter().zip(keys.by_ref()).for_each(|(half, to)| *to = *half);
+                    }
+                    page.halves[values..values + value_dim].convert_from_f32_slice(v);
+                }
+                KvType::Int8 => {
+                    let scale = head * PAGE_TOKENS + slot;
+                    page.scales[self.key_scales + scale] =
+                        quantise(k, |(d, x)| page.bytes[keys + d * PAGE_TOKENS] = x);
+                    page.scales[self.value_scales + scale] =
+                        quantise(v, |(d, x)| page.bytes[values + d] = x);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A head's integers, and their scale.
+    fn quantised(head: &[f32]) -> (Vec<i8>, f32) {
+        let mut found = vec![0; head.len()];
+        let scale = quantise(head, |(d, x)| found[d] = x);
+        (found, scale)
     }
 
-    /// Values of a head in one page: `[PAGE_TOKENS, value_dim] f16`.
-    pub(crate) fn values(&self, layer: usize, page: usize, head: usize) -> &[f16] {
-        let plan = &self.layers[layer];
-        let len = plan.shape.value_dim * PAGE_TOKENS;
-        &self.pages[page][plan.values + head * len..][..len]
+    #[test]
+    fn int8_is_off_by_half_a_step_of_the_largest_at_most() {
+        let head: Vec<f32> = (0..99).map(|i| (i as f32 * 0.7).sin() * 3e-5 * i as f32).collect();
+        let (found, scale) = quantised(&head);
+        let largest = head.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()));
+        assert!((scale * 127.0 / largest - 1.0).abs() < 1e-6);
+        for (x, i) in head.iter().zip(found) {
+            assert!((x - f32::from(i) * scale).abs() < 0.5001 * scale, "{x} became {i}");
+        }
+        assert_eq!(quantised(&[-2.54, 2.54, 0.0, 0.03]).0, [-127, 127, 0, 2]);
+        assert_eq!(quantised(&[0.0, -0.0]), (vec![0, 0], 0.0));
+    }
+
+    #[test]
+    fn what_is_no_number_is_none_in_int8_either() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let (found, scale) = quantised(&[1.0, bad, -3.0]);
+            assert!((f32::from(found[0]) * scale).is_nan(), "{bad}: {found:?} * {scale}");
+        }
+    }
+
+    #[test]
+    fn layers_of_both_types_share_pages() {
+        let layer = |ty| KvLayer { kv_heads: 2, key_dim: 3, value_dim: 5, ty };
+        let mut cache = KvCache::new(&KvType::ALL.map(layer), 100);
+        cache.grow(70);
+        assert_eq!(cache.bytes(), 2 * PAGE_TOKENS * (2 * 2 * 8 + 2 * (8 + 2 * 4)));
+        let [k, v] = [6, 10].map(|n| (1..=n).map(|i| i as f32).collect::<Vec<_>>());
+        (0..2).for_each(|l| (0..70).for_each(|t| cache.store(l, t, &k, &v)));
+        for (layer, steps) in [(0, 0.0), (1, 0.5 / 127.0)] {
+            for (d, head) in [(0, 0), (2, 1)] {
+                let key = cache.keys(layer, 1, head).number(d * PAGE_TOKENS + 5, 5);
+                let (want, largest) = (f64::from(k[3 * head + d]), f64::from(k[3 * head + 2]));
+                assert!((key - want).abs() <= steps * largest, "{layer}: {key}");
+                let value = cache.values(layer, 0, head).number(63 * 5 + d, 63);
+                let (want, largest) = (f64::from(v[5 * head + d]), f64::from(v[5 * head + 4]));
+                assert!((value - want).abs() <= steps * largest, "{layer}: {value}");
+            }
+        }
     }
 }

@@ -18,6 +18,7 @@ pub(crate) unsafe trait Lanes: Copy {
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn load_f16(from: *const f16) -> Self;
+    unsafe fn load_i8(from: *const i8) -> Self;
     unsafe fn store(self, to: *mut f32);
     unsafe fn add(self, b: Self) -> Self;
     unsafe fn sub(self, b: Self) -> Self;
@@ -51,6 +52,11 @@ unsafe impl Lanes for f32 {
     unsafe fn load_f16(from: *const f16) -> Self {
         // SAFETY: the caller gives one readable element.
         unsafe { from.read_unaligned() }.to_f32()
+    }
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: the caller gives one readable element.
+        f32::from(unsafe { from.read() })
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
@@ -126,6 +132,7 @@ pub(crate) mod x86 {
         ($name:ident, $n:literal, $splat:ident, $load:ident, $store:ident, $add:ident, $sub:ident,
          $mul:ident, $div:ident, $fma:ident, $min:ident, $max:ident,
          load_f16 = |$from:ident| $load_f16:expr,
+         load_i8 = |$bytes:ident| $load_i8:expr,
          round = |$r:ident| $round:expr, scale = |$s:ident, $e:ident| $scale:expr,
          sum = |$a:ident| $sum:expr, maximum = |$m:ident| $maximum:expr) => {
             // SAFETY: each method is one or a few instructions of the set the type names; pointers
@@ -146,6 +153,11 @@ pub(crate) mod x86 {
                 unsafe fn load_f16($from: *const f16) -> Self {
                     // SAFETY: as above, and for N readable elements.
                     Self(unsafe { $load_f16 })
+                }
+                #[inline(always)]
+                unsafe fn load_i8($bytes: *const i8) -> Self {
+                    // SAFETY: as above, and for N readable elements.
+                    Self(unsafe { $load_i8 })
                 }
                 #[inline(always)]
                 unsafe fn store(self, to: *mut f32) {
@@ -239,6 +251,7 @@ pub(crate) mod x86 {
         _mm256_min_ps,
         _mm256_max_ps,
         load_f16 = |from| _mm256_cvtph_ps(_mm_loadu_si128(from.cast())),
+        load_i8 = |from| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))),
         round = |x| _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x),
         scale = |x, n| {
             let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
@@ -262,6 +275,7 @@ pub(crate) mod x86 {
         _mm512_min_ps,
         _mm512_max_ps,
         load_f16 = |from| _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())),
+        load_i8 = |from| _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))),
         round = |x| _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x),
         scale = |x, n| _mm512_scalef_ps(x, n),
         sum = |x| _mm512_reduce_add_ps(x),

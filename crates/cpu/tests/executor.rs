@@ -371,7 +371,7 @@ fn caches_grow_by_pages_up_to_their_context() {
     let mut cache = executor.cache(100);
     assert_eq!((cache.context(), cache.bytes()), (100, 0));
     let tokens = tokens(100, 15);
-    let page = 64 * tiny.program.kv_elements_per_token() * 2;
+    let page = 64 * tiny.program.kv_bytes_per_token();
     for (len, pages) in [(1, 1), (64, 1), (65, 2), (100, 2)] {
         let from = cache.len();
         feed(&mut executor, &mut cache, &tokens[from..len], || 100);

@@ -15,7 +15,8 @@ fn logits(shape: &Shape, prompts: [&[u32]; 2]) -> [Vec<f32>; 2] {
     shape.write(file.path(), 2).expect("there is room for it");
     let bytes = std::fs::read(file.path()).expect("it was just written");
     let gguf = Gguf::parse(bytes).expect("a shape is valid");
-    let program = build(&gguf, BuildOptions { context: Some(64) }).expect("it is known");
+    let program = build(&gguf, BuildOptions { context: Some(64), ..BuildOptions::default() })
+        .expect("it is known");
     let vocab = program.description.vocab;
     assert_eq!((program.description.layers, vocab), (shape.layers, shape.vocab));
     let options = ExecutorOptions { threads: Some(2), ..ExecutorOptions::default() };

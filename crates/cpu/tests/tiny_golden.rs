@@ -10,7 +10,7 @@ use m40_testkit::tiny_golden::{self, TinyGolden};
 /// The largest difference of a log-probability from the golden one, over all positions.
 fn worst_difference(golden: &TinyGolden, numerics: Numerics) -> f32 {
     let gguf = Gguf::parse(golden.model.build()).expect("a tiny model is valid");
-    let options = BuildOptions { context: Some(tiny_golden::CONTEXT) };
+    let options = BuildOptions { context: Some(tiny_golden::CONTEXT), ..BuildOptions::default() };
     let program = build(&gguf, options).expect("the architecture is known");
     let options = ExecutorOptions { numerics, threads: Some(2), ..ExecutorOptions::default() };
     let mut executor =

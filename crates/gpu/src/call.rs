@@ -1,7 +1,7 @@
 //! Kernels for passes of many rows (kernels/rows.cu, gemm.cu, sample.cu), and calls of them as data.
 
 use m40_cuda::{ElementType, Param, Signature};
-use m40_program::VectorId;
+use m40_program::{KvType, VectorId};
 
 use crate::lower::FusedId;
 
@@ -73,10 +73,10 @@ pub enum RowsKernel {
     Angles,
     /// Norms and rotations of heads.
     Heads,
-    /// Keys and values into the cache.
-    KvAppend,
-    /// Attention, by index into [`ATTENTION`].
-    Attention(usize),
+    /// Keys and values into a cache of this type.
+    KvAppend(KvType),
+    /// Attention over a cache of this type, by index into [`ATTENTION`].
+    Attention(KvType, usize),
     /// Products with a matrix of this [`weight_type`](crate::ops::weight_type), by index into
     /// [`TILES`].
     Gemm(u32, usize),
@@ -135,7 +135,7 @@ const GEMM_PARAMS: &[Param] = &[
 ];
 
 /// arena, rows, tiles, tile_count, q, q_stride, cache, page_places, heads, kv_heads, key_dim,
-/// value_dim, scale, softcap, window, out, out_stride
+/// value_dim, scale, softcap, window, sinks, has_sinks, out, out_stride
 const ATTENTION_PARAMS: &[Param] = &[
     Param::Arena,
     READ,
@@ -151,6 +151,8 @@ const ATTENTION_PARAMS: &[Param] = &[
     U32,
     F32,
     F32,
+    U32,
+    BYTES,
     U32,
     WRITE,
     U32,
@@ -195,6 +197,25 @@ static KV_APPEND: Signature = Signature {
         BYTES,
         F32,
         READ,
+        U32,
+        Param::Write(ElementType::U8),
+        U32,
+    ],
+};
+
+/// arena, rows, count, k, k_stride, v, v_stride, kv_heads, key_dim, value_dim, cache, page_places
+static KV_APPEND_INT8: Signature = Signature {
+    name: "rows_kv_append_int8",
+    params: &[
+        Param::Arena,
+        READ,
+        U32,
+        READ,
+        U32,
+        READ,
+        U32,
+        U32,
+        U32,
         U32,
         Param::Write(ElementType::U8),
         U32,
@@ -255,13 +276,20 @@ static CHOOSE: Signature = Signature {
     params: &[Param::Arena, WRITE, WRITE, WRITE, U32, U32, U32, U32, Param::Mailbox, WRITE],
 };
 
-static ATTENTIONS: [Signature; 5] = [
-    Signature { name: "rows_attention_d64", params: ATTENTION_PARAMS },
-    Signature { name: "rows_attention_d128", params: ATTENTION_PARAMS },
-    Signature { name: "rows_attention_d256", params: ATTENTION_PARAMS },
-    Signature { name: "rows_attention_d512", params: ATTENTION_PARAMS },
-    Signature { name: "rows_attention_d1024", params: ATTENTION_PARAMS },
-];
+macro_rules! attentions {
+    ($kv:literal) => {
+        [
+            Signature { name: concat!("rows_attention_d64", $kv), params: ATTENTION_PARAMS },
+            Signature { name: concat!("rows_attention_d128", $kv), params: ATTENTION_PARAMS },
+            Signature { name: concat!("rows_attention_d256", $kv), params: ATTENTION_PARAMS },
+            Signature { name: concat!("rows_attention_d512", $kv), params: ATTENTION_PARAMS },
+            Signature { name: concat!("rows_attention_d1024", $kv), params: ATTENTION_PARAMS },
+        ]
+    };
+}
+
+static ATTENTIONS: [Signature; 5] = attentions!("");
+static INT8_ATTENTIONS: [Signature; 5] = attentions!("_int8");
 
 macro_rules! by_type {
     ($($ty:literal)+) => {
@@ -293,8 +321,10 @@ impl RowsKernel {
             Self::RmsNorm => &RMS_NORM,
             Self::Angles => &ANGLES,
             Self::Heads => &HEADS,
-            Self::KvAppend => &KV_APPEND,
-            Self::Attention(index) => &ATTENTIONS[index],
+            Self::KvAppend(KvType::F16) => &KV_APPEND,
+            Self::KvAppend(KvType::Int8) => &KV_APPEND_INT8,
+            Self::Attention(KvType::F16, index) => &ATTENTIONS[index],
+            Self::Attention(KvType::Int8, index) => &INT8_ATTENTIONS[index],
             Self::Gemm(ty, tile) => &GEMMS[ty as usize][tile],
             Self::GemmSum => &GEMM_SUM,
             Self::SumNorm => &SUM_NORM,
@@ -326,8 +356,10 @@ mod tests {
             }
         }
         for (i, kernel) in ATTENTION.iter().enumerate() {
-            let name = RowsKernel::Attention(i).signature().name;
-            assert_eq!(name, format!("rows_attention_d{}", kernel.value_dim));
+            for (ty, suffix) in [(KvType::F16, ""), (KvType::Int8, "_int8")] {
+                let name = RowsKernel::Attention(ty, i).signature().name;
+                assert_eq!(name, format!("rows_attention_d{}{suffix}", kernel.value_dim));
+            }
         }
     }
 }

@@ -153,16 +153,18 @@ impl PageTable {
 
 #[cfg(test)]
 mod tests {
+    use m40_program::KvType;
+
     use super::*;
 
     const LAYERS: [KvLayer; 2] = [
-        KvLayer { kv_heads: 2, key_dim: 64, value_dim: 64 },
-        KvLayer { kv_heads: 1, key_dim: 8, value_dim: 16 },
+        KvLayer { kv_heads: 2, key_dim: 64, value_dim: 64, ty: KvType::F16 },
+        KvLayer { kv_heads: 1, key_dim: 8, value_dim: 16, ty: KvType::Int8 },
     ];
 
     #[test]
     fn pages_of_layers_lie_one_layer_behind_the_other() {
-        let page = (2 * 32 * 2 * 128, 2 * 32 * 24);
+        let page = (2 * 32 * 2 * 128, 32 * (24 + 2 * 4));
         assert_eq!(KvPlan::page_bytes(&LAYERS), page.0 + page.1);
         let plan = KvPlan::new(&LAYERS, 10 * (page.0 + page.1) + 5, 1000);
         assert_eq!((plan.pages(), plan.tokens()), (10, 320));

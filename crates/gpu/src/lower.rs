@@ -226,6 +226,8 @@ pub struct Attention {
     pub layer: u16,
     /// Geometry and scoring rule.
     pub shape: AttentionShape,
+    /// Scores that have no value, one for each query head.
+    pub sinks: Option<VectorId>,
     /// Queries, before norm and rotation.
     pub q: View,
     /// Keys, before norm and rotation.

@@ -7,6 +7,7 @@
 use std::fmt;
 
 use m40_gguf::TensorType;
+use m40_program::KvType;
 
 /// Tokens of a page of the KV cache.
 pub const PAGE_TOKENS: usize = 32;
@@ -304,10 +305,14 @@ structure! {
         cache: Place,
         /// Of a page.
         page_places: u32,
+        /// [`kv_type`].
+        kv_type: u32,
         /// On products of queries and keys.
         scale: f32,
         /// 0: none.
         softcap: f32,
+        /// `[heads] f32`, or nowhere.
+        sinks: Place,
         /// Tokens that a row sees; 0: all.
         window: u32,
         /// `[pass rows][kv_heads][chunks][heads / kv_heads][value_dim + 4] f32`.
@@ -545,6 +550,14 @@ impl Op {
         let mut words = [0; OP_WORDS];
         words[..fields.len()].copy_from_slice(&fields);
         words
+    }
+}
+
+/// The kernels' number of a type of keys and values.
+pub const fn kv_type(ty: KvType) -> u32 {
+    match ty {
+        KvType::F16 => 0,
+        KvType::Int8 => 1,
     }
 }
 

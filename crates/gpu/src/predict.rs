@@ -10,7 +10,8 @@
 //! * *bytes*: weights of products, keys and values of attention. Activations stay in the L2 cache.
 //! * *work*: weights of a product; multiplications of attention.
 //! * *slots*: issue slots of a lane for each, of the loops of `decode_bN_TYPE` and
-//!   `decode_bN_attention` (kernels/reference; kernels/sm52.txt, written by kernels/inspect-sm52); N is
+//!   `decode_bN_attention`, or `_attention_int8` by the type of keys and values
+//!   (kernels/reference; kernels/sm52.txt, written by kernels/inspect-sm52); N is
 //!   what the pass's rows are rounded up to.
 //! * *bandwidth*, *lane slots* and *barrier*: of the [`Card`].
 //!
@@ -25,7 +26,7 @@
 use std::collections::HashMap;
 
 use m40_gguf::TensorType;
-use m40_program::{AttentionShape, MatrixId, Op, Program, RowSet};
+use m40_program::{AttentionShape, KvType, MatrixId, Op, Program, RowSet};
 use m40_repack::Layout;
 
 use crate::batch::rows_at_once;
@@ -253,16 +254,24 @@ impl Pass<'_> {
     fn attention(&self, attention: &Attention) -> Result<Work, PredictError> {
         let shape = &attention.shape;
         let seen = shape.window.map_or(self.seen, |window| self.seen.min(window as usize));
-        let cached = 2 * self.program.kv[usize::from(attention.layer)].elements_per_token();
+        let kv = &self.program.kv[usize::from(attention.layer)];
         let multiplications = seen * shape.heads * (shape.key_dim + shape.value_dim);
-        let kernel = format!("{}_attention", self.kernel());
+        let kernel = format!("{}_attention{}", self.kernel(), kv_suffix(kv.ty));
         let slots = self.slots.of_multiplication(&kernel);
         let work = "attention".to_owned();
         let slots = slots.ok_or(PredictError::NoLoop { kernel, work })?;
         Ok(Work {
-            bytes: (self.rows * seen * cached) as f64,
+            bytes: (self.rows * seen * kv.bytes_per_token()) as f64,
             slots: (self.rows * multiplications) as f64 * slots,
         })
+    }
+}
+
+/// What names of kernels for such keys and values end with.
+fn kv_suffix(ty: KvType) -> &'static str {
+    match ty {
+        KvType::F16 => "",
+        KvType::Int8 => "_int8",
     }
 }
 
@@ -329,15 +338,16 @@ impl Many<'_> {
     fn attention(&self, layer: u16, shape: &AttentionShape) -> Result<Work, PredictError> {
         let kernel = ATTENTION.iter().find(|kernel| kernel.value_dim >= shape.value_dim);
         let most = kernel.map_or(shape.value_dim, |kernel| kernel.value_dim);
-        let slots = self.slots(format!("rows_attention_d{most}"))?;
+        let kv = &self.program.kv[usize::from(layer)];
+        let slots = self.slots(format!("rows_attention_d{most}{}", kv_suffix(kv.ty)))?;
         let window = shape.window.map_or(usize::MAX, |window| window as usize);
         let (seen, read) = match self.seen {
             Seen::Before => ((1..=self.rows).map(|row| row.min(window)).sum(), self.rows),
             Seen::Same(tokens) => (self.rows * tokens.min(window), self.rows * tokens.min(window)),
         };
-        let cached = 2 * self.program.kv[usize::from(layer)].elements_per_token();
         let multiplications: usize = seen * shape.heads * (shape.key_dim + shape.value_dim);
-        Ok(Work { bytes: (read * cached) as f64, slots: multiplications as f64 * slots })
+        let bytes = read * kv.bytes_per_token();
+        Ok(Work { bytes: bytes as f64, slots: multiplications as f64 * slots })
     }
 }
 
@@ -358,6 +368,7 @@ kernel            loop  bytes  instr  ffma  bits  local  wide  slots  ffma  type
 decode_b1_F16        1   1856    174    64     1      0     8     96  67 %  f16          64   1.50    23.7   6 %
 decode_b1_Q4_0       1   2176    202    66    89      0     2    189  35 %  q4_0         64   2.95     6.7  44 %
 decode_b1_attention  1   7680    710   256     0      0     0    512  50 %
+decode_b1_attention_int8  1  7680  710  256   128      0     0    640  40 %
 
 gemm_f16_m128        1  12768   1197  1000    18      0     1   1250  90 %
 rows_attention_d64     1   1824    171   100     0      0     2    300  92 %
@@ -382,8 +393,10 @@ rows_attention_d64     1   1824    171   100     0      0     2    300  92 %
         use TensorType::*;
         let slots = Slots::of_this_build();
         for kernel in ["decode_b1", "decode_b2", "decode_b4", "decode_b8"] {
-            let attention = format!("{kernel}_attention");
-            assert!(slots.of_multiplication(&attention).is_some(), "{kernel}");
+            for ty in KvType::ALL {
+                let attention = format!("{kernel}_attention{}", kv_suffix(ty));
+                assert!(slots.of_multiplication(&attention).is_some(), "{kernel}, {ty}");
+            }
             for ty in [
                 F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K, IQ4NL,
                 IQ4XS, MXFP4,
@@ -444,7 +457,7 @@ rows_attention_d64     1   1824    171   100     0      0     2    300  92 %
             Op::Project { x, .. } | Op::GatedProject { x, .. }
                 if program.buffer(*x).rows == RowSet::Logits =>
             {
-                let shape = PassShape { rows: 1, logit_rows: 1, context: 1, kv_element_bytes: 2 };
+                let shape = PassShape { rows: 1, logit_rows: 1, context: 1 };
                 program.cost(op, shape).flops / 2
             }
             _ => 0,
@@ -473,13 +486,16 @@ rows_attention_d64     1   1824    171   100     0      0     2    300  92 %
 
     #[test]
     fn depth_costs_what_its_keys_and_values_are() {
-        let (program, _) = one_type();
+        let (mut program, _) = one_type();
         let slots = Slots::parse(TABLE);
         let card = Card { multiprocessors: 24, bandwidth: 1e9, lane_slots: 1e18, barrier: 0.0 };
-        let [near, far] =
-            [0, 1000].map(|depth| predict(&program, 1, depth, &slots, &card).unwrap());
-        let bytes = 1000.0 * 2.0 * program.kv_elements_per_token() as f64;
-        assert!(((far.memory - near.memory) * 1e9 - bytes).abs() < 1.0);
+        for ty in KvType::ALL {
+            program.kv.iter_mut().for_each(|kv| kv.ty = ty);
+            let [near, far] =
+                [0, 1000].map(|depth| predict(&program, 1, depth, &slots, &card).unwrap());
+            let bytes = 1000.0 * program.kv_bytes_per_token() as f64;
+            assert!(((far.memory - near.memory) * 1e9 - bytes).abs() < 1.0, "{ty}");
+        }
     }
 
     #[test]

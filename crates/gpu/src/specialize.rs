@@ -30,6 +30,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     header!("decode.cuh"),
     header!("device.cuh"),
     header!("embed.cuh"),
+    header!("kv.cuh"),
     header!("matvec.cuh"),
     header!("next.cuh"),
     header!("ops.cuh"),

@@ -15,7 +15,7 @@ mod tensors;
 
 use m40_gguf::{Gguf, GgufError};
 
-use crate::program::Program;
+use crate::program::{KvType, Program};
 use crate::verify::VerifyError;
 use decoder::Decoder;
 use hyper::Hyper;
@@ -44,6 +44,8 @@ pub struct BuildOptions {
     /// Tokens of context to be served; the trained context when absent. Some models change their
     /// rotary frequencies for long contexts.
     pub context: Option<u32>,
+    /// How keys and values are kept.
+    pub kv_type: KvType,
 }
 
 /// Why a file does not make a program.

@@ -17,8 +17,6 @@ pub struct PassShape {
     pub logit_rows: u64,
     /// Tokens in the KV cache that a row attends to, on average.
     pub context: u64,
-    /// Bytes per KV element.
-    pub kv_element_bytes: u64,
 }
 
 /// Bytes and operations of an op or a program; costs add up.
@@ -75,15 +73,15 @@ impl Program {
                 base + self.matmul(*gate, rows) + self.matmul(*up, rows)
             }
             Op::KvAppend { layer, .. } => {
-                let elements = self.kv[usize::from(*layer)].elements_per_token() as u64;
-                Cost { kv_bytes: pass.rows * elements * pass.kv_element_bytes, ..base }
+                let of_token = self.kv[usize::from(*layer)].bytes_per_token() as u64;
+                Cost { kv_bytes: pass.rows * of_token, ..base }
             }
             Op::Attention { layer, shape, .. } => {
                 let seen = shape.window.map_or(pass.context, |w| pass.context.min(u64::from(w)));
-                let elements = self.kv[usize::from(*layer)].elements_per_token() as u64;
+                let of_token = self.kv[usize::from(*layer)].bytes_per_token() as u64;
                 let per_head = (shape.key_dim + shape.value_dim) as u64;
                 Cost {
-                    kv_bytes: seen * elements * pass.kv_element_bytes,
+                    kv_bytes: seen * of_token,
                     flops: 2 * pass.rows * seen * shape.heads as u64 * per_head,
                     ..base
                 }

@@ -31,5 +31,5 @@ pub use op::{
     Activation, AttentionShape, BufferId, MAX_HEAD_DIM, MatrixId, Op, Projection, RopeId, RowSet,
     VectorId,
 };
-pub use program::{Buffer, Description, KvLayer, Matrix, Program, Vector};
+pub use program::{Buffer, Description, KvLayer, KvType, Matrix, Program, Vector};
 pub use rope::{RopeStyle, RopeTable};

@@ -15,7 +15,7 @@ pub struct BufferId(pub u16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MatrixId(pub u32);
 
-/// Index of a [`Vector`](crate::Vector): a norm gain or a bias.
+/// Index of a [`Vector`](crate::Vector): a norm gain, a bias, or the sinks of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VectorId(pub u32);
 
@@ -164,6 +164,10 @@ pub enum Op {
         out: BufferId,
         /// Geometry and scoring rule.
         shape: AttentionShape,
+        /// A learned score for each query head that takes part in its softmax and has no value, so
+        /// that the weights of tokens sum up to less than 1: `out = sum(e^s_i v_i) / (sum(e^s_i) +
+        /// e^sink)`. Neither scaled nor capped.
+        sinks: Option<VectorId>,
     },
     /// `x = cap * tanh(x / cap)`, in place (final logits).
     Softcap {

@@ -41,7 +41,7 @@ impl Matrix {
     }
 }
 
-/// A norm gain or bias, used as f32 whatever its type in the file.
+/// A norm gain, bias or attention sinks, used as f32 whatever its type in the file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Vector {
     /// Tensor name in the file.
@@ -50,6 +50,44 @@ pub struct Vector {
     pub first: usize,
     /// Elements.
     pub len: usize,
+}
+
+/// How the KV cache keeps the elements of a head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum KvType {
+    /// Each as f16.
+    #[default]
+    F16,
+    /// Each as an integer in -127..=127, and an f32 scale for a token's key, and one for its value, of
+    /// a head: the largest magnitude / 127.
+    Int8,
+}
+
+impl KvType {
+    /// Every type.
+    pub const ALL: [Self; 2] = [Self::F16, Self::Int8];
+
+    /// As users write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::Int8 => "int8",
+        }
+    }
+
+    /// Bytes of a token's key or value of a head.
+    pub const fn head_bytes(self, dim: usize) -> usize {
+        match self {
+            Self::F16 => 2 * dim,
+            Self::Int8 => dim + size_of::<f32>(),
+        }
+    }
+}
+
+impl fmt::Display for KvType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
 }
 
 /// What one layer keeps per token in the KV cache.
@@ -61,12 +99,14 @@ pub struct KvLayer {
     pub key_dim: usize,
     /// Elements per value head.
     pub value_dim: usize,
+    /// How they are kept.
+    pub ty: KvType,
 }
 
 impl KvLayer {
-    /// Elements per token, keys and values together.
-    pub fn elements_per_token(&self) -> usize {
-        self.kv_heads * (self.key_dim + self.value_dim)
+    /// Bytes per token, keys and values together.
+    pub fn bytes_per_token(&self) -> usize {
+        self.kv_heads * (self.ty.head_bytes(self.key_dim) + self.ty.head_bytes(self.value_dim))
     }
 }
 
@@ -97,7 +137,7 @@ pub struct Program {
     pub buffers: Vec<Buffer>,
     /// Weights that are multiplied with.
     pub matrices: Vec<Matrix>,
-    /// Norm gains and biases.
+    /// Norm gains, biases and attention sinks.
     pub vectors: Vec<Vector>,
     /// Rotary frequency tables.
     pub ropes: Vec<RopeTable>,
@@ -137,9 +177,9 @@ impl Program {
         matrices + vectors
     }
 
-    /// Elements of KV cache per token of context, over all layers.
-    pub fn kv_elements_per_token(&self) -> usize {
-        self.kv.iter().map(KvLayer::elements_per_token).sum()
+    /// Bytes of KV cache per token of context, over all layers.
+    pub fn kv_bytes_per_token(&self) -> usize {
+        self.kv.iter().map(KvLayer::bytes_per_token).sum()
     }
 }
 
@@ -220,9 +260,13 @@ impl Program {
                 write!(f, "{} = rope x{heads} table={}", buffer(x), table.0)
             }
             Op::KvAppend { layer, k, v } => {
-                write!(f, "kv[{layer}] <- {}, {}", buffer(k), buffer(v))
+                write!(f, "kv[{layer}] <- {}, {}", buffer(k), buffer(v))?;
+                match self.kv[usize::from(*layer)].ty {
+                    KvType::F16 => Ok(()),
+                    ty => write!(f, " as {ty}"),
+                }
             }
-            Op::Attention { layer, q, out, shape } => {
+            Op::Attention { layer, q, out, shape, sinks } => {
                 write!(
                     f,
                     "{} = attention {} kv[{layer}] {}/{} heads of {}/{} scale={}",
@@ -235,7 +279,8 @@ impl Program {
                     shape.scale,
                 )?;
                 shape.window.iter().try_for_each(|w| write!(f, " window={w}"))?;
-                shape.softcap.iter().try_for_each(|c| write!(f, " softcap={c}"))
+                shape.softcap.iter().try_for_each(|c| write!(f, " softcap={c}"))?;
+                sinks.iter().try_for_each(|s| write!(f, " sinks={}", vector(s)))
             }
             Op::Softcap { x, cap } => write!(f, "{} = softcap {cap}", buffer(x)),
         }

@@ -192,7 +192,13 @@ impl Checker<'_> {
         })
     }
 
-    fn attention(&mut self, layer: u16, q: BufferId, out: BufferId, s: &AttentionShape) -> Rule {
+    fn attention(
+        &mut self,
+        layer: u16,
+        [q, out]: [BufferId; 2],
+        s: &AttentionShape,
+        sinks: Option<VectorId>,
+    ) -> Rule {
         let kv = self.kv(layer)?;
         let (width, rows) = self.read(q)?;
         require(usize::from(layer) < self.appended, || {
@@ -209,6 +215,7 @@ impl Checker<'_> {
         )?;
         require(s.window != Some(0), || "a window of 0 tokens sees nothing".into())?;
         s.softcap.map_or(Ok(()), above_zero)?;
+        sinks.map_or(Ok(()), |sinks| self.vector(sinks, s.heads))?;
         self.write(out, product(s.heads, s.value_dim), RowSet::All)
     }
 
@@ -262,7 +269,9 @@ impl Checker<'_> {
                 self.appended += 1;
                 Ok(())
             }
-            Op::Attention { layer, q, out, shape } => self.attention(*layer, *q, *out, shape),
+            Op::Attention { layer, q, out, shape, sinks } => {
+                self.attention(*layer, [*q, *out], shape, *sinks)
+            }
             Op::Softcap { x, cap } => {
                 above_zero(*cap)?;
                 self.read(*x).map(|_| ())

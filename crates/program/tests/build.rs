@@ -2,13 +2,16 @@
 
 use m40_gguf::{Gguf, TensorType};
 use m40_program::{
-    Activation, AttentionShape, BuildError, BuildOptions, Op, Program, RopeTable, RowSet, build,
-    supported_architectures,
+    Activation, AttentionShape, BuildError, BuildOptions, KvType, Op, Program, RopeTable, RowSet,
+    build, supported_architectures,
 };
 use m40_testkit::gguf::{GgufBuilder, Meta, RopeScaling, TinyModel};
 
 fn program_for(file: &GgufBuilder, context: Option<u32>) -> Result<Program, BuildError> {
-    build(&Gguf::parse(file.build()).expect("a valid file"), BuildOptions { context })
+    build(
+        &Gguf::parse(file.build()).expect("a valid file"),
+        BuildOptions { context, ..BuildOptions::default() },
+    )
 }
 
 fn try_build(file: &GgufBuilder) -> Result<Program, BuildError> {
@@ -78,6 +81,18 @@ result logits
 }
 
 #[test]
+fn sinks_come_with_their_tensors_and_the_kv_type_from_the_user() {
+    let file = TinyModel::new("llama").layers(1).sinks(true).build();
+    let options = BuildOptions { kv_type: KvType::Int8, ..BuildOptions::default() };
+    let program = build(&Gguf::parse(file).unwrap(), options).unwrap();
+    let lines: Vec<_> = program.ops.iter().map(|op| program.text_of(op).to_string()).collect();
+    assert_eq!(lines[5], "kv[0] <- k, v as int8");
+    let attention = "attended = attention q kv[0] 4/2 heads of 64/64 scale=0.125";
+    assert_eq!(lines[6], format!("{attention} sinks=blk.0.attn_sinks.weight"));
+    assert_eq!(program.kv_bytes_per_token(), 2 * (64 + 4 + 64 + 4));
+}
+
+#[test]
 fn every_supported_architecture_builds() {
     assert_eq!(supported_architectures(), ["gemma2", "gemma3", "llama", "phi3", "qwen2", "qwen3"]);
     for architecture in supported_architectures() {
@@ -86,7 +101,7 @@ fn every_supported_architecture_builds() {
         assert_eq!((d.architecture.as_str(), d.layers, d.embedding), (architecture, 3, 256));
         assert_eq!(d.name, format!("Tiny {architecture}"));
         assert_eq!(d.context, 256);
-        assert_eq!(program.kv_elements_per_token(), 3 * 2 * (64 + 64));
+        assert_eq!(program.kv_bytes_per_token(), 3 * 2 * (64 + 64) * 2);
         assert_eq!(attentions(&program).len(), 3);
         let logits = program.buffer(program.logits);
         assert_eq!((logits.width, logits.rows), (d.vocab, RowSet::Logits));
@@ -418,11 +433,11 @@ fn names_tensors_of_another_shape() {
 #[test]
 fn refuses_weights_that_would_not_be_used() {
     let file = llama()
-        .tensor("blk.0.attn_sinks.weight", &[4], TensorType::F32, vec![0; 16])
+        .tensor("blk.0.attn_rel_b.weight", &[4], TensorType::F32, vec![0; 16])
         .tensor("blk.1.attn_norm.weight", &[4], TensorType::F32, vec![0; 16]);
     let found = error(&file);
     assert!(
-        matches!(&found, BuildError::UnusedTensors { first, count: 2 } if first == "blk.0.attn_sinks.weight"),
+        matches!(&found, BuildError::UnusedTensors { first, count: 2 } if first == "blk.0.attn_rel_b.weight"),
         "{found}"
     );
 }

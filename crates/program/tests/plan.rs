@@ -4,7 +4,7 @@ use m40_gguf::TensorType;
 use m40_program::cost::{Cost, PassShape};
 use m40_program::memory::ALIGN_FLOATS;
 use m40_program::{
-    Activation, AttentionShape, Buffer, BufferId, Description, KvLayer, Matrix, MatrixId,
+    Activation, AttentionShape, Buffer, BufferId, Description, KvLayer, KvType, Matrix, MatrixId,
     MemoryPlan, Op, Program, Projection, RopeId, RowSet, VectorId,
 };
 use proptest::prelude::*;
@@ -30,7 +30,7 @@ fn program(buffers: Vec<Buffer>, ops: Vec<Op>) -> Program {
         ],
         vectors: vec![],
         ropes: vec![],
-        kv: vec![KvLayer { kv_heads: 2, key_dim: 8, value_dim: 16 }],
+        kv: vec![KvLayer { kv_heads: 2, key_dim: 8, value_dim: 16, ty: KvType::F16 }],
         ops,
     }
 }
@@ -141,7 +141,7 @@ proptest! {
 }
 
 /// Five tokens, two of them with logits, each seeing 10 others on average; an f16 cache.
-const PASS: PassShape = PassShape { rows: 5, logit_rows: 2, context: 10, kv_element_bytes: 2 };
+const PASS: PassShape = PassShape { rows: 5, logit_rows: 2, context: 10 };
 
 /// Buffers `[all, 64]`, `[all, 32]`, `[logits, 100]`.
 #[track_caller]
@@ -202,7 +202,7 @@ fn attention_costs_what_its_window_shows() {
             window,
             softcap: None,
         };
-        Op::Attention { layer: 0, q: B, out: A, shape }
+        Op::Attention { layer: 0, q: B, out: A, shape, sinks: None }
     };
     let seeing = |op, seen: u64| {
         costs(op, 0, 5 * (64 + 32) * 4, seen * 48 * 2, 2 * 5 * seen * 4 * (8 + 16));

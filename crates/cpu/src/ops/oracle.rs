@@ -39,11 +39,12 @@ pub(crate) fn softcap(x: &mut [f32], cap: f32) {
     }
 }
 
-/// See [`super::attention::Attention`]; one row. `q`: `[heads, key_dim]`, `out`: `[heads, value_dim]`.
+/// See [`super::attention::Attention`]; one row. `q`: `[heads, key_dim]`, `out`: `[heads, value_dim]`;
+/// `sinks`: `[heads]`, or empty.
 pub(crate) fn attention(
     shape: &AttentionShape,
-    cache: &KvCache,
-    layer: usize,
+    sinks: &[f32],
+    (cache, layer): (&KvCache, usize),
     position: usize,
     q: &[f32],
     out: &mut [f32],
@@ -55,19 +56,22 @@ pub(crate) fn attention(
         let kv_head = head / group;
         let score = |t: usize| {
             let keys = cache.keys(layer, t / PAGE_TOKENS, kv_head);
-            let key = keys.iter().skip(t % PAGE_TOKENS).step_by(PAGE_TOKENS);
-            let dot: f64 = q.iter().zip(key).map(|(q, k)| f64::from(*q) * k.to_f64()).sum();
+            let token = t % PAGE_TOKENS;
+            let key = (0..q.len()).map(|d| keys.number(d * PAGE_TOKENS + token, token));
+            let dot: f64 = q.iter().zip(key).map(|(q, k)| f64::from(*q) * k).sum();
             let score = dot * f64::from(shape.scale);
             shape.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
         };
         let scores: Vec<f64> = (first..=position).map(score).collect();
-        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sink = sinks.get(head).map_or(f64::NEG_INFINITY, |sink| f64::from(*sink));
+        let max = scores.iter().copied().fold(sink, f64::max);
         let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
-        let total: f64 = weights.iter().sum();
+        let total = weights.iter().sum::<f64>() + (sink - max).exp();
         for (d, out) in out.iter_mut().enumerate() {
             let value = |t: usize| {
                 let values = cache.values(layer, t / PAGE_TOKENS, kv_head);
-                values[t % PAGE_TOKENS * shape.value_dim + d].to_f64()
+                let token = t % PAGE_TOKENS;
+                values.number(token * shape.value_dim + d, token)
             };
             let sum: f64 = (first..=position).zip(&weights).map(|(t, w)| w * value(t)).sum();
             *out = (sum / total) as f32;

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::ops::{
     ANNOUNCE, AWAIT, AttentionOp, EmbedOp, MAX_ROPES, MatvecOp, NormOp, OP_WORDS, Op, PAGE_TOKENS,
-    Place, RopeAngles, SampleOp, weight_type,
+    Place, RopeAngles, SampleOp, kv_type, weight_type,
 };
 
 /// Where the memory of a lowered program lies.
@@ -72,8 +72,8 @@ struct Assembler<'a> {
 
 /// A page of a KV layer, in places.
 pub(crate) fn page_places(layer: &KvLayer) -> u32 {
-    let halves = PAGE_TOKENS * layer.elements_per_token();
-    (2 * halves as u64 / Place::BYTES) as u32
+    let bytes = PAGE_TOKENS * layer.bytes_per_token();
+    (bytes as u64 / Place::BYTES) as u32
 }
 
 impl Lowered {
@@ -315,8 +315,10 @@ impl Assembler<'_> {
             interleaved: u32::from(table.is_some_and(|t| t.style == RopeStyle::Interleaved)),
             cache: self.places.caches[layer],
             page_places: page_places(&self.program.kv[layer]),
+            kv_type: kv_type(self.program.kv[layer].ty),
             scale: shape.scale,
             softcap: shape.softcap.unwrap_or(0.0),
+            sinks: self.optional_vector(attention.sinks),
             window: shape.window.unwrap_or(0),
             partials: self.region(attention.partials),
             chunks: self.lowered.chunks(),

@@ -207,7 +207,9 @@ impl Fuser<'_> {
                 }
                 Ok(())
             }
-            Op::Attention { layer, q, out, shape } => self.attention(*layer, *q, *out, shape),
+            Op::Attention { layer, q, out, shape, sinks } => {
+                self.attention(*layer, [*q, *out], shape, *sinks)
+            }
             Op::Softcap { x, cap } => self.softcap(*x, *cap),
         }
     }
@@ -443,9 +445,9 @@ impl Fuser<'_> {
     fn attention(
         &mut self,
         layer: u16,
-        q: BufferId,
-        out: BufferId,
+        [q, out]: [BufferId; 2],
         shape: &AttentionShape,
+        sinks: Option<VectorId>,
     ) -> Result<(), Why> {
         let appended = self.appended.take().filter(|appended| appended.layer == layer);
         let Some(Appended { k, v, .. }) = appended else {
@@ -468,6 +470,7 @@ impl Fuser<'_> {
         self.steps.push(Step::Attention(Attention {
             layer,
             shape: *shape,
+            sinks,
             q,
             k,
             v,

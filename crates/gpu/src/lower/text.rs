@@ -102,7 +102,8 @@ impl Text<'_> {
                 )?;
                 attention.rope.iter().try_for_each(|rope| write!(f, " rope={}", rope.0))?;
                 shape.window.iter().try_for_each(|w| write!(f, " window={w}"))?;
-                shape.softcap.iter().try_for_each(|cap| write!(f, " softcap={cap}"))
+                shape.softcap.iter().try_for_each(|cap| write!(f, " softcap={cap}"))?;
+                attention.sinks.iter().try_for_each(|s| write!(f, " sinks={}", self.vector(*s)))
             }
             Step::Norm(norm) => {
                 let gain = self.vector(norm.gain);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use m40_program::{Program, RopeId, RopeStyle, VectorId};
+use m40_program::{KvLayer, KvType, Program, RopeStyle, VectorId};
 use m40_repack::{Layout, Role};
 
 use super::{
@@ -101,6 +101,22 @@ struct Finish {
     bias: VectorId,
     other: Option<Rows>,
     softcap: f32,
+}
+
+/// What is done to heads of queries or keys.
+struct Treatment {
+    ops: u32,
+    gain: Option<VectorId>,
+    /// eps, angles, pairs
+    rest: [Arg; 3],
+}
+
+impl Treatment {
+    /// As kernels take it.
+    fn args(self) -> impl Iterator<Item = Arg> {
+        let gain = Arg::Vector(self.gain.unwrap_or(NO_VECTOR));
+        [Arg::U32(self.ops), gain].into_iter().chain(self.rest)
+    }
 }
 
 /// A vector for kernels that do not read it.
@@ -475,96 +491,101 @@ impl<'a> Pass<'a> {
 
     /// Norms and rotations of heads, and keys and values into the cache.
     fn heads(&mut self, op: &Attention) {
-        let shape = &op.shape;
         let [q, k, v] = [op.q, op.k, op.v].map(|view| self.rows(view));
-        let pairs =
-            op.rope.map_or(0, |RopeId(id)| self.program.ropes[usize::from(id)].inv_freq.len());
-        let interleaved =
-            op.rope.is_some_and(|id| self.program.rope(id).style == RopeStyle::Interleaved);
+        let layer = self.program.kv[usize::from(op.layer)];
+        // A scale is known only when all of a head is.
+        if layer.ty == KvType::F16
+            && let Some(sum) = self.take_heads(op)
+        {
+            return self.sum_heads(op, &sum, q);
+        }
+        let treatment = self.treatment(op, op.q_gain);
+        self.treat_heads(q, op.shape.heads, op.shape.key_dim, treatment);
+        self.append(op, layer, k, v);
+    }
+
+    /// All of that, of partial products of queries, keys and values.
+    fn sum_heads(&mut self, op: &Attention, sum: &Sum, q: Rows) {
+        let shape = &op.shape;
+        let Treatment { ops, gain, rest } = self.treatment(op, op.q_gain);
+        let keys = if op.k_gain.is_some() { HEAD_NORM_KEYS } else { 0 };
+        let bias = if sum.finish.flags & GEMM_BIAS != 0 { HEAD_BIAS } else { 0 };
+        let mut args = vec![
+            Arg::Arena,
+            self.pass_rows(),
+            Arg::U32(self.m as u32),
+            Arg::Read(self.prefill.partials, sum.partials),
+            Arg::U32(sum.splits as u32),
+            Arg::U32(sum.rows.next_multiple_of(4) as u32),
+            Arg::Vector(sum.finish.bias),
+            q.write(),
+            q.stride(),
+        ];
+        let numbers = [shape.heads, shape.kv_heads, shape.key_dim, shape.value_dim];
+        args.extend(numbers.map(|number| Arg::U32(number as u32)));
+        args.push(Arg::U32(ops | keys | bias));
+        args.extend([gain, op.k_gain].map(|gain| Arg::Vector(gain.unwrap_or(NO_VECTOR))));
+        args.extend(rest);
+        args.extend([Arg::CacheMut(op.layer), self.page(op)]);
+        let warps = ROW_THREADS / LANES;
+        let grid = (self.m * (shape.heads + 2 * shape.kv_heads)).div_ceil(warps);
+        let bytes = 4 * warps * shape.key_dim.max(shape.value_dim);
+        self.call_with(RowsKernel::SumHeads, grid, ROW_THREADS, bytes, args);
+    }
+
+    /// What is done to the heads of some rows.
+    fn treatment(&self, op: &Attention, gain: Option<VectorId>) -> Treatment {
+        let style = op.rope.map(|id| self.program.rope(id));
+        let pairs = style.map_or(0, |rope| rope.inv_freq.len());
+        let interleaved = style.is_some_and(|rope| rope.style == RopeStyle::Interleaved);
+        let norm = if gain.is_some() { HEAD_NORM } else { 0 };
+        let rotate = if op.rope.is_some() { HEAD_ROTATE } else { 0 };
         // Kernels that rotate nothing read no angles.
         let angles = match op.angles {
             Some(region) => Self::start(self.prefill.regions[&region], self.m * 2 * pairs),
             None => self.pass_rows(),
         };
-        let rotate = if op.rope.is_some() { HEAD_ROTATE } else { 0 };
-        let rotate = rotate | if interleaved { HEAD_INTERLEAVED } else { 0 };
-        let norm = |gain: Option<VectorId>, norm| if gain.is_some() { norm } else { 0 };
-        let q_ops = rotate | norm(op.q_gain, HEAD_NORM);
-        let [q_gain, k_gain] =
-            [op.q_gain, op.k_gain].map(|gain| Arg::Vector(gain.unwrap_or(NO_VECTOR)));
-        let m = Arg::U32(self.m as u32);
-        let [heads, kv_heads, key_dim, value_dim] =
-            [shape.heads, shape.kv_heads, shape.key_dim, shape.value_dim]
-                .map(|number| Arg::U32(number as u32));
-        let page = Arg::U32(page_places(&self.program.kv[usize::from(op.layer)]));
-        let warps = ROW_THREADS / LANES;
-        if let Some(sum) = self.take_heads(op) {
-            let bias = if sum.finish.flags & GEMM_BIAS != 0 { HEAD_BIAS } else { 0 };
-            let ops = q_ops | norm(op.k_gain, HEAD_NORM_KEYS) | bias;
-            let args = vec![
-                Arg::Arena,
-                self.pass_rows(),
-                m,
-                Arg::Read(self.prefill.partials, sum.partials),
-                Arg::U32(sum.splits as u32),
-                Arg::U32(sum.rows.next_multiple_of(4) as u32),
-                Arg::Vector(sum.finish.bias),
-                q.write(),
-                q.stride(),
-                heads,
-                kv_heads,
-                key_dim,
-                value_dim,
-                Arg::U32(ops),
-                q_gain,
-                k_gain,
-                Arg::F32(op.norm_eps),
-                angles,
-                Arg::U32(pairs as u32),
-                Arg::CacheMut(op.layer),
-                page,
-            ];
-            let grid = (self.m * (shape.heads + 2 * shape.kv_heads)).div_ceil(warps);
-            let bytes = 4 * warps * shape.key_dim.max(shape.value_dim);
-            return self.call_with(RowsKernel::SumHeads, grid, ROW_THREADS, bytes, args);
+        let ops = norm | rotate | if interleaved { HEAD_INTERLEAVED } else { 0 };
+        Treatment { ops, gain, rest: [Arg::F32(op.norm_eps), angles, Arg::U32(pairs as u32)] }
+    }
+
+    /// Norms and rotations in place.
+    fn treat_heads(&mut self, x: Rows, heads: usize, dim: usize, treatment: Treatment) {
+        if treatment.ops & (HEAD_NORM | HEAD_ROTATE) == 0 {
+            return;
         }
-        if q_ops & (HEAD_NORM | HEAD_ROTATE) != 0 {
-            let args = vec![
-                q.write(),
-                q.stride(),
-                m,
-                heads,
-                key_dim,
-                Arg::U32(q_ops),
-                q_gain,
-                Arg::F32(op.norm_eps),
-                angles,
-                Arg::U32(pairs as u32),
-            ];
-            let grid = (self.m * shape.heads).div_ceil(warps);
-            self.call(RowsKernel::Heads, grid, ROW_THREADS, args);
-        }
-        let args = vec![
+        let numbers = [self.m, heads, dim].map(|number| Arg::U32(number as u32));
+        let args = [x.write(), x.stride()].into_iter().chain(numbers).chain(treatment.args());
+        let grid = (self.m * heads).div_ceil(ROW_THREADS / LANES);
+        self.call(RowsKernel::Heads, grid, ROW_THREADS, args.collect());
+    }
+
+    /// Keys, with norms and rotations, and values into the cache.
+    fn append(&mut self, op: &Attention, layer: KvLayer, k: Rows, v: Rows) {
+        let KvLayer { kv_heads, key_dim, value_dim, ty } = layer;
+        let treatment = self.treatment(op, op.k_gain);
+        let mut args = vec![
             Arg::Arena,
             self.pass_rows(),
-            m,
+            Arg::U32(self.m as u32),
             k.read(),
             k.stride(),
             v.read(),
             v.stride(),
-            kv_heads,
-            key_dim,
-            value_dim,
-            Arg::U32(rotate | norm(op.k_gain, HEAD_NORM)),
-            k_gain,
-            Arg::F32(op.norm_eps),
-            angles,
-            Arg::U32(pairs as u32),
-            Arg::CacheMut(op.layer),
-            page,
         ];
-        let grid = (self.m * 2 * shape.kv_heads).div_ceil(warps);
-        self.call(RowsKernel::KvAppend, grid, ROW_THREADS, args);
+        args.extend([kv_heads, key_dim, value_dim].map(|number| Arg::U32(number as u32)));
+        match ty {
+            KvType::F16 => args.extend(treatment.args()),
+            // A scale is known only when all of a key is.
+            KvType::Int8 => self.treat_heads(k, kv_heads, key_dim, treatment),
+        }
+        args.extend([Arg::CacheMut(op.layer), self.page(op)]);
+        let grid = (self.m * 2 * kv_heads).div_ceil(ROW_THREADS / LANES);
+        self.call(RowsKernel::KvAppend(ty), grid, ROW_THREADS, args);
+    }
+
+    fn page(&self, op: &Attention) -> Arg {
+        Arg::U32(page_places(&self.program.kv[usize::from(op.layer)]))
     }
 
     /// The pending sum, if it is of queries, keys and values, one behind the other.
@@ -582,10 +603,6 @@ impl<'a> Pass<'a> {
         self.heads(op);
         let shape = &op.shape;
         let [q, out] = [op.q, op.out].map(|view| self.rows(view));
-        let [heads, kv_heads, key_dim, value_dim] =
-            [shape.heads, shape.kv_heads, shape.key_dim, shape.value_dim]
-                .map(|number| Arg::U32(number as u32));
-        let page = Arg::U32(page_places(&self.program.kv[usize::from(op.layer)]));
         let (kernel, warps) = attention_kernel(shape.key_dim, shape.value_dim)
             .expect("heads were checked when memory was planned");
         let queries = self.shape.tallest * (shape.heads / shape.kv_heads);
@@ -599,20 +616,23 @@ impl<'a> Pass<'a> {
             q.read(),
             q.stride(),
             Arg::Cache(op.layer),
-            page,
-            heads,
-            kv_heads,
-            key_dim,
-            value_dim,
+            self.page(op),
+            Arg::U32(shape.heads as u32),
+            Arg::U32(shape.kv_heads as u32),
+            Arg::U32(shape.key_dim as u32),
+            Arg::U32(shape.value_dim as u32),
             Arg::F32(shape.scale),
             Arg::F32(shape.softcap.unwrap_or(0.0)),
             Arg::U32(shape.window.unwrap_or(0)),
+            Arg::Vector(op.sinks.unwrap_or(NO_VECTOR)),
+            Arg::U32(u32::from(op.sinks.is_some())),
             out.write(),
             out.stride(),
         ];
         let grid = tiles * shape.kv_heads * blocks;
+        let ty = self.program.kv[usize::from(op.layer)].ty;
         let bytes = warps * warp_bytes(kernel, shape.key_dim, shape.value_dim);
-        self.call_with(RowsKernel::Attention(kernel), grid, LANES * warps, bytes, args);
+        self.call_with(RowsKernel::Attention(ty, kernel), grid, LANES * warps, bytes, args);
     }
 
     fn argmax(&mut self) {

@@ -1,6 +1,10 @@
 //! Attention of a decode pass, at sizes that tiny models do not reach, against f64.
 
-use m40_gpu::ops::{AWAIT, AttentionOp, CHUNK_TOKENS, Op, PAGE_TOKENS, PASS_ROWS, Place, Row};
+use m40_gpu::ops::{
+    AWAIT, AttentionOp, CHUNK_TOKENS, Op, PAGE_TOKENS, PASS_ROWS, Place, Row, kv_type,
+};
+
+use m40_program::KvType;
 
 use crate::bench::{Bench, normed};
 use crate::half::{from_half, half};
@@ -13,10 +17,87 @@ struct Heads {
     value_dim: usize,
     window: usize,
     softcap: f32,
+    kv: KvType,
+    sinks: bool,
     norms: bool,
     /// Rotated pairs; 0: none.
     pairs: usize,
     interleaved: bool,
+}
+
+/// Pages of the cache, full of NaNs where no token was stored.
+struct Pages {
+    case: Heads,
+    page_bytes: usize,
+    bytes: Vec<u8>,
+}
+
+impl Pages {
+    fn new(case: Heads, pages: usize) -> Self {
+        let of_heads = [case.key_dim, case.value_dim].map(|dim| case.kv.head_bytes(dim));
+        let page_bytes = PAGE_TOKENS * case.kv_heads * of_heads.iter().sum::<usize>();
+        Self { case, page_bytes, bytes: vec![0xff; pages * page_bytes] }
+    }
+
+    /// Element `d` of a token's key, or value, of a head: its number among those of a page.
+    fn element(&self, value: bool, head: usize, token: usize, d: usize) -> usize {
+        let Heads { kv_heads, key_dim, value_dim, .. } = self.case;
+        if value {
+            PAGE_TOKENS * kv_heads * key_dim + (head * PAGE_TOKENS + token) * value_dim + d
+        } else {
+            ((head * key_dim / 8 + d / 8) * PAGE_TOKENS + token) * 8 + d % 8
+        }
+    }
+
+    /// The byte of a page where the scale of a token's key, or value, of a head is.
+    fn scale(&self, value: bool, head: usize, token: usize) -> usize {
+        let Heads { kv_heads, key_dim, value_dim, .. } = self.case;
+        let elements = PAGE_TOKENS * kv_heads * (key_dim + value_dim);
+        let head = if value { kv_heads + head } else { head };
+        elements + (head * PAGE_TOKENS + token) * 4
+    }
+
+    /// What a token's key, or value, of a head becomes.
+    fn put(&mut self, value: bool, [page, head, token]: [usize; 3], numbers: &[f32]) {
+        let largest = numbers.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
+        for (d, x) in numbers.iter().enumerate() {
+            let element = self.element(value, head, token, d);
+            match self.case.kv {
+                KvType::F16 => {
+                    let at = page * self.page_bytes + 2 * element;
+                    self.bytes[at..at + 2].copy_from_slice(&half(*x).to_le_bytes());
+                }
+                KvType::Int8 => {
+                    let number = (x * (127.0 / largest)).round_ties_even() as i32 + 128;
+                    self.bytes[page * self.page_bytes + element] = number as u8;
+                }
+            }
+        }
+        if self.case.kv == KvType::Int8 {
+            let at = page * self.page_bytes + self.scale(value, head, token);
+            self.bytes[at..at + 4].copy_from_slice(&(largest * (1.0 / 127.0)).to_le_bytes());
+        }
+    }
+
+    /// A token's key, or value, of a head, and how far apart neighbouring numbers are at most.
+    fn get(&self, value: bool, [page, head, token]: [usize; 3]) -> (Vec<f64>, f64) {
+        let dim = if value { self.case.value_dim } else { self.case.key_dim };
+        let page = &self.bytes[page * self.page_bytes..][..self.page_bytes];
+        let elements = (0..dim).map(|d| self.element(value, head, token, d));
+        match self.case.kv {
+            KvType::F16 => {
+                let number =
+                    |at: usize| from_half(u16::from_le_bytes([page[2 * at], page[2 * at + 1]]));
+                (elements.map(|at| f64::from(number(at))).collect(), 0.0)
+            }
+            KvType::Int8 => {
+                let at = self.scale(value, head, token);
+                let scale = f32::from_le_bytes(page[at..at + 4].try_into().unwrap());
+                let scale = f64::from(scale);
+                (elements.map(|at| (f64::from(page[at]) - 128.0) * scale).collect(), scale)
+            }
+        }
+    }
 }
 
 /// Per-head norm and rotation of a row's heads.
@@ -47,6 +128,7 @@ fn check_attention(seed: u64, case: Heads, positions: &[usize]) {
     let (v, v_place) = bench.rows(batch, v_width, v_width + 12);
     let (q_gain, q_gain_place) = bench.vector(key_dim);
     let (k_gain, k_gain_place) = bench.vector(key_dim);
+    let (sinks, sinks_place) = bench.vector(heads);
     let angles: Vec<f32> = (0..batch * pairs)
         .flat_map(|i| {
             let (sin, cos) = (i as f32).sin_cos();
@@ -55,36 +137,22 @@ fn check_attention(seed: u64, case: Heads, positions: &[usize]) {
         .collect();
     let angles_place = bench.place(&angles);
 
-    // Pages of all sequences, in no order, full of NaNs where no token was stored.
-    let page_halves = PAGE_TOKENS * kv_heads * (key_dim + value_dim);
+    // Pages of all sequences, in no order.
     let page_counts: Vec<_> = positions.iter().map(|p| p / PAGE_TOKENS + 1).collect();
     let total: usize = page_counts.iter().sum();
-    let mut cache = vec![0xffff_u16; total * page_halves];
+    let mut cache = Pages::new(case, total);
     let step = [7, 11, 13].into_iter().find(|step| !total.is_multiple_of(*step)).unwrap();
     let number = |page: usize| (page * step + 3) % total;
-    let key_at = |page: usize, head: usize, token: usize, d: usize| {
-        number(page) * page_halves
-            + ((head * key_dim / 8 + d / 8) * PAGE_TOKENS + token) * 8
-            + d % 8
-    };
-    let value_at = |page: usize, head: usize, token: usize, d: usize| {
-        let values = number(page) * page_halves + PAGE_TOKENS * k_width;
-        values + (head * PAGE_TOKENS + token) * value_dim + d
-    };
     let mut first_page = 0;
     let mut rows = vec![];
     let mut starts = vec![];
     for (&position, &pages) in positions.iter().zip(&page_counts) {
         for token in 0..position {
-            let page = first_page + token / PAGE_TOKENS;
+            let page = number(first_page + token / PAGE_TOKENS);
             for head in 0..kv_heads {
-                for d in 0..key_dim {
-                    cache[key_at(page, head, token % PAGE_TOKENS, d)] = half(bench.noise.normal());
-                }
-                for d in 0..value_dim {
-                    cache[value_at(page, head, token % PAGE_TOKENS, d)] =
-                        half(bench.noise.normal());
-                }
+                let at = [page, head, token % PAGE_TOKENS];
+                cache.put(false, at, &bench.noise.normals(key_dim, 1.0));
+                cache.put(true, at, &bench.noise.normals(value_dim, 1.0));
             }
         }
         let table: Vec<_> = (first_page..first_page + pages).map(|p| number(p) as u32).collect();
@@ -94,9 +162,8 @@ fn check_attention(seed: u64, case: Heads, positions: &[usize]) {
         starts.push(first_page);
         first_page += pages;
     }
-    let cache_place = bench.card.allocate(2 * cache.len());
-    let bytes: Vec<u8> = cache.iter().flat_map(|bits| bits.to_le_bytes()).collect();
-    bench.card.write(cache_place, &bytes);
+    let cache_place = bench.card.allocate(cache.bytes.len());
+    bench.card.write(cache_place, &cache.bytes);
     let chunks = positions.iter().max().unwrap() / CHUNK_TOKENS + 1;
     let partials = bench.card.allocate(4 * PASS_ROWS * heads * chunks * (value_dim + 4));
     let arrivals = bench.card.allocate(4 * PASS_ROWS * kv_heads);
@@ -125,9 +192,11 @@ fn check_attention(seed: u64, case: Heads, positions: &[usize]) {
         pairs: pairs as u32,
         interleaved: case.interleaved.into(),
         cache: cache_place,
-        page_places: (2 * page_halves / 16) as u32,
+        page_places: (cache.page_bytes / 16) as u32,
+        kv_type: kv_type(case.kv),
         scale,
         softcap,
+        sinks: some(case.sinks, sinks_place),
         window: window as u32,
         partials,
         chunks: chunks as u32,
@@ -139,54 +208,51 @@ fn check_attention(seed: u64, case: Heads, positions: &[usize]) {
     let found = bench.read(out, batch, heads * value_dim, out_stride);
     let counts = bench.card.read_words(arrivals, PASS_ROWS * kv_heads);
     assert!(counts.iter().all(|count| *count == 0), "{case:?}: arrivals {counts:?}");
-    let halves: Vec<u16> = bench
-        .card
-        .read_words(cache_place, cache.len() / 2)
-        .into_iter()
-        .flat_map(|word| [word as u16, (word >> 16) as u16])
-        .collect();
+    let words = bench.card.read_words(cache_place, cache.bytes.len() / 4);
+    cache.bytes = words.into_iter().flat_map(u32::to_le_bytes).collect();
 
     for (b, (&position, start)) in positions.iter().zip(starts).enumerate() {
         let angles = &angles[2 * b * pairs..][..2 * pairs];
         let queries = treated(&q[b * q_width..][..q_width], &case, &q_gain, angles, EPS.into());
         let keys = treated(&k[b * k_width..][..k_width], &case, &k_gain, angles, EPS.into());
         // The row's own key and value, as the cache has them now.
-        let (page, token) = (start + position / PAGE_TOKENS, position % PAGE_TOKENS);
-        for (i, key) in keys.iter().enumerate() {
-            let stored = from_half(halves[key_at(page, i / key_dim, token, i % key_dim)]);
-            assert!(
-                (f64::from(stored) - key).abs() < 2e-3 * key.abs().max(0.1),
-                "{case:?}: key {i}"
-            );
-        }
-        for (i, value) in v[b * v_width..][..v_width].iter().enumerate() {
-            let stored = halves[value_at(page, i / value_dim, token, i % value_dim)];
-            assert_eq!(stored, half(*value), "{case:?}: value {i}");
+        let of = |head: usize, token: usize| {
+            [number(start + token / PAGE_TOKENS), head, token % PAGE_TOKENS]
+        };
+        let values = &v[b * v_width..][..v_width];
+        for head in 0..kv_heads {
+            let (stored, step) = cache.get(false, of(head, position));
+            for (stored, key) in stored.iter().zip(&keys[head * key_dim..]) {
+                let bound = 2e-3 * key.abs().max(0.1) + 0.501 * step;
+                assert!((stored - key).abs() < bound, "{case:?}: key of {head}");
+            }
+            let mut expected = Pages::new(case, 1);
+            let own = [0, head, position % PAGE_TOKENS];
+            expected.put(true, own, &values[head * value_dim..][..value_dim]);
+            let stored = cache.get(true, of(head, position));
+            assert_eq!(stored, expected.get(true, own), "{case:?}: value of {head}");
         }
         let first = if window == 0 { 0 } else { (position + 1).saturating_sub(window) };
         for head in 0..heads {
             let kv_head = head * kv_heads / heads;
-            let at = |token: usize| (start + token / PAGE_TOKENS, token % PAGE_TOKENS);
             let scores: Vec<f64> = (first..=position)
                 .map(|token| {
-                    let (page, token) = at(token);
-                    let key = |d| from_half(halves[key_at(page, kv_head, token, d)]);
-                    let dot: f64 =
-                        (0..key_dim).map(|d| queries[head * key_dim + d] * f64::from(key(d))).sum();
+                    let (key, _) = cache.get(false, of(kv_head, token));
+                    let query = &queries[head * key_dim..][..key_dim];
+                    let dot: f64 = query.iter().zip(key).map(|(q, k)| q * k).sum();
                     let score = dot * f64::from(scale);
                     let cap = f64::from(softcap);
                     if cap > 0.0 { cap * (score / cap).tanh() } else { score }
                 })
                 .collect();
-            let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sink = if case.sinks { f64::from(sinks[head]) } else { f64::NEG_INFINITY };
+            let largest = scores.iter().copied().fold(sink, f64::max);
             let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
-            let sum: f64 = weights.iter().sum();
+            let sum = weights.iter().sum::<f64>() + (sink - largest).exp();
+            let values = (first..=position).map(|token| cache.get(true, of(kv_head, token)).0);
+            let values: Vec<_> = values.collect();
             for d in 0..value_dim {
-                let value = |token: usize| {
-                    let (page, token) = at(token);
-                    f64::from(from_half(halves[value_at(page, kv_head, token, d)]))
-                };
-                let terms = (first..=position).zip(&weights).map(|(token, w)| w * value(token));
+                let terms = values.iter().zip(&weights).map(|(value, w)| w * value[d]);
                 let expected = terms.sum::<f64>() / sum;
                 let got = found[(b * heads + head) * value_dim + d];
                 let error = (f64::from(got) - expected).abs();
@@ -211,6 +277,8 @@ fn attention_over_long_contexts_agrees_with_plain_arithmetic() {
         value_dim: 64,
         window: 0,
         softcap: 0.0,
+        kv: KvType::F16,
+        sinks: false,
         norms: false,
         pairs: 32,
         interleaved: true,
@@ -230,6 +298,12 @@ fn attention_over_long_contexts_agrees_with_plain_arithmetic() {
         ),
     ];
     for (seed, (case, positions)) in (200..).zip(cases) {
+        let sinks = seed % 2 == 1;
         check_attention(seed, case, positions);
+        check_attention(seed, Heads { kv: KvType::Int8, sinks, ..case }, positions);
     }
+    // Keys much longer than values; and sinks over f16.
+    let long = Heads { key_dim: 320, value_dim: 8, pairs: 0, kv: KvType::Int8, ..plain };
+    check_attention(210, long, &[40, 33]);
+    check_attention(211, Heads { sinks: true, ..plain }, &[0, 300, 20]);
 }

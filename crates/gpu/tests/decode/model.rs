@@ -12,7 +12,7 @@ use m40_gpu::observe::visible;
 use m40_gpu::ops::{NO_SLOT, Next, OP_WORDS, PASS_ROWS, Place, Row};
 use m40_gpu::specialize::DecodeSource;
 use m40_program::diff::{Observer, Output};
-use m40_program::{BuildOptions, Matrix, MatrixId, Program, build};
+use m40_program::{BuildOptions, KvType, Matrix, MatrixId, Program, build};
 use m40_repack::{Layout, repack};
 use m40_testkit::gguf::TinyModel;
 
@@ -32,9 +32,24 @@ pub(crate) struct Model {
 
 impl Model {
     pub(crate) fn new(tiny: &TinyModel) -> Self {
+        Self::with_kv(tiny, KvType::F16)
+    }
+
+    /// With keys and values of this type.
+    pub(crate) fn with_kv(tiny: &TinyModel, kv_type: KvType) -> Self {
         let gguf = Gguf::parse(tiny.build()).unwrap();
-        let program = build(&gguf, BuildOptions::default()).unwrap();
+        let program = build(&gguf, BuildOptions { kv_type, ..BuildOptions::default() }).unwrap();
         Self { program: Arc::new(program), gguf: Arc::new(gguf) }
+    }
+
+    /// How far logits, which are of size 2 to 10, may be from the oracle's. Keys and values are rounded
+    /// in both: where a rounding falls the other way, an element differs by 5e-4 of itself in f16, by
+    /// 8e-3 of the largest one in int8.
+    pub(crate) fn tolerance(&self) -> f32 {
+        match self.program.kv[0].ty {
+            KvType::F16 => 4e-3,
+            KvType::Int8 => 4e-2,
+        }
     }
 
     fn blocks(&self, matrix: &Matrix) -> &[u8] {

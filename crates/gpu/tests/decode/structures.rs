@@ -7,8 +7,9 @@ use m40_gguf::TensorType;
 use m40_gpu::ops::{
     ANNOUNCE, AWAIT, AttentionOp, CHUNK_TOKENS, EmbedOp, End, Ending, MOST_STOPS, MatvecOp,
     NO_SLOT, Next, NormOp, OP_WORDS, Op, PAGE_TOKENS, PASS_ROWS, PASSES_AT_ONCE, RopeAngles, Row,
-    SampleOp, weight_type,
+    SampleOp, kv_type, weight_type,
 };
+use m40_program::KvType;
 use m40_testkit::emulation::compile;
 
 fn structure(text: &mut String, name: &str, fields: &[(&str, usize)]) {
@@ -44,6 +45,8 @@ fn the_host_writes_ops_as_kernels_read_them() {
         ("PassesAtOnce", PASSES_AT_ONCE as u32),
         ("OpWords", OP_WORDS as u32),
         ("MostStops", MOST_STOPS as u32),
+        ("HalfKv", kv_type(KvType::F16)),
+        ("Int8Kv", kv_type(KvType::Int8)),
         ("Await", AWAIT),
         ("Announce", ANNOUNCE),
         ("Nowhere", NO_SLOT),

@@ -1,10 +1,11 @@
 //! Attention over the pages of several sequences.
 
+use m40_program::KvType;
 use m40_testkit::gguf::Noise;
 
 use crate::cache::Cache;
 use crate::emulator::{Launch, floats, run};
-use crate::{close, from_halves, gathered, halves, row_words, spread};
+use crate::{close, gathered, row_words, spread};
 
 /// Kernels, smallest first: name, the largest value_dim, queries of a warp, the most threads.
 const KERNELS: [(&str, usize, usize, usize); 5] = [
@@ -25,12 +26,15 @@ struct Shape {
     scale: f32,
     softcap: f32,
     window: usize,
+    kv: KvType,
+    sinks: bool,
 }
 
 impl Shape {
     fn new(heads: usize, kv_heads: usize, key_dim: usize, value_dim: usize) -> Self {
         let scale = 1.0 / (key_dim as f32).sqrt();
-        Self { heads, kv_heads, key_dim, value_dim, scale, softcap: 0.0, window: 0 }
+        let (softcap, window, kv, sinks) = (0.0, 0, KvType::F16, false);
+        Self { heads, kv_heads, key_dim, value_dim, scale, softcap, window, kv, sinks }
     }
 
     fn first_seen(&self, position: usize) -> usize {
@@ -46,6 +50,7 @@ struct Case {
     tiles: Vec<Tile>,
     cache: Cache,
     q: Vec<f32>,
+    sinks: Vec<f32>,
     /// At most so many warps a block.
     warps: usize,
 }
@@ -64,27 +69,21 @@ impl Case {
         }
         sequences.iter_mut().for_each(|(given_up, tokens)| *given_up = (*given_up).min(*tokens));
         let dims = (shape.kv_heads, shape.key_dim, shape.value_dim);
-        let mut cache = Cache::new(&mut noise, dims, &sequences);
+        let mut cache = Cache::new(&mut noise, shape.kv, dims, &sequences);
         for (sequence, &(given_up, tokens)) in sequences.iter().enumerate() {
             // Tokens of a page that is still there were stored, seen or not.
             for position in given_up / 32 * 32..tokens {
                 for head in 0..shape.kv_heads {
-                    let key = halves(&noise.normals(shape.key_dim, 1.0));
-                    let value = halves(&noise.normals(shape.value_dim, 1.0));
-                    for (d, bits) in key.into_iter().enumerate() {
-                        let at = cache.key(sequence, position, head, d);
-                        cache.halves[at] = bits;
-                    }
-                    for (d, bits) in value.into_iter().enumerate() {
-                        let at = cache.value(sequence, position, head, d);
-                        cache.halves[at] = bits;
-                    }
+                    let at = (sequence, position);
+                    cache.put(false, at, head, &noise.normals(shape.key_dim, 1.0));
+                    cache.put(true, at, head, &noise.normals(shape.value_dim, 1.0));
                 }
             }
         }
         let rows: usize = tiles.iter().map(|tile| tile.2).sum();
         let q = noise.normals(rows * shape.heads * shape.key_dim, 1.0);
-        Self { shape, tiles: tiles.to_vec(), cache, q, warps }
+        let sinks = noise.normals(shape.heads, 2.0);
+        Self { shape, tiles: tiles.to_vec(), cache, q, sinks, warps }
     }
 
     fn rows(&self) -> impl Iterator<Item = (usize, usize)> {
@@ -94,7 +93,8 @@ impl Case {
     }
 
     fn launch(&self) -> Launch {
-        let Shape { heads, kv_heads, key_dim, value_dim, scale, softcap, window } = self.shape;
+        let Shape { heads, kv_heads, key_dim, value_dim, scale, softcap, window, kv, sinks } =
+            self.shape;
         let kernel = KERNELS.iter().find(|kernel| value_dim <= kernel.1);
         let (name, _, queries, threads) = *kernel.expect("no value is longer");
         let warp_bytes = 4 * queries * (key_dim + 64).max(value_dim + 2);
@@ -110,14 +110,16 @@ impl Case {
         let rows: Vec<_> = self.rows().map(|(s, p)| self.cache.row(s, p)).collect();
         let (q_width, out_width) = (heads * key_dim, heads * value_dim);
         let grid = self.tiles.len() * kv_heads * blocks;
-        Launch::new(format!("rows_attention_{name}"), grid, 32 * warps as u32, warps * warp_bytes)
+        let suffix = if kv == KvType::Int8 { "_int8" } else { "" };
+        let name = format!("rows_attention_{name}{suffix}");
+        Launch::new(name, grid, 32 * warps as u32, warps * warp_bytes)
             .read_words(&self.cache.arena)
             .read_words(&row_words(&rows))
             .read_words(&tiles)
             .number(self.tiles.len())
             .read_floats(&spread(&self.q, q_width, q_width + 1))
             .number(q_width + 1)
-            .read(&self.cache.bytes())
+            .read(&self.cache.bytes)
             .number(self.cache.page_places)
             .number(heads)
             .number(kv_heads)
@@ -126,37 +128,37 @@ impl Case {
             .float(scale)
             .float(softcap)
             .number(window)
+            .read_floats(if sinks { &self.sinks } else { &[f32::NAN] })
+            .number(usize::from(sinks))
             .write_floats(&vec![f32::NAN; rows.len() * (out_width + 3)])
             .number(out_width + 3)
     }
 
     fn expected(&self) -> Vec<f64> {
         let Shape { heads, kv_heads, key_dim, value_dim, scale, softcap, .. } = self.shape;
-        let numbers = from_halves(&self.cache.halves);
         let mut out = vec![];
         for ((sequence, position), q) in self.rows().zip(self.q.chunks(heads * key_dim)) {
             let seen = self.shape.first_seen(position)..position + 1;
             for (head, q) in q.chunks(key_dim).enumerate() {
                 let kv_head = head / (heads / kv_heads);
                 let score = |token: usize| {
-                    let start = self.cache.key(sequence, token, kv_head, 0);
-                    let products = q.iter().enumerate().map(|(d, q)| {
-                        // Eights of elements are 32 tokens apart.
-                        f64::from(*q) * f64::from(numbers[start + d / 8 * 256 + d % 8])
-                    });
+                    let key = self.cache.get(false, (sequence, token), kv_head);
+                    let products = q.iter().zip(key).map(|(q, k)| f64::from(*q) * f64::from(k));
                     let score = products.sum::<f64>() * f64::from(scale);
                     let cap = f64::from(softcap);
                     if softcap == 0.0 { score } else { cap * (score / cap).tanh() }
                 };
                 let scores: Vec<f64> = seen.clone().map(score).collect();
-                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sink =
+                    if self.shape.sinks { self.sinks[head].into() } else { f64::NEG_INFINITY };
+                let max = scores.iter().copied().fold(sink, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
-                let total: f64 = weights.iter().sum();
+                let total = weights.iter().sum::<f64>() + (sink - max).exp();
                 let mut sums = vec![0.0; value_dim];
                 for (token, weight) in seen.clone().zip(&weights) {
-                    let start = self.cache.value(sequence, token, kv_head, 0);
-                    for (sum, value) in sums.iter_mut().zip(&numbers[start..]) {
-                        *sum += weight / total * f64::from(*value);
+                    let values = self.cache.get(true, (sequence, token), kv_head);
+                    for (sum, value) in sums.iter_mut().zip(values) {
+                        *sum += weight / total * f64::from(value);
                     }
                 }
                 out.extend(sums);
@@ -200,6 +202,9 @@ fn attention_agrees_with_f64_for_heads_of_every_shape() {
             let shape = Shape { softcap, window, ..shape };
             let tiles = [vec![(0, 70, 3)], vec![(0, 0, 2), (1, 63, 1)]][(i + window) % 2].clone();
             cases.push(Case::new(i as u64, shape, &tiles, 2 + i % 3));
+            let sinks = i % 2 == 0;
+            let int8 = Shape { kv: KvType::Int8, sinks, ..shape };
+            cases.push(Case::new(i as u64, int8, &tiles, 2 + i % 3));
         }
     }
     check("attention-shapes", &cases);
@@ -220,7 +225,8 @@ fn tiles_of_any_rows_at_any_positions_see_their_own_sequence_up_to_themselves() 
     for (i, tiles) in passes.into_iter().enumerate() {
         for (k, (window, warps)) in [(0, 4), (1, 3), (64, 2), (31, 5)].into_iter().enumerate() {
             let (heads, kv_heads) = [(4, 1), (3, 3), (6, 2), (17, 1)][(i + k) % 4];
-            let shape = Shape { window, ..Shape::new(heads, kv_heads, 8, 24) };
+            let kv = KvType::ALL[(i + k) % 2];
+            let shape = Shape { window, kv, sinks: k < 2, ..Shape::new(heads, kv_heads, 8, 24) };
             cases.push(Case::new(100 + i as u64, shape, tiles, warps));
         }
     }
@@ -236,12 +242,9 @@ fn scores_that_rise_and_that_are_huge_stay_exact() {
             let mut case = Case::new(7, shape, &[(0, 250, 4)], warps);
             // Later keys weigh more and more: the maximum rises from page to page.
             for position in 0..254 {
-                for d in 0..32 {
-                    let at = case.cache.key(0, position, 0, d);
-                    let value = from_halves(&case.cache.halves[at..=at])[0];
-                    let scaled = value * (position as f32 / 60.0) / 4.0;
-                    case.cache.halves[at] = halves(&[scaled])[0];
-                }
+                let mut key = case.cache.get(false, (0, position), 0);
+                key.iter_mut().for_each(|x| *x *= position as f32 / 60.0 / 4.0);
+                case.cache.put(false, (0, position), 0, &key);
             }
             cases.push(case);
         }

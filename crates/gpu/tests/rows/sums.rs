@@ -1,5 +1,6 @@
 //! Partial products, added up by what follows them.
 
+use m40_program::KvType;
 use m40_testkit::gguf::Noise;
 
 use crate::cache::Cache;
@@ -145,7 +146,12 @@ fn sums_of_heads_are_treated_and_stored_but_for_rows_without_pages() {
         (4, (6, 3), (8, 8), 4, NORM_KEYS),
         (1, (1, 1), (128, 64), 64, NORM),
     ] {
-        let cache = Cache::new(&mut noise, (kv_heads, key_dim, value_dim), &[(0, 40), (64, 100)]);
+        let cache = Cache::new(
+            &mut noise,
+            KvType::F16,
+            (kv_heads, key_dim, value_dim),
+            &[(0, 40), (64, 100)],
+        );
         let rows = [(1, 99), (0, 33), (0, 7)];
         let width = (heads + kv_heads) * key_dim + kv_heads * value_dim;
         let parts = Parts::new(&mut noise, splits, rows.len(), width);
@@ -180,7 +186,7 @@ fn sums_of_heads_are_treated_and_stored_but_for_rows_without_pages() {
                 .float(queries.eps)
                 .read_floats(&angles)
                 .number(pairs)
-                .write(&cache.bytes())
+                .write(&cache.bytes)
                 .number(cache.page_places),
         );
         let biased = parts.sums.iter().enumerate().map(|(i, sum)| {

@@ -89,6 +89,7 @@ pub(super) fn emit(hyper: &Hyper<'_>, decoder: &Decoder) -> Result<Program, Buil
         kv_heads: hyper.kv_heads[i],
         key_dim: hyper.key_dim,
         value_dim: hyper.value_dim,
+        ty: hyper.kv_type,
     });
     Ok(Program {
         description: Description {
@@ -180,7 +181,7 @@ impl Emitter<'_> {
         last
     }
 
-    /// Norm, Q, K, V, qk-norm, rotation, cache, attention.
+    /// Norm, Q, K, V, qk-norm, rotation, cache, attention and its sinks.
     fn attention(
         &mut self,
         decoder: &Decoder,
@@ -218,9 +219,11 @@ impl Emitter<'_> {
             window: described.window,
             softcap: decoder.attention_softcap,
         };
+        let sinks = format!("blk.{layer}.attn_sinks.weight");
+        let sinks = self.tensors.optional_vector_slice(&sinks, heads, 0, heads)?;
         let layer = u16::try_from(layer).expect("layer counts are bounded");
         self.ops.push(Op::KvAppend { layer, k, v });
-        self.ops.push(Op::Attention { layer, q, out: stream.attended, shape });
+        self.ops.push(Op::Attention { layer, q, out: stream.attended, shape, sinks });
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use m40_gguf::{Gguf, GgufError, TensorInfo, TensorType, Value, dequantize};
 
 use super::{BuildError, BuildOptions};
 use crate::op::MAX_HEAD_DIM;
+use crate::program::KvType;
 use crate::rope::{RopeScaling, RopeStyle, RopeTable};
 
 /// Bounds no real model exceeds; they keep hostile metadata from asking for absurd memory.
@@ -71,6 +72,8 @@ pub(super) struct Hyper<'a> {
     pub(super) context_trained: u32,
     /// Tokens of context to be served.
     pub(super) context: u32,
+    /// How keys and values are kept.
+    pub(super) kv_type: KvType,
 }
 
 impl<'a> Hyper<'a> {
@@ -97,6 +100,7 @@ impl<'a> Hyper<'a> {
             rms_eps: 0.0,
             context_trained: 0,
             context: 0,
+            kv_type: options.kv_type,
         };
         if !super::supported_architectures().contains(&hyper.architecture.as_str()) {
             return Err(BuildError::UnsupportedArchitecture { architecture: hyper.architecture });

@@ -6,8 +6,8 @@ mod mutate;
 use m40_gguf::{Gguf, TensorType};
 use m40_program::verify::{VerifyError, verify};
 use m40_program::{
-    BufferId, BuildOptions, KvLayer, MatrixId, MemoryPlan, Op, Program, Projection, RopeId, RowSet,
-    VectorId, build,
+    BufferId, BuildOptions, KvLayer, KvType, MatrixId, MemoryPlan, Op, Program, Projection, RopeId,
+    RowSet, VectorId, build,
 };
 use m40_testkit::gguf::TinyModel;
 use proptest::prelude::*;
@@ -267,6 +267,12 @@ fn attention_must_fit_its_queries_and_its_cache() {
     with("do not make 256 floats", |s| s.heads = usize::MAX - 1);
     with("a window of 0 tokens", |s| s.window = Some(0));
     with("cap 0 is not above 0", |s| s.softcap = Some(0.0));
+    refused("llama", "output_norm.weight has 256 elements, not 4", |p| {
+        let i = at(p, "attention");
+        let last = p.vectors.len() - 1;
+        let Op::Attention { sinks, .. } = &mut p.ops[i] else { unreachable!("attention") };
+        *sinks = Some(VectorId(last as u32));
+    });
 }
 
 #[test]
@@ -299,9 +305,11 @@ proptest! {
 
 #[test]
 fn cache_sizes_are_sums_over_layers() {
-    let layer = KvLayer { kv_heads: 2, key_dim: 64, value_dim: 32 };
-    assert_eq!(layer.elements_per_token(), 192);
+    let layer = |ty| KvLayer { kv_heads: 2, key_dim: 64, value_dim: 32, ty };
+    let [wide, narrow] = [KvType::F16, KvType::Int8].map(layer);
+    // A scale for a key, and one for a value, of each head.
+    assert_eq!([wide, narrow].map(|kv| kv.bytes_per_token()), [2 * 192, 192 + 2 * 2 * 4]);
     let mut program = program("llama");
-    program.kv = vec![layer, layer];
-    assert_eq!(program.kv_elements_per_token(), 384);
+    program.kv = vec![wide, narrow];
+    assert_eq!(program.kv_bytes_per_token(), 384 + 208);
 }

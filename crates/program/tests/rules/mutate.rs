@@ -111,7 +111,7 @@ fn mutate_op(op: &mut Op, counts: [usize; 3], part: usize, value: usize, size: u
             1 => *k = buffer,
             _ => *v = buffer,
         },
-        Op::Attention { layer, q, out, shape } => match part % 10 {
+        Op::Attention { layer, q, out, shape, sinks } => match part % 11 {
             0 => *layer = (value % 3) as u16,
             1 => *q = buffer,
             2 => *out = buffer,
@@ -121,6 +121,7 @@ fn mutate_op(op: &mut Op, counts: [usize; 3], part: usize, value: usize, size: u
             6 => shape.value_dim = size,
             7 => shape.window = Some(size as u32),
             8 => shape.softcap = Some(float),
+            9 => *sinks = (!value.is_multiple_of(3)).then_some(vector),
             _ => shape.scale = float,
         },
         Op::Softcap { x, cap } => match part % 2 {

@@ -70,6 +70,7 @@ pub struct TinyModel {
     rope_scaling: Option<RopeScaling>,
     sliding_window: Option<u32>,
     attention_softcap: Option<f32>,
+    sinks: bool,
     final_softcap: Option<f32>,
     vocabulary: Vocabulary,
     add_bos: bool,
@@ -121,6 +122,7 @@ impl TinyModel {
             rope_scaling: None,
             sliding_window: architecture.starts_with("gemma").then_some(16),
             attention_softcap: gemma2.then_some(50.0),
+            sinks: false,
             final_softcap: gemma2.then_some(30.0),
             vocabulary,
             add_bos: false,
@@ -224,6 +226,12 @@ impl TinyModel {
     /// Soft caps of attention scores and logits; `None` leaves the key out.
     pub fn softcaps(mut self, attention: Option<f32>, logits: Option<f32>) -> Self {
         (self.attention_softcap, self.final_softcap) = (attention, logits);
+        self
+    }
+
+    /// Whether layers have attention sinks, about as strong as a token.
+    pub fn sinks(mut self, sinks: bool) -> Self {
+        self.sinks = sinks;
         self
     }
 
@@ -404,6 +412,11 @@ impl TinyModel {
             for part in ["attn_q_norm", "attn_k_norm"] {
                 file = self.norm(file, &format!("{block}.{part}.weight"), self.head_dim);
             }
+        }
+        if self.sinks {
+            let name = format!("{block}.attn_sinks.weight");
+            let sinks = self.noise(&name).normals(self.heads, 1.0);
+            file = file.tensor_of(&name, &[self.heads], TensorType::F32, &sinks);
         }
         file = self.projection(file, &format!("{block}.attn_output.weight"), q, self.hidden);
         if self.architecture.starts_with("gemma") {

@@ -297,7 +297,8 @@ impl Device {
     }
 
     /// Begins a time in which a kernel stays resident on a device of this process. Waits for
-    /// driver calls that allocate to end; until the result is dropped they are refused.
+    /// driver calls that allocate to end; until the result is dropped those of this thread are refused,
+    /// and those of others wait some seconds for it: see [`Residency::is_wanted`].
     pub fn begin_residency(&self) -> Residency {
         let before = self.inner.context.driver.gate.close();
         Residency { device: self.clone(), before }
@@ -397,6 +398,11 @@ impl Residency {
     /// The driver calls since this began, of all threads.
     pub fn calls(&self) -> Calls {
         self.device.inner.context.driver.gate.calls() - self.before
+    }
+
+    /// Whether a driver call of another thread waits for the kernel to leave.
+    pub fn is_wanted(&self) -> bool {
+        self.device.inner.context.driver.gate.is_wanted()
     }
 }
 

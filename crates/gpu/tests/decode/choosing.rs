@@ -11,18 +11,18 @@ use crate::model::{Model, Placed, Way};
 use crate::passes::{emulation, tiny};
 
 /// Fewer blocks than rows: some choose for several.
-const TARGET: Target = Target { blocks: 2, context: 100 };
+pub(crate) const TARGET: Target = Target { blocks: 2, context: 100 };
 
 /// What is chosen and why it ends, [`Next`].
-type Text = Vec<[u32; Next::WORDS]>;
+pub(crate) type Text = Vec<[u32; Next::WORDS]>;
 
 /// A sequence of one token so far, and how it goes on.
 #[derive(Clone)]
-struct Member {
-    first: u32,
+pub(crate) struct Member {
+    pub(crate) first: u32,
     params: SamplingParams,
     stops: Vec<u32>,
-    most: u32,
+    pub(crate) most: u32,
 }
 
 impl Member {
@@ -34,7 +34,7 @@ impl Member {
         1 << 40 | u64::from(self.first)
     }
 
-    fn continuation(&self, vocab: usize) -> Continuation {
+    pub(crate) fn continuation(&self, vocab: usize) -> Continuation {
         let mut choice = Choice::new(&self.params, self.seed(), vocab);
         choice.accept(self.first);
         Continuation::new(choice, self.stops.clone(), self.most).unwrap()
@@ -47,7 +47,7 @@ fn neutral() -> SamplingParams {
 }
 
 /// One of each kind of choice.
-fn members() -> [Member; PASS_ROWS] {
+pub(crate) fn members() -> [Member; PASS_ROWS] {
     let penalties = SamplingParams {
         repeat_penalty: 1.5,
         presence_penalty: 0.5,
@@ -73,16 +73,16 @@ fn members() -> [Member; PASS_ROWS] {
     })
 }
 
-fn model() -> Model {
+pub(crate) fn model() -> Model {
     Model::new(&tiny("llama"))
 }
 
-fn vocab(model: &Model) -> usize {
+pub(crate) fn vocab(model: &Model) -> usize {
     model.program.description.vocab
 }
 
 /// What sequences are given in launches of so many passes.
-fn texts(
+pub(crate) fn texts(
     model: &Model,
     placed: &mut Placed,
     way: Way,

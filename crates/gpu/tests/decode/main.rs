@@ -11,4 +11,5 @@ mod observe;
 mod passes;
 mod products;
 mod prompt;
+mod resident;
 mod structures;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use m40_gpu::continuation::Continuation;
-use m40_gpu::executor::{Chosen, PassError, Row};
+use m40_gpu::executor::{Attend, Chosen, PassError, Row};
 use m40_gpu::kv::OutOfPages;
 use m40_gpu::ops::{End, PAGE_TOKENS, PASS_ROWS};
 use m40_gpu::{Choice, TooManySequences};
@@ -376,13 +376,16 @@ impl Passes for Fake {
         rows: &[Row],
         sequences: &mut [&mut FakeSequence],
         passes: u32,
-    ) -> Result<Vec<Chosen>, PassError> {
+        attend: &mut dyn Attend,
+    ) -> Result<(), PassError> {
         assert!(are_one_pass(rows) && passes > 0, "{passes} of {rows:?}");
         rows.iter().try_for_each(|row| sequences[row.sequence].check(row))?;
         self.prepare(rows, sequences, passes)?;
         let mut going: Vec<_> = rows.iter().copied().map(Some).collect();
-        let mut all = vec![];
-        for _ in 0..passes {
+        let mut ran = 0;
+        let mut cut = false;
+        while ran < passes && !cut && going.iter().any(Option::is_some) {
+            let mut all = vec![];
             for place in &mut going {
                 let Some(row) = place else {
                     all.push(Chosen { token: 0, probability: 0.0, end: Some(End::Before) });
@@ -395,13 +398,17 @@ impl Passes for Fake {
                 *place = place.filter(|_| chosen.end.is_none());
                 all.push(chosen);
             }
-            if going.iter().all(Option::is_none) {
-                break;
-            }
+            // While a pass runs somebody may say something; then it ends.
+            cut = attend.pause(Duration::ZERO).is_break();
+            attend.chosen(&all);
+            ran += 1;
         }
-        let passes = (all.len() / rows.len()) as u32;
-        self.ran(Ran::Launch { rows: rows.len(), passes, logits: false });
-        Ok(all)
+        self.ran(Ran::Launch { rows: rows.len(), passes: ran, logits: false });
+        Ok(())
+    }
+
+    fn idle(&mut self) -> Option<Duration> {
+        None
     }
 
     fn now(&self) -> Instant {

@@ -222,6 +222,8 @@ pub(super) struct Batcher<P: Passes> {
     since_slice: u32,
     /// What came while a launch ran.
     heard: Vec<Message<P>>,
+    /// Whether the launch is as short as prompts that wait want it.
+    short: bool,
 }
 
 impl<P: Passes> Batcher<P> {
@@ -240,6 +242,7 @@ impl<P: Passes> Batcher<P> {
             sliced: None,
             since_slice: PASSES_MAX,
             heard: vec![],
+            short: false,
         }
     }
 
@@ -345,9 +348,9 @@ impl<P: Passes> Batcher<P> {
     /// Computes the rows whose turn it is, as many as a pass has. What others say meanwhile is heard,
     /// and done after.
     pub(super) fn launch(&mut self, hear: &mut Hear<'_, P>) {
-        let prompt_waits = self.sliced.take().is_some() || !self.prompts.is_empty();
+        self.short = self.sliced.take().is_some() || !self.prompts.is_empty();
         let before_slice = self.pace.passes().saturating_sub(self.since_slice).max(1);
-        let passes = if prompt_waits { before_slice.min(self.ahead) } else { self.ahead };
+        let passes = if self.short { before_slice.min(self.ahead) } else { self.ahead };
         let turn = if self.rows.len() > PASS_ROWS { PASSES_MAX } else { passes };
         let count = self.rows.len().min(PASS_ROWS);
         let mut jobs: Vec<_> = self.rows.drain(..count).collect();
@@ -447,7 +450,14 @@ impl<P: Passes> Batcher<P> {
     ) -> Result<u32, PassError> {
         let taken = |job: &mut Box<Job<P>>| job.sequence.take().expect("begun when the job came");
         let mut sequences: Vec<_> = jobs.iter_mut().map(taken).collect();
-        let mut running = Running { jobs: &mut *jobs, heard: &mut self.heard, hear, ran: 0 };
+        let mut running = Running {
+            jobs: &mut *jobs,
+            heard: &mut self.heard,
+            hear,
+            ran: 0,
+            short: self.short,
+            most: u32::MAX,
+        };
         let mut borrowed: Vec<_> = sequences.iter_mut().collect();
         let chosen = self.passes.choose(rows, &mut borrowed, passes, &mut running);
         let ran = running.ran;
@@ -465,6 +475,28 @@ struct Running<'a, P: Passes> {
     hear: &'a mut Hear<'a, P>,
     /// Passes so far.
     ran: u32,
+    /// As [`Batcher::short`].
+    short: bool,
+    /// Passes after which it is to end.
+    most: u32,
+}
+
+impl<P: Passes> Running<'_, P> {
+    /// After how many passes the launch is to end for what somebody says.
+    fn most_for(&self, message: &Message<P>) -> u32 {
+        match message {
+            // Those with a row who have enough.
+            Message::Rest(session) => {
+                let has_row = self.jobs.iter().any(|job| job.session == *session);
+                if has_row { 0 } else { u32::MAX }
+            }
+            // A prompt that was reckoned with.
+            Message::Ask(job) if job.tokens.len() > 1 && self.short => u32::MAX,
+            // A row, if there is one; else sessions take turns.
+            Message::Ask(_) if self.jobs.len() == PASS_ROWS => PASSES_MAX,
+            Message::Ask(_) | Message::Do(_) => 0,
+        }
+    }
 }
 
 impl<P: Passes> Attend for Running<'_, P> {
@@ -484,18 +516,18 @@ impl<P: Passes> Attend for Running<'_, P> {
     fn pause(&mut self, time: Duration) -> ControlFlow<()> {
         match (self.hear)(time) {
             Ok(message) => {
-                // It is of no consequence for the launch that others than its own rest.
-                let rests = |session: &u64| self.jobs.iter().all(|job| job.session != *session);
-                let goes_on = matches!(&message, Message::Rest(session) if rests(session));
+                self.most = self.most.min(self.most_for(&message));
                 self.heard.push(message);
-                if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             }
-            Err(RecvTimeoutError::Timeout) => ControlFlow::Continue(()),
+            Err(RecvTimeoutError::Timeout) => {}
+            // Nobody is left to hear of it.
             Err(RecvTimeoutError::Disconnected) => {
                 pause(time);
-                ControlFlow::Break(())
+                self.most = 0;
             }
         }
+        // It ends with the pass that runs, which is not among those that ran.
+        if self.ran + 1 < self.most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     }
 }
 

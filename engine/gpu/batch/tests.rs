@@ -442,6 +442,33 @@ fn who_has_enough_ends_a_launch_that_it_has_a_row_in_and_no_other() {
 }
 
 #[test]
+fn who_finds_no_row_waits_for_a_turn_and_a_prompt_for_the_passes_before_its_slice() {
+    let told = Told::default();
+    let mut batcher = Batcher::new(Fake::new(&told), 64);
+    let mut nine = clients(9, 1);
+    nine[..8].iter_mut().for_each(|client| client.ask(&mut batcher));
+    let ask = nine[8].message();
+    assert_eq!(interrupted(&mut batcher, &told, 2, ask), PASSES_MAX);
+    nine.iter_mut().for_each(|client| client.hear().transpose().map(drop).unwrap());
+    go_on(&mut batcher, &mut nine, 1);
+    nine.iter().for_each(Client::check);
+
+    // Of a prompt whose slices are under way the next one may come at any time.
+    let told = Told::with_times([700, 1500, 10].map(Duration::from_micros));
+    let mut batcher = Batcher::new(Fake::new(&told), 64);
+    let mut two = clients(1, 1);
+    go_on(&mut batcher, &mut two, 1);
+    two.push(Client::new(1, prompt(3000, 1)));
+    two.iter_mut().for_each(|client| client.ask(&mut batcher));
+    assert_eq!(batcher.next(), Next::Slice);
+    batcher.slice();
+    two[1].hear().unwrap().unwrap();
+    let ask = two[1].message();
+    assert!(interrupted(&mut batcher, &told, 1, ask) > 1);
+    assert_eq!(batcher.next(), Next::Slice);
+}
+
+#[test]
 fn launches_are_short_while_more_sessions_wait_than_they_have_rows() {
     let told = Told::default();
     let mut batcher = Batcher::new(Fake::new(&told), 64);

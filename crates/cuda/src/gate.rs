@@ -127,12 +127,10 @@ impl Gate {
         self.calls()
     }
 
-    /// Undoes one [`Self::close`], of this thread if it has one.
-    pub(crate) fn open(&self) {
+    /// Undoes one [`Self::close`] of that thread.
+    pub(crate) fn open(&self, thread: ThreadId) {
         let mut users = self.users();
-        let own = thread::current().id();
-        let place = users.resident.iter().position(|thread| *thread == own).unwrap_or(0);
-        if place < users.resident.len() {
+        if let Some(place) = users.resident.iter().position(|other| *other == thread) {
             users.resident.swap_remove(place);
         }
         drop(users);
@@ -204,7 +202,7 @@ mod tests {
                 thread::yield_now();
             }
             assert_eq!(gate.calls().allocates, 0);
-            gate.open();
+            gate.open(thread::current().id());
             assert_eq!(waits.join().unwrap(), Ok(()));
         });
         assert!(!gate.is_wanted());

@@ -340,6 +340,22 @@ fn a_failure_of_the_card_reaches_all_of_a_pass_as_what_it_is() {
 }
 
 #[test]
+fn what_was_chosen_before_a_failure_has_been_heard() {
+    let told = Told::default();
+    let mut batcher = batcher(&told);
+    let mut two = clients(2, 1);
+    two.iter_mut().for_each(|client| client.ask(&mut batcher));
+    told.fail_after(3, PassError::Stuck);
+    step(&mut batcher);
+    for client in &mut two {
+        assert_eq!(client.hear(), Some(Err(GenerateError::Gpu(GpuError::Stuck))));
+        assert_eq!(client.said().len(), 3);
+        client.check();
+    }
+    assert_eq!(batcher.next(), Next::Nothing);
+}
+
+#[test]
 fn one_session_too_many_is_told_at_once_and_a_place_is_free_again_when_one_is_dropped() {
     let told = Told::default();
     told.set_places(2);

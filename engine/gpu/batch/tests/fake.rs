@@ -28,6 +28,8 @@ struct State {
     time: Duration,
     ran: Vec<Ran>,
     failures: VecDeque<PassError>,
+    /// What happens after so many passes of a launch.
+    breaks: Option<(u32, PassError)>,
     panics: bool,
     /// Pages that nobody has, and all.
     pages: usize,
@@ -59,6 +61,7 @@ impl Told {
             time: Duration::ZERO,
             ran: vec![],
             failures: VecDeque::new(),
+            breaks: None,
             panics: false,
             pages: capacity,
             capacity,
@@ -109,6 +112,11 @@ impl Told {
     /// The next pass fails.
     pub(super) fn fail(&self, error: PassError) {
         self.state().failures.push_back(error);
+    }
+
+    /// The launch that has run so many passes fails.
+    pub(super) fn fail_after(&self, passes: u32, error: PassError) {
+        self.state().breaks = Some((passes, error));
     }
 
     /// The next pass panics.
@@ -402,6 +410,9 @@ impl Passes for Fake {
             cut = attend.pause(Duration::ZERO).is_break();
             attend.chosen(&all);
             ran += 1;
+            if let Some((_, error)) = self.told.state().breaks.take_if(|(after, _)| *after == ran) {
+                return Err(error);
+            }
         }
         self.ran(Ran::Launch { rows: rows.len(), passes: ran, logits: false });
         Ok(())

@@ -169,6 +169,7 @@ impl<W: Words> Resident<W> {
         }
         self.pulse.seen = Instant::now();
         let mut begun = self.pulse.seen;
+        let mut again = false;
         loop {
             match self.desk.hear() {
                 Some(Told::Pass(nexts)) => {
@@ -180,7 +181,10 @@ impl<W: Words> Resident<W> {
                 Some(Told::Ended) => return Ok(()),
                 Some(Told::Corrupt) => return Err(ResidentError::Corrupt),
                 Some(Told::Stuck) => return Err(ResidentError::Stuck),
+                // A kernel that begins looks for a job before anything else.
+                Some(Told::Left) if again => return Err(ResidentError::Corrupt),
                 Some(Told::Left) => {
+                    again = true;
                     self.await_end(launcher)?;
                     self.launch(launcher, kernel)?;
                 }
@@ -272,6 +276,8 @@ mod tests {
         Lives,
         /// It leaves before it has seen a job.
         Leaves,
+        /// So does every other.
+        Ignores,
         /// It says nothing, and does not leave.
         Hangs,
         /// It ends without a word after a pass.
@@ -314,6 +320,7 @@ mod tests {
                     self.fate.set(Fate::Lives);
                     return self.leave();
                 }
+                (_, Fate::Ignores, _) => return self.leave(),
                 (_, Fate::Dies, 1) => return self.there.set(false),
                 (_, Fate::Sticks, 1) => {
                     end(self.words, STUCK, 1);
@@ -447,6 +454,7 @@ mod tests {
     fn a_kernel_that_does_not_beat_is_noticed_and_so_is_one_that_has_died() {
         let fates = [
             (Fate::Hangs, 0, ResidentError::Silent),
+            (Fate::Ignores, 0, ResidentError::Corrupt),
             (Fate::Dies, 1, ResidentError::Stuck),
             (Fate::Sticks, 1, ResidentError::Stuck),
             (Fate::Lost, 1, lost().into()),

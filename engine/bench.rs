@@ -390,7 +390,7 @@ pub(crate) mod card {
     use std::time::{Duration, Instant};
 
     use m40_gpu::Sequence;
-    use m40_gpu::executor::{Executor, Row};
+    use m40_gpu::executor::{Executor, Row, Unattended};
     use m40_gpu::ops::PAGE_TOKENS;
     use m40_program::Program;
 
@@ -472,7 +472,7 @@ pub(crate) mod card {
                 let rows: Vec<_> = (0..sequences.len()).map(row).collect();
                 let mut sequences: Vec<_> = sequences.iter_mut().collect();
                 self.executor
-                    .choose(&rows, &mut sequences, tokens as u32)
+                    .choose_attended(&rows, &mut sequences, tokens as u32, &mut Unattended)
                     .map_err(|error| failed(&error))?;
             }
             let time = begun.elapsed();
@@ -481,11 +481,11 @@ pub(crate) mod card {
         }
 
         fn copy_rate(&mut self) -> Result<Option<f64>, GenerateError> {
-            self.executor.copy_rate().map_err(|error| GenerateError::Gpu(error.into()))
+            self.executor.copy_rate().map_err(|error| failed(&error))
         }
 
         fn barrier(&mut self) -> Result<Option<Duration>, GenerateError> {
-            self.executor.barrier_time().map_err(|error| GenerateError::Gpu(error.into()))
+            self.executor.barrier_time().map_err(|error| failed(&error))
         }
     }
 }

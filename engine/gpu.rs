@@ -91,7 +91,8 @@ pub enum Decode {
     Launch,
     /// A launch for each op, all of them recorded once and enqueued together.
     Graph,
-    /// One launch for several tokens, whose blocks wait for each other between ops.
+    /// A kernel that stays while there are tokens to generate, and 2 ms longer. Its blocks wait for each
+    /// other between ops.
     #[default]
     Persistent,
 }

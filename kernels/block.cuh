@@ -17,6 +17,10 @@ struct Shared {
     u32 ops[2][kOpWords];          // the running op and the next one
     Row rows[kPassRows];
     u32 row_count;
+    u32 passes;    // of the launch, or of the job
+    u32 job;       // its number; 0: the launch has no jobs
+    u32 sequence;  // of its first pass
+    u32 beat;      // how often the host was told of it, by the first block
     u32 going;  // a bit for each row whose sequence has not ended
     u32 failed;
     u32 last;  // whether this block finished an item of attention last
@@ -71,7 +75,13 @@ struct Block {
     Grid<C> grid;
     const u32* next;  // the op after the running one
     u32 turn;         // which of shared.ops it goes to
-    u32 pass;         // of the launch
+    u32 pass;         // of the launch, or of the job
+};
+
+// Memory of the host that kernels see while it may change.
+struct Host {
+    const u32* cancels;  // [slots]: a sequence ends once its word is its Ending's ticket
+    u32* desk;           // desk.cuh
 };
 
 template <class T, class C>

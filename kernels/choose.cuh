@@ -5,7 +5,7 @@
 // same once more, and nothing is chosen. Once all rows have ended the launch does.
 #pragma once
 
-#include "block.cuh"
+#include "desk.cuh"
 #include "next.cuh"
 
 // The largest logit of a row, from what the blocks of the last matvec found. By one warp, in all of
@@ -35,16 +35,22 @@ DEVICE Next next_of(const Block<C>& block, const SampleOp& op, const u32* cancel
                        });
 }
 
-// cancels: [slots] words that the host may change at any time
 template <class C>
-DEVICE void choose(const Block<C>& block, const SampleOp& op, const u32* cancels) {
+DEVICE void choose(const Block<C>& block, const SampleOp& op, const Host& host) {
     const Shared<C>& shared = *block.shared;
+    // Asked for before the token is chosen, as the host's memory is far. All blocks find the answer
+    // beside the first row's token.
+    u32 yielding = 0;
+    if (blockIdx.x == 0 && threadIdx.x == 0 && shared.job != 0) {
+        yielding = load_from_host(host.desk + kDeskYield);
+    }
     for (u32 row = blockIdx.x; row < shared.row_count; row += grid_blocks()) {
         Next next = {0, 0.0f, kEnded, 0};
         if (shared.going >> row & 1) {
-            next = next_of(block, op, cancels, row);
+            next = next_of(block, op, host.cancels, row);
         }
         if (threadIdx.x == 0) {
+            next.yields = row == 0 && shared.job != 0 && yielding == shared.job;
             at<Next>(block, op.chosen)[block.pass * kPassRows + row] = next;
         }
     }
@@ -54,15 +60,17 @@ DEVICE void choose(const Block<C>& block, const SampleOp& op, const u32* cancels
 template <class C>
 DEVICE void begin_rows(Shared<C>& shared) { shared.going = (1u << shared.row_count) - 1; }
 
-// Once all blocks have ended a pass: the rows of the next one. False if there is none left.
+// Once all blocks have ended a pass: the rows of the next one. False if there is none left, in the
+// launch or in the job. The host is told of a job's pass.
 template <class C>
-DEVICE bool feed_rows(const Block<C>& block, Place chosen) {
+DEVICE bool feed_rows(const Block<C>& block, Place chosen, u32* desk) {
     Shared<C>& shared = *block.shared;
     if (threadIdx.x < kLanes) {
         bool goes_on = false;
+        uint4 next = {0, 0, 0, 0};
         if (threadIdx.x < shared.row_count) {
             const Next* nexts = at<Next>(block, chosen) + block.pass * kPassRows;
-            const uint4 next = load_words_shared_by_blocks_16(nexts + threadIdx.x);
+            next = load_words_shared_by_blocks_16(nexts + threadIdx.x);
             goes_on = next.z == kGoesOn;
             if (goes_on) {
                 Row& row = shared.rows[threadIdx.x];
@@ -70,7 +78,15 @@ DEVICE bool feed_rows(const Block<C>& block, Place chosen) {
                 ++row.position;
             }
         }
-        const u32 going = __ballot_sync(kAllLanes, goes_on);
+        u32 going = __ballot_sync(kAllLanes, goes_on);
+        if (shared.job != 0) {
+            const bool yields = __ballot_sync(kAllLanes, next.w != 0) != 0;
+            going = yields || block.pass + 1 == shared.passes ? 0 : going;
+            if (blockIdx.x == 0) {
+                tell_pass(desk, block.pass, shared.row_count, next, shared.sequence + block.pass,
+                          going == 0 ? shared.job : 0, &shared.beat);
+            }
+        }
         if (threadIdx.x == 0) {
             shared.going = going;
         }

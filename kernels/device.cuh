@@ -156,6 +156,24 @@ DEVICE u32 load_volatile(const u32* p) {
     return v;
 }
 
+// Words of the host's memory that the host and a running kernel change. What is stored is there in the
+// order of __threadfence_system().
+DEVICE u32 load_from_host(const u32* p) {
+    u32 v;
+    asm volatile("ld.volatile.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+DEVICE void store_to_host(u32* p, u32 v) {
+    asm volatile("st.volatile.global.u32 [%0], %1;" : : "l"(p), "r"(v) : "memory");
+}
+
+// A clock: it need not be exact, and steps by about a microsecond.
+DEVICE u64 nanoseconds() {
+    u64 v;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(v));
+    return v;
+}
+
 // 2^x, 1/x and 1/sqrt(x) to about 2 units in the last place; what is below 2^-126 counts as 0, as
 // more would take three instructions.
 DEVICE float exp2_approx(float x) {

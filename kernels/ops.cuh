@@ -205,7 +205,7 @@ struct alignas(16) Next {
     u32 token;
     float probability;  // of the token; 0: there was none to choose, and the token is 0
     u32 end;            // End
-    u32 unused;
+    u32 yields;         // of the first row: 1 if the host wants this pass to be the job's last
 };
 
 // Whether a sequence ends with a token; of several reasons the first.

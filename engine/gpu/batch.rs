@@ -2,8 +2,11 @@
 //!
 //! A session asks for what follows its next tokens, [`Job`] by [`Job`], and waits. A job of one token
 //! is a row of the next pass, with those of as many other sessions as the executor takes at a time; of
-//! more tokens some are computed in a slice, and the session asks again for the rest. So sessions join and leave between
-//! any two passes, and nobody has a session's sequence while it has it itself.
+//! more tokens some are computed in a slice, and the session asks again for the rest. So sessions join
+//! and leave between any two passes, and nobody has a session's sequence while it has it itself. Where
+//! the card chooses tokens it goes on with them by itself, and a session has each as soon as it is
+//! chosen. That goes on until somebody asks for something else: the launch then ends with the pass that
+//! runs.
 //!
 //! Here is which pass comes next; the thread and the waiting are in [`owner`](super::owner).
 
@@ -11,16 +14,18 @@
 mod tests;
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
-use std::{fmt, slice};
+use std::{fmt, mem, slice};
 
 use m40_gpu::TooManySequences;
 use m40_gpu::continuation::Continuation;
-use m40_gpu::executor::{Chosen, PassError, Row};
+use m40_gpu::executor::{Attend, Chosen, PassError, Row};
 use m40_gpu::kv::OutOfPages;
 use m40_gpu::ops::{End, PAGE_TOKENS, PASS_ROWS};
+use m40_gpu::resident::pause;
 use m40_sched::Pace;
 
 use super::GpuError;
@@ -28,8 +33,11 @@ use super::going::Tell;
 use crate::backend::PROMPT_ROWS;
 use crate::generate::{Cancel, GenerateError};
 
-/// Passes between two slices, at most.
+/// Passes between two slices, at most; and of a launch while more sessions wait than it has rows.
 const PASSES_MAX: u32 = 8;
+
+/// How many times fewer passes are tried where the cache has no room for what they would append.
+const FEWER: u32 = 8;
 
 /// What computes passes: the executor, or what stands in for it in tests.
 pub(super) trait Passes: Send + 'static {
@@ -64,13 +72,19 @@ pub(super) trait Passes: Send + 'static {
     /// As [`Executor::rows_at_once`](m40_gpu::executor::Executor::rows_at_once).
     fn rows_at_once(&self, waiting: usize) -> usize;
 
-    /// As [`Executor::choose`](m40_gpu::executor::Executor::choose).
+    /// As [`Executor::choose_attended`](m40_gpu::executor::Executor::choose_attended); who attends
+    /// hears of all that is chosen.
     fn choose(
         &mut self,
         rows: &[Row],
         sequences: &mut [&mut Self::Sequence],
         passes: u32,
-    ) -> Result<Vec<Chosen>, PassError>;
+        attend: &mut dyn Attend,
+    ) -> Result<(), PassError>;
+
+    /// Nothing is to be computed: the card goes to whoever wants it. The result says when to ask
+    /// again, unless nothing of the card is held any more.
+    fn idle(&mut self) -> Option<Duration>;
 
     /// The time.
     fn now(&self) -> Instant;
@@ -81,8 +95,8 @@ pub(super) trait Passes: Send + 'static {
 #[derive(Debug)]
 pub(super) struct Job<P: Passes> {
     pub(super) session: u64,
-    /// Where it goes when it is done.
-    pub(super) back: SyncSender<Box<Self>>,
+    /// Where it goes when it is done, and tokens before.
+    pub(super) back: Sender<Answer<P>>,
     /// None before the first pass.
     pub(super) sequence: Option<P::Sequence>,
     /// Tokens that the sequence has.
@@ -97,14 +111,14 @@ pub(super) struct Job<P: Passes> {
     pub(super) tell: Option<Tell>,
     /// Of what the executor was told last; alive while it may be cancelled.
     canceller: Option<Arc<P::Canceller>>,
-    /// Tokens that may be chosen at a time, each after the one before.
-    pub(super) ahead: u32,
     /// Launches that the session had a row in, or would have had if it had been there before.
     turns: u64,
     /// How many of `tokens` were computed.
     pub(super) computed: usize,
-    /// What was chosen after the last token, and after what was chosen before, up to its end.
-    pub(super) chosen: Vec<Chosen>,
+    /// Tokens that were chosen, each after the one before.
+    pub(super) chosen: u32,
+    /// Whether the executor could choose the next one without being told anew.
+    pub(super) goes_on: bool,
     /// Logits after the last token, if it was computed and nothing was chosen.
     pub(super) logits: Vec<f32>,
     /// Why nothing was computed.
@@ -112,7 +126,7 @@ pub(super) struct Job<P: Passes> {
 }
 
 impl<P: Passes> Job<P> {
-    pub(super) fn new(session: u64, back: SyncSender<Box<Self>>) -> Self {
+    pub(super) fn new(session: u64, back: Sender<Answer<P>>) -> Self {
         Self {
             session,
             back,
@@ -123,10 +137,10 @@ impl<P: Passes> Job<P> {
             wants_logits: false,
             tell: None,
             canceller: None,
-            ahead: 1,
             turns: 0,
             computed: 0,
-            chosen: vec![],
+            chosen: 0,
+            goes_on: false,
             logits: vec![],
             failure: None,
         }
@@ -139,11 +153,24 @@ impl<P: Passes> Job<P> {
     fn answer(self: Box<Self>) {
         let back = self.back.clone();
         // Nobody waits only if the session's thread is gone.
-        let _ = back.send(self);
+        let _ = back.send(Answer::Done(self));
     }
 }
 
+/// What a session hears of its job.
+#[derive(Debug)]
+pub(super) enum Answer<P: Passes> {
+    /// What was chosen after its token, or after what it heard before.
+    Chosen(Chosen),
+    /// There is no more to it.
+    Done(Box<Job<P>>),
+}
+
+/// Waits so long for a message to the owner.
+pub(super) type Hear<'a, P> = dyn FnMut(Duration) -> Result<Message<P>, RecvTimeoutError> + 'a;
+
 /// What sessions say to their model's owner.
+#[derive(Debug)]
 pub(super) enum Message<P: Passes> {
     /// Something is to be computed.
     Ask(Box<Job<P>>),
@@ -155,6 +182,12 @@ pub(super) enum Message<P: Passes> {
 
 /// Something else than passes.
 pub(super) struct Task<P>(pub(super) Box<dyn FnOnce(&mut P) + Send>);
+
+impl<P> fmt::Debug for Task<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Task").finish_non_exhaustive()
+    }
+}
 
 /// What is to be done next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,6 +224,10 @@ pub(super) struct Batcher<P: Passes> {
     sliced: Option<u64>,
     /// Passes since the latest slice.
     since_slice: u32,
+    /// What came while a launch ran.
+    heard: Vec<Message<P>>,
+    /// Whether the launch is as short as prompts that wait want it.
+    short: bool,
 }
 
 impl<P: Passes> Batcher<P> {
@@ -208,6 +245,8 @@ impl<P: Passes> Batcher<P> {
             patience,
             sliced: None,
             since_slice: PASSES_MAX,
+            heard: vec![],
+            short: false,
         }
     }
 
@@ -229,9 +268,8 @@ impl<P: Passes> Batcher<P> {
     }
 
     fn enqueue(&mut self, mut job: Box<Job<P>>) {
-        job.chosen.clear();
         job.logits.clear();
-        job.computed = 0;
+        (job.computed, job.chosen, job.goes_on) = (0, 0, false);
         if job.sequence.is_none() {
             match self.passes.begin() {
                 Ok(sequence) => job.sequence = Some(sequence),
@@ -267,6 +305,11 @@ impl<P: Passes> Batcher<P> {
     /// Those who are awaited have taken too long: nothing waits for them any more.
     pub(super) fn wait_no_more(&mut self) {
         self.awaited.clear();
+    }
+
+    /// As [`Passes::idle`].
+    pub(super) fn idle(&mut self) -> Option<Duration> {
+        self.passes.idle()
     }
 
     fn streams_run(&self) -> bool {
@@ -307,21 +350,24 @@ impl<P: Passes> Batcher<P> {
         if needed > free { Err(OutOfPages { needed, free, capacity }) } else { Ok(()) }
     }
 
-    /// Computes the rows whose turn it is, as many as a pass has.
-    pub(super) fn launch(&mut self) {
-        let prompt_waits = self.sliced.take().is_some() || !self.prompts.is_empty();
+    /// Computes the rows whose turn it is, as many as a pass has. What others say meanwhile is heard,
+    /// and done after.
+    pub(super) fn launch(&mut self, hear: &mut Hear<'_, P>) {
+        self.short = self.sliced.take().is_some() || !self.prompts.is_empty();
         let before_slice = self.pace.passes().saturating_sub(self.since_slice).max(1);
-        let passes = if prompt_waits { before_slice.min(self.ahead) } else { self.ahead };
+        let passes = if self.short { before_slice.min(self.ahead) } else { self.ahead };
         let count = self.count();
+        let turn = if self.rows.len() > count { PASSES_MAX } else { passes };
         let mut jobs: Vec<_> = self.rows.drain(..count).collect();
         self.turns = jobs.first().map_or(self.turns, |job| job.turns);
         jobs.iter_mut().for_each(|job| job.turns += 1);
-        self.compute(&mut jobs, passes);
+        self.compute(&mut jobs, passes.min(turn), hear);
         let served = jobs.iter().filter(|job| job.failure.is_none());
         self.awaited.clear();
         self.awaited.extend(served.map(|job| job.session));
         self.patience = self.passes.now() + self.pace.patience();
         jobs.into_iter().for_each(Job::answer);
+        mem::take(&mut self.heard).into_iter().for_each(|message| self.take(message));
     }
 
     /// Jobs of the next launch. Logits come from decode passes alone, and with them those of the others:
@@ -333,16 +379,18 @@ impl<P: Passes> Batcher<P> {
     }
 
     /// Has each job computed, or its failure noted.
-    fn compute(&mut self, jobs: &mut [Box<Job<P>>], passes: u32) {
-        let mut result = self.pass(jobs, passes);
-        if passes > 1 && matches!(result, Err(PassError::Pages(_))) {
-            result = self.pass(jobs, 1);
+    fn compute(&mut self, jobs: &mut [Box<Job<P>>], passes: u32, hear: &mut Hear<'_, P>) {
+        let mut passes = passes;
+        let mut result = self.pass(jobs, passes, hear);
+        while passes > 1 && matches!(result, Err(PassError::Pages(_))) {
+            passes = passes.div_ceil(FEWER);
+            result = self.pass(jobs, passes, hear);
         }
         match result {
             Ok(()) => {}
             // Nothing was computed, since one of them cannot be. Alone it hurts no others.
             Err(error) if jobs.len() > 1 && !is_of_card(&error) => {
-                jobs.iter_mut().for_each(|job| self.compute(slice::from_mut(job), 1));
+                jobs.iter_mut().for_each(|job| self.compute(slice::from_mut(job), 1, hear));
             }
             Err(error) => {
                 let failure = failed(&error);
@@ -351,25 +399,28 @@ impl<P: Passes> Batcher<P> {
         }
     }
 
-    /// One launch, over a row of each job: as many passes as everybody takes, at most `passes`.
-    fn pass(&mut self, jobs: &mut [Box<Job<P>>], passes: u32) -> Result<(), PassError> {
+    /// One launch, over a row of each job: `passes` passes, unless somebody asks for something else.
+    fn pass(
+        &mut self,
+        jobs: &mut [Box<Job<P>>],
+        passes: u32,
+        hear: &mut Hear<'_, P>,
+    ) -> Result<(), PassError> {
         let logits = jobs.iter().any(|job| job.wants_logits);
         let rows = jobs.iter().enumerate().map(|(sequence, job)| {
             let (token, position) = (job.tokens[0], job.position);
             Row { token, position, sequence, logits }
         });
         let rows: Vec<_> = rows.collect();
-        let most = if logits { 1 } else { passes };
-        let passes = jobs.iter().map(|job| job.ahead).fold(most, u32::min);
-        self.since_slice = self.since_slice.saturating_add(passes);
         let begun = self.passes.now();
         let ran = if logits {
             self.logits(&rows, jobs)?;
             1
         } else {
             self.tell(jobs)?;
-            self.choose(&rows, jobs, passes)?
+            self.choose(&rows, jobs, passes, hear)?
         };
+        self.since_slice = self.since_slice.saturating_add(ran);
         self.pace.ran(ran, self.passes.now() - begun);
         jobs.iter_mut().for_each(|job| job.computed = 1);
         Ok(())
@@ -401,26 +452,101 @@ impl<P: Passes> Batcher<P> {
         Ok(())
     }
 
-    /// Passes that feed themselves, and how many: fewer than asked for if all sequences have ended.
+    /// Passes that feed themselves, and how many: fewer than asked for if all sequences have ended, or
+    /// somebody asks for something else.
     fn choose(
         &mut self,
         rows: &[Row],
         jobs: &mut [Box<Job<P>>],
         passes: u32,
+        hear: &mut Hear<'_, P>,
     ) -> Result<u32, PassError> {
-        let mut sequences: Vec<_> = jobs.iter_mut().map(|job| job.sequence()).collect();
-        let chosen = self.passes.choose(rows, &mut sequences, passes)?;
-        for (index, job) in jobs.iter_mut().enumerate() {
-            let of_job = chosen.iter().skip(index).step_by(rows.len());
-            job.chosen.extend(of_job.take_while(|chosen| chosen.end != Some(End::Before)));
+        let taken = |job: &mut Box<Job<P>>| job.sequence.take().expect("begun when the job came");
+        let mut sequences: Vec<_> = jobs.iter_mut().map(taken).collect();
+        let mut running = Running {
+            jobs: &mut *jobs,
+            heard: &mut self.heard,
+            hear,
+            ran: 0,
+            short: self.short,
+            most: u32::MAX,
+        };
+        let mut borrowed: Vec<_> = sequences.iter_mut().collect();
+        let chosen = self.passes.choose(rows, &mut borrowed, passes, &mut running);
+        let ran = running.ran;
+        for (job, sequence) in jobs.iter_mut().zip(sequences) {
+            job.sequence = Some(sequence);
         }
-        Ok((chosen.len() / rows.len()) as u32)
+        chosen.map(|()| ran)
+    }
+}
+
+/// A launch that runs: sessions hear what it chooses, and it hears what they say.
+struct Running<'a, P: Passes> {
+    jobs: &'a mut [Box<Job<P>>],
+    heard: &'a mut Vec<Message<P>>,
+    hear: &'a mut Hear<'a, P>,
+    /// Passes so far.
+    ran: u32,
+    /// As [`Batcher::short`].
+    short: bool,
+    /// Passes after which it is to end.
+    most: u32,
+}
+
+impl<P: Passes> Running<'_, P> {
+    /// After how many passes the launch is to end for what somebody says.
+    fn most_for(&self, message: &Message<P>) -> u32 {
+        match message {
+            // Those with a row who have enough.
+            Message::Rest(session) => {
+                let has_row = self.jobs.iter().any(|job| job.session == *session);
+                if has_row { 0 } else { u32::MAX }
+            }
+            // A prompt that was reckoned with.
+            Message::Ask(job) if job.tokens.len() > 1 && self.short => u32::MAX,
+            // A row, if there is one; else sessions take turns.
+            Message::Ask(_) if self.jobs.len() == PASS_ROWS => PASSES_MAX,
+            Message::Ask(_) | Message::Do(_) => 0,
+        }
+    }
+}
+
+impl<P: Passes> Attend for Running<'_, P> {
+    fn chosen(&mut self, chosen: &[Chosen]) {
+        self.ran += 1;
+        for (job, chosen) in self.jobs.iter_mut().zip(chosen) {
+            if chosen.end == Some(End::Before) {
+                continue;
+            }
+            job.chosen += 1;
+            job.goes_on = chosen.end.is_none();
+            // Whoever is gone needs no more tokens, and will be missed when the launch ends.
+            let _ = job.back.send(Answer::Chosen(*chosen));
+        }
+    }
+
+    fn pause(&mut self, time: Duration) -> ControlFlow<()> {
+        match (self.hear)(time) {
+            Ok(message) => {
+                self.most = self.most.min(self.most_for(&message));
+                self.heard.push(message);
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            // Nobody is left to hear of it.
+            Err(RecvTimeoutError::Disconnected) => {
+                pause(time);
+                self.most = 0;
+            }
+        }
+        // It ends with the pass that runs, which is not among those that ran.
+        if self.ran + 1 < self.most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     }
 }
 
 /// Whether it is no sequence's fault.
 fn is_of_card(error: &PassError) -> bool {
-    matches!(error, PassError::Stuck | PassError::Cuda(_))
+    matches!(error, PassError::Stuck | PassError::Corrupt | PassError::Cuda(_))
 }
 
 /// As sessions are told.

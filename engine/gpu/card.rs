@@ -4,15 +4,16 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use m40_cuda::{ALIGNMENT, Arena, Device};
 use m40_gguf::Gguf;
 use m40_gpu::continuation::Continuation;
 use m40_gpu::executor::{
-    Canceller, Chosen, Executor, ExecutorOptions, Launches, PassError, Plan, Row,
+    Attend, Canceller, Chosen, Executor, ExecutorOptions, Launches, PassError, Plan, Row,
 };
-use m40_gpu::ops::PAGE_TOKENS;
+use m40_gpu::ops::{PAGE_TOKENS, PASSES_AT_ONCE};
+use m40_gpu::resident::IDLE_MICROS;
 use m40_gpu::weights::{Loader, Weights, WeightsError};
 use m40_gpu::{Sequence, TooManySequences, samples};
 use m40_program::Program;
@@ -22,7 +23,7 @@ use super::batch::Passes;
 use super::going::Going;
 use super::kernels::Kernels;
 use super::owner::{Owner, Seat};
-use super::turns::Turns;
+use super::turns::{Turn, Turns};
 use super::{Decode, GpuError, GpuMemory, GpuOptions, VRAM_RESERVE, kernel_image};
 use crate::backend::{Output, Start, lock};
 use crate::bench::card::CardSubject;
@@ -33,9 +34,11 @@ use crate::model::LoadError;
 /// Conversations of a model at a time. They share its KV cache; a place costs little.
 pub(crate) const SEQUENCES: u32 = 64;
 
-/// Tokens that a launch that feeds itself chooses at a time: enough for the host to cost little, few
-/// enough that ending early wastes little and streams run smoothly.
-const PASSES_AHEAD: u32 = 8;
+/// How often whoever holds an idle card looks whether others want it.
+const LOOK: Duration = Duration::from_micros(200);
+
+/// How long an idle card is held: as long as a kernel stays on it without a job.
+const HELD: Duration = Duration::from_micros(IDLE_MICROS as u64);
 
 /// Bytes from the arena's start that kernels can name.
 const REACH: u64 = 64 << 30;
@@ -49,12 +52,8 @@ pub(crate) struct Card {
     decode: Decode,
     /// Held while a model is loaded, so that no other takes the memory that was counted for it.
     loader: Mutex<(Loader, Kernels)>,
-    turn: Turn,
+    turns: Option<Arc<Turns>>,
 }
-
-/// Held during a pass if its launch waits for its own blocks: of two at a time each could hold what
-/// the other waits for.
-type Turn = Option<Arc<Turns>>;
 
 impl Card {
     pub(crate) fn open(options: GpuOptions, threads: usize) -> Result<Self, GpuError> {
@@ -71,11 +70,11 @@ impl Card {
         let memory = device.memory()?;
         let bytes = budget(options.vram_bytes, memory.free, memory.total)?;
         let arena = Arena::new(&device, bytes)?;
-        let turn = match options.decode {
+        let turns = match options.decode {
             Decode::Launch | Decode::Graph => None,
             Decode::Persistent => Some(Arc::default()),
         };
-        Ok(Self { device, arena, decode: options.decode, loader, turn })
+        Ok(Self { device, arena, decode: options.decode, loader, turns })
     }
 
     pub(crate) fn describe(&self) -> String {
@@ -115,8 +114,9 @@ impl Card {
         let executor = Executor::load(plan, gguf, &self.arena, memory.kv, loader, kernels, on)
             .map_err(|source| refused(path, source))?;
         let vocab = executor.program().description.vocab;
-        let passes = OnCard { executor, turn: self.turn.clone() };
-        let ahead = if self.turn.is_some() { PASSES_AHEAD } else { 1 };
+        let turns = self.turns.clone();
+        let passes = OnCard { executor, turns, turn: None, busy: Instant::now() };
+        let ahead = if self.turns.is_some() { PASSES_AT_ONCE as u32 } else { 1 };
         let owner = Owner::start(passes, ahead)
             .map_err(|error| GpuError::Thread { reason: error.to_string() })
             .map_err(|source| LoadError::Gpu { path: path.into(), source })?;
@@ -249,12 +249,14 @@ impl CardModel {
         let (lines, told) = sync_channel(0);
         let (answers, answered) = sync_channel(0);
         let result = self.owner.lend(move |on_card| {
-            let _turn = on_card.turn.as_deref().map(Turns::wait);
+            on_card.take_turn();
             let on_line = &mut |line| match lines.send(line) {
                 Ok(()) => answered.recv().unwrap_or(ControlFlow::Break(())),
                 Err(_) => ControlFlow::Break(()),
             };
-            bench(&mut CardSubject::new(&mut on_card.executor), &options, on_line)
+            let result = bench(&mut CardSubject::new(&mut on_card.executor), &options, on_line);
+            on_card.end_turn();
+            result
         })?;
         for line in told {
             // The thread waits for it, unless it has ended.
@@ -268,7 +270,55 @@ impl CardModel {
 #[derive(Debug)]
 struct OnCard {
     executor: Executor,
-    turn: Turn,
+    /// Where launches wait for their own blocks: of two at a time each could hold what the other waits
+    /// for.
+    turns: Option<Arc<Turns>>,
+    /// Held during a pass, and while a kernel of the model stays.
+    turn: Option<Turn>,
+    /// When something was last computed.
+    busy: Instant,
+}
+
+impl OnCard {
+    fn take_turn(&mut self) {
+        if self.turn.is_none() {
+            self.turn = self.turns.as_ref().map(Turns::wait);
+        }
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.turn.as_ref().is_some_and(Turn::is_wanted) || self.executor.is_wanted()
+    }
+
+    /// Leaves the card to others.
+    fn end_turn(&mut self) {
+        // What went wrong goes wrong again in the next pass, and is told there.
+        let _ = self.executor.rest();
+        self.turn = None;
+    }
+}
+
+impl Drop for OnCard {
+    fn drop(&mut self) {
+        self.end_turn();
+    }
+}
+
+/// Attends to a launch, and ends it when another model wants the card.
+struct InTurn<'a> {
+    attend: &'a mut dyn Attend,
+    turn: Option<&'a Turn>,
+}
+
+impl Attend for InTurn<'_> {
+    fn chosen(&mut self, chosen: &[Chosen]) {
+        self.attend.chosen(chosen);
+    }
+
+    fn pause(&mut self, time: Duration) -> ControlFlow<()> {
+        let flow = self.attend.pause(time);
+        if self.turn.is_some_and(Turn::is_wanted) { ControlFlow::Break(()) } else { flow }
+    }
 }
 
 impl Cancel for Canceller {
@@ -298,8 +348,10 @@ impl Passes for OnCard {
         rows: &[Row],
         sequences: &mut [&mut Sequence],
     ) -> Result<&mut [f32], PassError> {
-        let _turn = self.turn.as_deref().map(Turns::wait);
-        self.executor.forward(rows, sequences)
+        self.take_turn();
+        let logits = self.executor.forward(rows, sequences);
+        self.turn = None;
+        logits
     }
 
     fn continue_with(
@@ -319,9 +371,24 @@ impl Passes for OnCard {
         rows: &[Row],
         sequences: &mut [&mut Sequence],
         passes: u32,
-    ) -> Result<Vec<Chosen>, PassError> {
-        let _turn = self.turn.as_deref().map(Turns::wait);
-        self.executor.choose(rows, sequences, passes)
+        attend: &mut dyn Attend,
+    ) -> Result<(), PassError> {
+        self.take_turn();
+        let mut attend = InTurn { attend, turn: self.turn.as_ref() };
+        let chosen = self.executor.choose_attended(rows, sequences, passes, &mut attend);
+        self.busy = Instant::now();
+        if chosen.is_err() || !self.executor.stays() || self.is_wanted() {
+            self.end_turn();
+        }
+        chosen.map(drop)
+    }
+
+    fn idle(&mut self) -> Option<Duration> {
+        let held = self.turn.is_some();
+        if held && (self.is_wanted() || self.busy.elapsed() >= HELD) {
+            self.end_turn();
+        }
+        self.turn.as_ref().map(|_| LOOK)
     }
 
     fn now(&self) -> Instant {

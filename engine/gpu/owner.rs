@@ -1,14 +1,13 @@
 //! The thread that has a model, and how sessions ask it.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::{fmt, io};
 
 use m40_gpu::executor::Chosen;
 
-use super::batch::{Batcher, Job, Message, Next, Passes, Task};
+use super::batch::{Answer, Batcher, Job, Message, Next, Passes, Task};
 use super::going::Going;
 use crate::backend::{Output, PROMPT_ROWS};
 use crate::generate::GenerateError;
@@ -23,22 +22,23 @@ pub(super) struct Owner<P: Passes> {
     thread: Option<JoinHandle<()>>,
     /// Sessions that there have been.
     sessions: AtomicU64,
-    ahead: u32,
 }
 
 /// A session's place with its model's owner.
 pub(super) struct Seat<P: Passes> {
     session: u64,
-    /// None if the owner ended while it had it.
+    /// None while the owner has it, or if the owner ended while it had it.
     job: Option<Box<Job<P>>>,
-    back: Receiver<Box<Job<P>>>,
-    ahead: Ahead,
+    back: Receiver<Answer<P>>,
+    /// While the owner has the job and nothing but tokens is to come: the position and the token after
+    /// which the next one is chosen.
+    next: Option<(usize, u32)>,
+    /// Tokens of the job that the session has.
+    heard: u32,
     /// How the card chooses tokens; none: the host does, from logits.
     going: Option<Box<Going>>,
     /// Whether the executor knows of that.
     told: bool,
-    /// Whether the next token is the first after a prompt.
-    first: bool,
 }
 
 /// What comes of work that the thread does besides passes.
@@ -51,41 +51,14 @@ impl<T> Lent<Result<T, GenerateError>> {
     }
 }
 
-/// What the card has chosen beyond what it was asked for: a launch that feeds itself waits for nobody
-/// between two tokens. Its keys and values are in the sequence already.
-#[derive(Debug, Default)]
-struct Ahead {
-    /// Position of the first one's token.
-    position: usize,
-    /// Tokens that passes were over, and what was chosen after each.
-    passes: VecDeque<(u32, Chosen)>,
-}
-
-impl Ahead {
-    /// What a launch has chosen: the first after the token before `position`.
-    fn fill(&mut self, position: usize, chosen: &[Chosen]) {
-        let pairs = chosen.iter().zip(chosen.iter().skip(1));
-        self.passes.clear();
-        self.passes.extend(pairs.map(|(fed, chosen)| (fed.token, *chosen)));
-        self.position = position;
-    }
-
-    /// What was chosen after this token, if it is the next.
-    fn take(&mut self, position: usize, token: u32) -> Option<Chosen> {
-        let next = self.passes.front().is_some_and(|(over, _)| *over == token);
-        if !next || self.position != position {
-            return None;
-        }
-        self.position += 1;
-        self.passes.pop_front().map(|(_, chosen)| chosen)
-    }
-}
-
 impl<P: Passes> Seat<P> {
     /// Forgets all tokens from position `len` on: a prompt follows.
     pub(super) fn truncate(&mut self, len: usize) {
-        self.first = true;
-        self.forget(len);
+        self.take_back();
+        let job = self.job.as_mut();
+        if let Some(sequence) = job.and_then(|job| job.sequence.as_mut()) {
+            P::truncate(sequence, len);
+        }
     }
 
     /// Has tokens of the answer to a prompt chosen so.
@@ -99,13 +72,26 @@ impl<P: Passes> Seat<P> {
         self.job.as_ref()?.sequence.as_ref()
     }
 
-    fn forget(&mut self, len: usize) {
-        self.told &= self.ahead.passes.is_empty();
-        self.ahead.passes.clear();
-        let job = self.job.as_mut();
-        if let Some(sequence) = job.and_then(|job| job.sequence.as_mut()) {
-            P::truncate(sequence, len);
+    /// Waits for the job, if the owner has it, and lets go by what is chosen until then.
+    fn take_back(&mut self) {
+        while self.next.is_some() {
+            match self.back.recv() {
+                Ok(Answer::Chosen(_)) => {}
+                Ok(Answer::Done(job)) => {
+                    self.settle(job);
+                }
+                // If the thread ends, so does the job.
+                Err(_) => self.next = None,
+            }
         }
+    }
+
+    /// The job is here again.
+    fn settle(&mut self, job: Box<Job<P>>) -> &mut Job<P> {
+        self.next = None;
+        // What the session does not have it will not go on with.
+        self.told = job.goes_on && job.chosen == self.heard;
+        self.job.insert(job)
     }
 }
 
@@ -125,29 +111,16 @@ impl<P: Passes> Owner<P> {
         let batcher = Batcher::new(passes, ahead);
         let thread = thread::Builder::new().name("m40-passes".into());
         let thread = thread.spawn(move || serve(batcher, &inbox))?;
-        Ok(Self {
-            messages: Some(messages),
-            thread: Some(thread),
-            sessions: AtomicU64::new(0),
-            ahead,
-        })
+        Ok(Self { messages: Some(messages), thread: Some(thread), sessions: AtomicU64::new(0) })
     }
 
     /// A place for one more session.
     pub(super) fn seat(&self) -> Seat<P> {
         let session = self.sessions.fetch_add(1, Ordering::Relaxed);
-        // A session has one job, which is somewhere else while it is sent back.
-        let (back, receiver) = sync_channel(1);
+        // Nobody waits for a session to listen; a launch has a bounded number of passes.
+        let (back, receiver) = channel();
         let job = Some(Box::new(Job::new(session, back)));
-        Seat {
-            session,
-            job,
-            back: receiver,
-            ahead: Ahead::default(),
-            going: None,
-            told: false,
-            first: true,
-        }
+        Seat { session, job, back: receiver, next: None, heard: 0, going: None, told: false }
     }
 
     /// As [`Runner::pass`](crate::backend::Runner::pass).
@@ -161,13 +134,46 @@ impl<P: Passes> Owner<P> {
         if let Some(going) = &mut seat.going {
             going.learn(base, tokens);
         }
-        if let [token] = tokens
-            && let Some(Chosen { token, probability, .. }) = seat.ahead.take(base, *token)
-        {
-            return Ok((1, take(Output::Chosen { token, probability })));
+        if !matches!(tokens, [token] if seat.next == Some((base, *token))) {
+            self.recall(seat)?;
         }
-        seat.forget(base);
-        let job = seat.job.as_mut().ok_or_else(ended)?;
+        loop {
+            let asks = seat.next.is_none();
+            if asks {
+                self.ask(seat, base, tokens)?;
+            }
+            // If the thread ends, so does the job, and with it the other end of this channel.
+            let answer = seat.back.recv().map_err(|_| {
+                seat.next = None;
+                ended()
+            })?;
+            let job = match answer {
+                Answer::Chosen(Chosen { token, probability, .. }) => {
+                    seat.heard += 1;
+                    seat.next = Some((base + 1, token));
+                    return Ok((1, take(Output::Chosen { token, probability })));
+                }
+                Answer::Done(job) => seat.settle(job),
+            };
+            if let Some(failure) = job.failure.take() {
+                return Err(failure);
+            }
+            if !asks {
+                // The launch has ended before this token.
+                continue;
+            }
+            let computed = job.computed;
+            if computed < tokens.len() {
+                return Ok((computed, take(Output::Nothing)));
+            }
+            return Ok((computed, take(Output::Logits(&mut job.logits))));
+        }
+    }
+
+    /// Gives a session's job to the thread.
+    fn ask(&self, seat: &mut Seat<P>, base: usize, tokens: &[u32]) -> Result<(), GenerateError> {
+        seat.truncate(base);
+        let mut job = seat.job.take().ok_or_else(ended)?;
         job.position = base;
         job.tokens.clear();
         job.tokens.extend_from_slice(&tokens[..tokens.len().min(PROMPT_ROWS + 1)]);
@@ -175,41 +181,27 @@ impl<P: Passes> Owner<P> {
         job.wants_logits = seat.going.is_none();
         let to_tell = seat.going.as_ref().filter(|_| tokens.len() == 1 && !seat.told);
         job.tell = to_tell.map(|going| going.tell());
-        // The first token after a prompt is wanted as soon as it can be had.
-        job.ahead = if seat.first { 1 } else { self.ahead };
-        let job = self.ask(seat)?;
-        let computed = job.computed;
-        if computed < tokens.len() {
-            return Ok((computed, take(Output::Nothing)));
-        }
-        let Some(&Chosen { token, probability, .. }) = job.chosen.first() else {
-            let output = Output::Logits(&mut job.logits);
-            return Ok((computed, take(output)));
-        };
-        Ok((computed, take(Output::Chosen { token, probability })))
+        self.send(Message::Ask(job))?;
+        seat.heard = 0;
+        seat.next = tokens.last().map(|token| (base, *token));
+        Ok(())
     }
 
-    /// Has a session's job done.
-    fn ask<'a>(&self, seat: &'a mut Seat<P>) -> Result<&'a mut Job<P>, GenerateError> {
-        let job = seat.job.take().ok_or_else(ended)?;
-        self.send(Message::Ask(job))?;
-        // If the thread ends, so does the job, and with it the other end of this channel.
-        let mut job = seat.back.recv().map_err(|_| ended())?;
-        let failure = job.failure.take();
-        seat.told = job.chosen.last().is_some_and(|chosen| chosen.end.is_none());
-        if job.tokens.len() == job.computed {
-            seat.first = false;
-            seat.ahead.fill(job.position + 1, &job.chosen);
+    /// Has the launch that the session has a row in end, and waits for its job.
+    fn recall(&self, seat: &mut Seat<P>) -> Result<(), GenerateError> {
+        if seat.next.is_some() {
+            self.send(Message::Rest(seat.session))?;
+            seat.take_back();
         }
-        let job = seat.job.insert(job);
-        failure.map_or(Ok(job), Err)
+        Ok(())
     }
 
     /// A session asks for nothing more for now.
     pub(super) fn rest(&self, seat: &mut Seat<P>) {
-        seat.begin(None);
         // A thread that has ended waits for nobody.
         let _ = self.send(Message::Rest(seat.session));
+        seat.take_back();
+        seat.begin(None);
     }
 
     /// Has the thread do something else with what computes passes, which wait meanwhile.
@@ -259,17 +251,34 @@ fn serve<P: Passes>(mut batcher: Batcher<P>, inbox: &Receiver<Message<P>>) {
         while let Ok(message) = inbox.try_recv() {
             batcher.take(message);
         }
-        match batcher.next() {
-            Next::Launch => batcher.launch(),
-            Next::Slice => batcher.slice(),
-            Next::Wait(time) => match inbox.recv_timeout(time) {
-                Ok(message) => batcher.take(message),
-                Err(_) => batcher.wait_no_more(),
-            },
-            Next::Nothing => match inbox.recv() {
+        let waits = match batcher.next() {
+            Next::Launch => {
+                batcher.launch(&mut |time| inbox.recv_timeout(time));
+                continue;
+            }
+            Next::Slice => {
+                batcher.slice();
+                continue;
+            }
+            Next::Wait(time) => Some(time),
+            Next::Nothing => None,
+        };
+        // Meanwhile others may want the card.
+        let held = batcher.idle();
+        let Some(time) = waits.into_iter().chain(held).min() else {
+            match inbox.recv() {
                 Ok(message) => batcher.take(message),
                 Err(_) => return,
-            },
+            }
+            continue;
+        };
+        match inbox.recv_timeout(time) {
+            Ok(message) => batcher.take(message),
+            Err(RecvTimeoutError::Timeout) if waits == Some(time) => batcher.wait_no_more(),
+            Err(RecvTimeoutError::Timeout) => {}
+            // What is left to do is for nobody, unless it was asked for before.
+            Err(RecvTimeoutError::Disconnected) if waits.is_none() => return,
+            Err(RecvTimeoutError::Disconnected) => batcher.wait_no_more(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Turns of those who want one thing, in the order in which they came.
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crate::backend::lock;
 
@@ -22,22 +22,30 @@ struct Numbers {
 
 /// Ends when dropped.
 #[derive(Debug)]
-pub(super) struct Turn<'a>(&'a Turns);
+pub(super) struct Turn(Arc<Turns>);
+
+impl Turn {
+    /// Whether others wait for theirs.
+    pub(super) fn is_wanted(&self) -> bool {
+        let numbers = lock(&self.0.numbers);
+        numbers.given > numbers.called + 1
+    }
+}
 
 impl Turns {
     /// Waits until all who came before have had their turn.
-    pub(super) fn wait(&self) -> Turn<'_> {
+    pub(super) fn wait(self: &Arc<Self>) -> Turn {
         let mut numbers = lock(&self.numbers);
         let mine = numbers.given;
         numbers.given += 1;
         let others = |numbers: &mut Numbers| numbers.called != mine;
         let waited = self.called.wait_while(numbers, others);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
-        Turn(self)
+        Turn(Arc::clone(self))
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Turn {
     fn drop(&mut self) {
         lock(&self.0.numbers).called += 1;
         self.0.called.notify_all();
@@ -52,9 +60,10 @@ mod tests {
 
     #[test]
     fn who_comes_again_comes_after_those_who_wait() {
-        let turns = Turns::default();
+        let turns = Arc::new(Turns::default());
         let order = Mutex::new(vec![]);
         let first = turns.wait();
+        assert!(!first.is_wanted());
         thread::scope(|scope| {
             for number in 1..=4 {
                 let (turns, order) = (&turns, &order);
@@ -66,6 +75,7 @@ mod tests {
                     thread::yield_now();
                 }
             }
+            assert!(first.is_wanted());
             drop(first);
             let _turn = turns.wait();
             assert_eq!(*lock(&order), [1, 2, 3, 4]);

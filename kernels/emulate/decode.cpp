@@ -1,10 +1,12 @@
 // Runs the decode kernels in emulation; the commands are those of arena.h and
 //
-//   run ROWS BLOCKS OPS FIRST LAST PASS PASSES BARRIER CHOSEN CANCELS
+//   run ROWS BLOCKS OPS FIRST LAST PASS PASSES BARRIER CHOSEN CANCELS TAKEN
 //   cancel FROM POLLS VALUE
+//   desk FILE
 //
 // the kernel for ROWS rows on BLOCKS blocks, with its arguments, places all; and, once the word at
-// this byte of the arena has been polled so often, the host writes this value there.
+// this byte of the arena has been polled so often, the host writes this value there; and
+// a file that is the desk, which another process sees as well.
 #define M40_EMULATE
 #include "../device.cuh"
 
@@ -20,11 +22,16 @@ DECODE(2)
 DECODE(4)
 DECODE(8)
 
+#include <fcntl.h>
+#include <sys/mman.h>
+
 #include "arena.h"
 
 namespace {
 
 using Kernel = decltype(&decode_b1);
+
+u32* desk = nullptr;
 
 Kernel kernel_for(u32 rows) {
     switch (rows) {
@@ -42,17 +49,29 @@ Kernel kernel_for(u32 rows) {
 }
 
 void launch(Arena& arena) {
-    u32 rows, blocks, first, last, passes;
+    u32 rows, blocks, first, last, passes, taken;
     Place ops, pass, barrier, chosen, cancels;
     if (!(std::cin >> rows >> blocks >> ops >> first >> last >> pass >> passes >> barrier >>
-          chosen >> cancels)) {
+          chosen >> cancels >> taken)) {
         emulate::fail("no such launch");
     }
     const Kernel kernel = kernel_for(rows);
     const u32* words = reinterpret_cast<u32*>(arena.start() + u64{cancels} * 16);
     emulate::run(blocks, rows <= 2 ? Batch<1>::kThreads : Batch<8>::kThreads, 0, [&] {
-        kernel(arena.start(), ops, first, last, pass, passes, barrier, chosen, words);
+        kernel(arena.start(), ops, first, last, pass, passes, barrier, chosen, words, desk, taken);
     });
+}
+
+void open_desk() {
+    constexpr std::size_t kBytes = 4 * (kDeskRing + kPassesAtOnce * kPassRows * 4);
+    std::string name;
+    std::cin >> name;
+    const int file = open(name.c_str(), O_RDWR);
+    void* words = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (file < 0 || words == MAP_FAILED) {
+        emulate::fail("no such desk");
+    }
+    desk = static_cast<u32*>(words);
 }
 
 void cancel(Arena& arena) {
@@ -74,6 +93,8 @@ void serve_command(Arena& arena, const std::string& command) {
         launch(arena);
     } else if (command == "cancel") {
         cancel(arena);
+    } else if (command == "desk") {
+        open_desk();
     } else {
         emulate::fail("no such command");
     }

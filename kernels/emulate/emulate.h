@@ -19,6 +19,7 @@
 #include <pthread.h>
 #include <ucontext.h>
 
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -27,6 +28,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -339,7 +341,10 @@ DEVICE void __syncwarp(u32 mask = 0xffffffffu) {
 }
 DEVICE void __threadfence_block() { emulate::yield(); }
 DEVICE void __threadfence() { emulate::yield(); }
-DEVICE void __threadfence_system() { emulate::yield(); }
+DEVICE void __threadfence_system() {
+    __sync_synchronize();
+    emulate::yield();
+}
 
 template <class T>
 T __shfl_sync(u32 mask, T value, u32 lane) {
@@ -435,6 +440,22 @@ DEVICE u32 load_volatile(const u32* p) {
         emulate::host(p);
     }
     return emulate::aligned<u32>(p);
+}
+
+// The host's memory may be another process's, which must come to its turn.
+DEVICE u32 load_from_host(const u32* p) {
+    if (emulate::lane() == 0) {
+        std::this_thread::sleep_for(std::chrono::microseconds(20));
+    }
+    // Waiting for the host is not waiting for each other.
+    ++emulate::launch->progress;
+    emulate::yield();
+    return *static_cast<const volatile u32*>(p);
+}
+DEVICE void store_to_host(u32* p, u32 v) { *static_cast<volatile u32*>(p) = v; }
+DEVICE u64 nanoseconds() {
+    const auto time = std::chrono::steady_clock::now().time_since_epoch();
+    return u64(std::chrono::nanoseconds(time).count());
 }
 
 DEVICE u32 min(u32 a, u32 b) { return a < b ? a : b; }

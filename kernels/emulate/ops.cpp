@@ -1,7 +1,7 @@
-// Prints what ops.cuh holds, for tests/decode of crates/gpu to compare with the host's structures:
+// Prints what ops.cuh and desk.cuh hold, for tests/decode of crates/gpu to compare with the host's structures:
 //   struct NAME BYTES, then its fields: NAME OFFSET; constants: constant NAME VALUE.
 #define M40_EMULATE
-#include "../ops.cuh"
+#include "../desk.cuh"
 
 #include <cstddef>
 
@@ -72,7 +72,7 @@ void print_sample() {
 void print_next() {
     using Current = Next;
     print_struct<Current>("Next");
-    FIELD(token) FIELD(probability) FIELD(end) FIELD(unused)
+    FIELD(token) FIELD(probability) FIELD(end) FIELD(yields)
 }
 
 void print_ending() {
@@ -104,4 +104,8 @@ int main() {
     CONSTANT(kF32) CONSTANT(kF16) CONSTANT(kBF16) CONSTANT(kQ4_0) CONSTANT(kQ4_1) CONSTANT(kQ5_0)
     CONSTANT(kQ5_1) CONSTANT(kQ8_0) CONSTANT(kQ2_K) CONSTANT(kQ3_K) CONSTANT(kQ4_K) CONSTANT(kQ5_K)
     CONSTANT(kQ6_K) CONSTANT(kIQ4_NL) CONSTANT(kIQ4_XS) CONSTANT(kMXFP4)
+    CONSTANT(kDeskPosted) CONSTANT(kDeskYield) CONSTANT(kDeskLeave) CONSTANT(kDeskIdle)
+    CONSTANT(kDeskJob) CONSTANT(kDeskRows) CONSTANT(kDeskBeat) CONSTANT(kDeskEnded)
+    CONSTANT(kDeskOutcome) CONSTANT(kDeskRan) CONSTANT(kDeskTaken) CONSTANT(kDeskLeft)
+    CONSTANT(kDeskRing) CONSTANT(kCorrupt) CONSTANT(kStuck)
 }

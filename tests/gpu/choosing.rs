@@ -15,8 +15,8 @@ const PASSES: u32 = 40;
 
 /// A sequence of three tokens so far, and how it goes on.
 #[derive(Clone)]
-struct Member {
-    prompt: [u32; 3],
+pub(super) struct Member {
+    pub(super) prompt: [u32; 3],
     params: SamplingParams,
     stops: Vec<u32>,
     most: u32,
@@ -41,7 +41,7 @@ impl Member {
 }
 
 /// One of each kind of choice.
-fn members() -> [Member; 8] {
+pub(super) fn members() -> [Member; 8] {
     let neutral = SamplingParams { temperature: 1.0, ..SamplingParams::greedy() };
     let penalties = SamplingParams {
         repeat_penalty: 1.5,
@@ -73,7 +73,7 @@ fn vocab(executor: &Executor) -> usize {
 }
 
 /// A member's sequence, all of its prompt computed but the last token, and what cancels it.
-fn started(executor: &mut Executor, member: &Member) -> (Sequence, Canceller) {
+pub(super) fn started(executor: &mut Executor, member: &Member) -> (Sequence, Canceller) {
     let mut sequence = begin(executor);
     forward(executor, &rows(&member.prompt[..2], 0, 0, false), &mut [&mut sequence]);
     let continuation = member.continuation(vocab(executor));
@@ -83,7 +83,11 @@ fn started(executor: &mut Executor, member: &Member) -> (Sequence, Canceller) {
 
 /// What sequences are given until they end, in calls of so many passes; and that they hold what was
 /// fed to them.
-fn texts(executor: &mut Executor, members: &[Member], calls: &[u32]) -> Vec<Vec<Chosen>> {
+pub(super) fn texts(
+    executor: &mut Executor,
+    members: &[Member],
+    calls: &[u32],
+) -> Vec<Vec<Chosen>> {
     let mut sequences: Vec<_> = members.iter().map(|member| started(executor, member).0).collect();
     let mut texts: Vec<Vec<Chosen>> = vec![vec![]; members.len()];
     for passes in calls {
@@ -115,7 +119,7 @@ fn texts(executor: &mut Executor, members: &[Member], calls: &[u32]) -> Vec<Vec<
     texts
 }
 
-fn tokens(text: &[Chosen]) -> Vec<u32> {
+pub(super) fn tokens(text: &[Chosen]) -> Vec<u32> {
     text.iter().map(|chosen| chosen.token).collect()
 }
 

@@ -6,6 +6,7 @@
 mod choosing;
 mod models;
 mod real;
+mod resident;
 mod sessions;
 mod shared;
 mod weights;

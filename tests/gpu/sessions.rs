@@ -1,6 +1,7 @@
 //! Sessions of one model side by side on a device: each says what it says alone.
 
 use std::thread;
+use std::time::Instant;
 
 use m40_testkit::models;
 use m40llm::{
@@ -111,6 +112,30 @@ fn streams_say_the_same_beside_a_long_prompt() {
             same - long.len()
         ));
     }
+}
+
+#[test]
+fn models_side_by_side_say_what_each_says_alone_and_one_more_is_loaded_meanwhile() {
+    let Some(gpu) = gpu() else { return };
+    let engine = engine(&gpu.device, 2048, Decode::Persistent);
+    let options = ModelOptions { context: Some(CONTEXT), ..ModelOptions::default() };
+    let load =
+        || engine.load(&models::smollm2(), &options).unwrap_or_else(|error| panic!("{error}"));
+    let pair = [load(), load()];
+    let prompts = prompts(&pair[0], 4);
+    let alone: Vec<_> = prompts.iter().map(|p| said(&pair[0], p, &params(200))).collect();
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        for (i, (prompt, alone)) in prompts.iter().zip(&alone).enumerate() {
+            let model = &pair[i % 2];
+            scope.spawn(move || assert_eq!(said(model, prompt, &params(200)), *alone, "{i}"));
+        }
+        // What it allocates waits for kernels that stay, which leave for it.
+        let third = load();
+        assert_eq!(said(&third, &prompts[0], &params(200)), alone[0]);
+        say(&format!("a third model was loaded and has answered after {:?}", begun.elapsed()));
+    });
+    say(&format!("two models, two sessions each: {:?}", begun.elapsed()));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fmt;
 use std::sync::Arc;
+use std::thread::{self, ThreadId};
 
 use cudarc::driver::sys::{CUdevice, CUdevice_attribute as Attribute, CUfunction_attribute};
 
@@ -297,10 +298,11 @@ impl Device {
     }
 
     /// Begins a time in which a kernel stays resident on a device of this process. Waits for
-    /// driver calls that allocate to end; until the result is dropped they are refused.
+    /// driver calls that allocate to end; until the result is dropped those of this thread are refused,
+    /// and those of others wait some seconds for it: see [`Residency::is_wanted`].
     pub fn begin_residency(&self) -> Residency {
         let before = self.inner.context.driver.gate.close();
-        Residency { device: self.clone(), before }
+        Residency { device: self.clone(), thread: thread::current().id(), before }
     }
 
     /// The error that lost the device, if one did. All its calls fail with it from then on.
@@ -390,6 +392,8 @@ pub(crate) fn load_function(
 #[must_use = "the time ends when this is dropped"]
 pub struct Residency {
     device: Device,
+    /// Whose it is, wherever it is dropped.
+    thread: ThreadId,
     before: Calls,
 }
 
@@ -398,11 +402,16 @@ impl Residency {
     pub fn calls(&self) -> Calls {
         self.device.inner.context.driver.gate.calls() - self.before
     }
+
+    /// Whether a driver call of another thread waits for the kernel to leave.
+    pub fn is_wanted(&self) -> bool {
+        self.device.inner.context.driver.gate.is_wanted()
+    }
 }
 
 impl Drop for Residency {
     fn drop(&mut self) {
-        self.device.inner.context.driver.gate.open();
+        self.device.inner.context.driver.gate.open(self.thread);
         if let Ok(driver) = self.device.driver() {
             driver.destroy_garbage();
         }

@@ -114,6 +114,35 @@ fn a_mailbox_goes_back_with_its_last_handle() {
 }
 
 #[test]
+fn a_kernel_stays_beside_copies_that_wait_for_nothing_but_copies() {
+    let device = device();
+    let (arena, mut words) = arena_with_a_seven(&device);
+    let mailbox = Mailbox::new(&device, 1).unwrap();
+    let (stays, mut ring) =
+        (device.stream(Priority::High).unwrap(), StagingRing::new(&device, 4096).unwrap());
+    let mut barrier = arena.allocate::<u32>(1).unwrap();
+    let residency = device.begin_residency();
+    stays.zero(barrier.all_mut()).unwrap();
+    tell(&device, &arena, words.offset(), &mailbox, &stays).unwrap();
+    for word in 0..5 {
+        ring.write(words.view_mut(0..1).unwrap(), &[word]).unwrap();
+        let mut found = [0];
+        ring.read(words.view(0..1).unwrap(), &mut found).unwrap();
+        assert_eq!((found, stays.is_done()), ([word], Ok(false)));
+    }
+    assert_eq!(mailbox.word(0).load(Ordering::Acquire), 0, "nothing waited for the kernel");
+    // What is dropped meanwhile is destroyed after.
+    drop(ring);
+    assert_eq!((residency.calls().allocates, residency.is_wanted()), (0, false));
+    stays.wait().unwrap();
+    assert_eq!(mailbox.word(0).load(Ordering::Acquire), 4);
+    drop((mailbox, stays, words, barrier, arena));
+    assert_eq!(residency.calls().allocates, 0);
+    drop(residency);
+    assert_eq!(with(|fake| fake.allocations()), (0, 0));
+}
+
+#[test]
 fn zeroing_reaches_all_of_a_view_and_nothing_else() {
     let device = device();
     let arena = Arena::new(&device, 1 << 20).unwrap();

@@ -6,6 +6,7 @@ mod error;
 mod measure;
 mod observe;
 mod prompt;
+mod resident;
 mod wide;
 
 use std::collections::HashMap;
@@ -15,20 +16,23 @@ use std::sync::Arc;
 
 use m40_cuda::{
     Arena, CompileError, CudaError, Device, DeviceSlice, Element, ElementType, Graph, ImageForm,
-    Kernel, KernelSource, Mailbox, Param, Signature, StagingRing,
+    Kernel, KernelSource, Mailbox, Param, Priority, Signature, StagingRing, Stream,
 };
 use m40_gguf::Gguf;
 use m40_program::Program;
 
-pub use self::choose::{Canceller, Chosen};
+pub use self::choose::{Attend, Canceller, Chosen, Unattended};
 pub use self::error::{LoadError, PassError};
 pub use self::measure::{KernelTime, idle_ops};
+use self::resident::Stay;
 use crate::batch::{decode_passes, is_prompt, prompt_passes};
 use crate::continuation::States;
+use crate::desk::{self, Desk};
 use crate::kv::KvPlan;
 use crate::lower::{LowerError, Lowered, Places, RegionId, Target, lower};
 use crate::ops::{self, NO_SLOT, OP_WORDS, PAGE_TOKENS, PASS_ROWS, Place, decode_threads};
 use crate::prefill::{LOGIT_ROWS, Prefill};
+use crate::resident::{IDLE_MICROS, MOST_SILENCE, Resident};
 use crate::sequence::{Pool, Sequence, TooManySequences};
 use crate::specialize::{DecodeSource, HEADERS};
 use crate::weights::{self, Loader, Progress, Weights, WeightsError};
@@ -50,7 +54,8 @@ const STAGING_BYTES: usize = 1 << 20;
 /// Rows of the decode kernels.
 const KERNEL_ROWS: [usize; 4] = [1, 2, 4, 8];
 
-/// The arena; ops, first and last of them; pass; passes; barrier; chosen; cancels.
+/// The arena; ops, first and last of them; pass; passes; barrier; chosen; cancels; the desk and the job
+/// that was taken from it last.
 const DECODE_PARAMS: &[Param] = &[
     Param::Arena,
     Param::Scalar(ElementType::U32),
@@ -61,6 +66,8 @@ const DECODE_PARAMS: &[Param] = &[
     Param::Scalar(ElementType::U32),
     Param::Scalar(ElementType::U32),
     Param::Mailbox,
+    Param::Mailbox,
+    Param::Scalar(ElementType::U32),
 ];
 
 /// Makes decode kernels: compiles them, or has them from before.
@@ -101,7 +108,8 @@ pub enum Launches {
     /// The same, recorded once as a graph and enqueued together.
     Recorded,
     /// One launch for all ops, whose blocks wait for each other. All of them have to run at once:
-    /// nothing else may.
+    /// nothing else may. Where tokens are chosen the kernel stays between passes, and for what is
+    /// chosen next: see [`Executor::rest`].
     Whole,
 }
 
@@ -132,11 +140,8 @@ pub struct Row {
 enum Want {
     /// The logits of one pass. What is chosen is not looked at, and no sequence's state changes.
     Logits,
-    /// What some passes choose.
-    Tokens {
-        /// How many.
-        passes: u32,
-    },
+    /// What one pass chooses.
+    Tokens,
 }
 
 impl Plan {
@@ -231,6 +236,9 @@ pub struct Executor {
     states: DeviceSlice<u8>,
     /// A word for each slot, by which the host ends a sequence while a launch runs.
     cancels: Mailbox,
+    /// How the host talks with a kernel that stays.
+    desk: Mailbox,
+    stay: Stay,
     /// The ticket given last.
     ticket: u32,
     cache: DeviceSlice<u8>,
@@ -312,6 +320,9 @@ impl Executor {
         let ends = starts.iter().skip(1).copied().chain([kv.bytes()]);
         let layers = starts.iter().zip(ends).map(|(start, end)| *start as usize..end as usize);
         let layers = layers.collect();
+        let desk = Mailbox::new(&device, desk::WORDS)?;
+        let resident = Resident::new(Desk::new(desk.clone(), IDLE_MICROS), MOST_SILENCE);
+        let stream = device.stream(Priority::High)?;
         let buffers = plan.prefill.buffers.iter();
         let buffers = buffers
             .map(|buffer| arena.allocate::<u32>(buffer.words).map(Some))
@@ -330,6 +341,8 @@ impl Executor {
             tables: arena.allocate(plan.table_words().max(1))?,
             states,
             cancels: Mailbox::new(&device, sequences)?,
+            desk,
+            stay: Stay { resident, stream, residency: None },
             ticket: 0,
             cache,
             layers,
@@ -406,6 +419,7 @@ impl Executor {
         sequences: &mut [&mut Sequence],
     ) -> Result<&mut [f32], PassError> {
         self.prepare(rows, sequences, 1)?;
+        self.rest()?;
         let mut logits = std::mem::take(&mut self.logits);
         logits.clear();
         if is_prompt(rows) {
@@ -469,8 +483,7 @@ impl Executor {
         Ok(())
     }
 
-    /// One pass, or several that feed themselves. Rows are checked, and there is room for them. A
-    /// launch for each op is one pass.
+    /// One pass. Rows are checked, and there is room for them.
     fn run(
         &mut self,
         rows: &[Row],
@@ -482,16 +495,12 @@ impl Executor {
         match self.plan.options.launches {
             Launches::OpByOp => {
                 let mut ops = 0..self.plan.lowered.ops.len();
-                Ok(ops.try_for_each(|op| self.launch(kernel, op..op + 1, 1))?)
+                Ok(ops.try_for_each(|op| self.launch(kernel, op..op + 1))?)
             }
             Launches::Recorded => Ok(self.graphs[kernel].launch(self.ring.stream())?),
             Launches::Whole => {
                 self.ring.stream().zero(self.barrier.all_mut())?;
-                let passes = match want {
-                    Want::Logits => 1,
-                    Want::Tokens { passes } => passes,
-                };
-                self.launch(kernel, 0..self.plan.lowered.ops.len(), passes)?;
+                self.launch(kernel, 0..self.plan.lowered.ops.len())?;
                 let mut words = [0; BARRIER_WORDS];
                 self.ring.read(self.barrier.all(), &mut words)?;
                 if words[2] == 0 {
@@ -525,12 +534,11 @@ impl Executor {
     ) -> Result<Vec<u32>, CudaError> {
         let mut words = Vec::with_capacity(ops::Row::WORDS * rows.len());
         for row in rows {
-            let mut row_words = self.row(row, sequences)?;
-            let sequence = &sequences[row.sequence];
-            if want != Want::Logits && sequence.accepted().is_some() {
-                row_words.slot = sequence.slot();
-            }
-            words.extend(row_words.words());
+            let row = match want {
+                Want::Logits => self.row(row, sequences)?,
+                Want::Tokens => self.chosen_row(row, sequences)?,
+            };
+            words.extend(row.words());
         }
         Ok(words)
     }
@@ -557,21 +565,36 @@ impl Executor {
         Ok(ops::Row { token, position, pages: Place(pages), slot: NO_SLOT })
     }
 
-    /// Enqueues some ops.
-    fn launch(&self, kernel: usize, ops: Range<usize>, passes: u32) -> Result<(), CudaError> {
-        let blocks = self.plan.lowered.target.blocks;
-        self.kernels[kernel]
-            .launch([blocks, 1, 1], [decode_threads(KERNEL_ROWS[kernel]), 1, 1])
-            .arena(&self.arena)
-            .scalar(place_of(&self.ops).0)
-            .scalar(ops.start as u32)
-            .scalar(ops.end as u32)
-            .scalar(place_of(&self.pass).0)
-            .scalar(passes)
-            .scalar(place_of(&self.barrier).0)
-            .scalar(self.region(self.plan.lowered.chosen).0)
-            .mailbox(&self.cancels, self.plan.options.sequences as usize)
-            .on(self.ring.stream())
+    /// The same of a sequence that goes on by itself, with its slot.
+    fn chosen_row(
+        &mut self,
+        row: &Row,
+        sequences: &mut [&mut Sequence],
+    ) -> Result<ops::Row, CudaError> {
+        let found = self.row(row, sequences)?;
+        let sequence = &sequences[row.sequence];
+        let slot = if sequence.accepted().is_some() { sequence.slot() } else { found.slot };
+        Ok(ops::Row { slot, ..found })
+    }
+
+    /// Enqueues some ops of a pass, while no kernel stays.
+    fn launch(&self, kernel: usize, ops: Range<usize>) -> Result<(), CudaError> {
+        debug_assert!(!self.stays(), "it would wait for the kernel that stays");
+        self.decode().launch(kernel, ops, 1, 0, self.ring.stream())
+    }
+
+    fn decode(&self) -> Decode<'_> {
+        let Self { kernels, arena, plan, cancels, desk, .. } = self;
+        Decode { kernels, arena, plan, cancels, desk, places: self.decode_places() }
+    }
+
+    fn decode_places(&self) -> DecodePlaces {
+        DecodePlaces {
+            ops: place_of(&self.ops),
+            pass: place_of(&self.pass),
+            barrier: place_of(&self.barrier),
+            chosen: self.region(self.plan.lowered.chosen),
+        }
     }
 
     /// Records the launches of a pass for each kernel: enqueued together, they follow each other
@@ -582,7 +605,7 @@ impl Executor {
             let graph = self
                 .ring
                 .stream()
-                .capture(|| (0..ops).try_for_each(|op| self.launch(kernel, op..op + 1, 1)))?;
+                .capture(|| (0..ops).try_for_each(|op| self.launch(kernel, op..op + 1)))?;
             self.graphs.push(graph);
         }
         Ok(())
@@ -623,8 +646,58 @@ impl Executor {
 
 impl Drop for Executor {
     fn drop(&mut self) {
+        // If it does not leave the card is lost, or as good as lost.
+        let _ = self.rest();
         // Memory must not go back while work on it is enqueued. If the wait fails the card is lost.
         let _ = self.ring.stream().wait();
+    }
+}
+
+/// Decode kernels, and all that they are launched with.
+#[derive(Clone, Copy)]
+struct Decode<'a> {
+    kernels: &'a [Kernel; 4],
+    arena: &'a Arena,
+    plan: &'a Plan,
+    cancels: &'a Mailbox,
+    desk: &'a Mailbox,
+    places: DecodePlaces,
+}
+
+#[derive(Clone, Copy)]
+struct DecodePlaces {
+    ops: Place,
+    pass: Place,
+    barrier: Place,
+    chosen: Place,
+}
+
+impl Decode<'_> {
+    /// Enqueues some ops; of all of them so many passes, or as jobs say that follow the job `taken`
+    /// where there are none.
+    fn launch(
+        self,
+        kernel: usize,
+        ops: Range<usize>,
+        passes: u32,
+        taken: u32,
+        stream: &Stream,
+    ) -> Result<(), CudaError> {
+        let blocks = self.plan.lowered.target.blocks;
+        self.kernels[kernel]
+            .launch([blocks, 1, 1], [decode_threads(KERNEL_ROWS[kernel]), 1, 1])
+            .arena(self.arena)
+            .scalar(self.places.ops.0)
+            .scalar(ops.start as u32)
+            .scalar(ops.end as u32)
+            .scalar(self.places.pass.0)
+            .scalar(passes)
+            .scalar(self.places.barrier.0)
+            .scalar(self.places.chosen.0)
+            .mailbox(self.cancels, self.plan.options.sequences as usize)
+            .mailbox(self.desk, desk::WORDS)
+            .scalar(taken)
+            .on(stream)
     }
 }
 

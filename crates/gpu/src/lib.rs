@@ -9,6 +9,7 @@
 //! | [`prefill`], [`call`] | passes of many rows, as launches |
 //! | [`specialize`] | decode kernels of one program, as source |
 //! | [`continuation`] | how sequences go on by themselves |
+//! | [`resident`], [`desk`] | a kernel that stays, and how the host talks with it |
 //! | [`executor`] | a model on the card, and passes over it |
 //! | [`observe`] | what of a program a pass leaves to be looked at |
 //! | [`predict`] | what a Tesla M40 will make of a pass, from machine code |
@@ -18,6 +19,7 @@ mod batch;
 pub mod call;
 mod choice;
 pub mod continuation;
+pub mod desk;
 pub mod executor;
 pub mod kv;
 pub mod lower;
@@ -25,6 +27,7 @@ pub mod observe;
 pub mod ops;
 pub mod predict;
 pub mod prefill;
+pub mod resident;
 mod sequence;
 pub mod specialize;
 pub mod weights;

@@ -452,8 +452,8 @@ structure! {
         probability: f32,
         /// [`End`], or 0: the sequence goes on.
         end: u32,
-        /// Padding.
-        unused: u32,
+        /// Of the first row: 1 if the host wants the pass to be the job's last.
+        yields: u32,
     }
 }
 

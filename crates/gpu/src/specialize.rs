@@ -28,6 +28,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     header!("choose.cuh"),
     header!("config.cuh"),
     header!("decode.cuh"),
+    header!("desk.cuh"),
     header!("device.cuh"),
     header!("embed.cuh"),
     header!("kv.cuh"),

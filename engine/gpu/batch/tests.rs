@@ -4,7 +4,7 @@
 mod fake;
 mod threads;
 
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, channel};
 
 use m40_cuda::CudaError;
 use m40_sched::pace::LEAST_ROWS;
@@ -17,7 +17,7 @@ const AHEAD: u32 = 8;
 /// A session without a thread.
 struct Client {
     job: Option<Box<Job<Fake>>>,
-    back: Receiver<Box<Job<Fake>>>,
+    back: Receiver<Answer<Fake>>,
     tokens: Vec<u32>,
     prompt: usize,
     /// Tokens computed.
@@ -27,33 +27,44 @@ struct Client {
 
 impl Client {
     fn new(session: u64, tokens: Vec<u32>) -> Self {
-        let (sender, back) = sync_channel(1);
+        let (sender, back) = channel();
         let job = Some(Box::new(Job::new(session, sender)));
         Self { job, back, prompt: tokens.len(), tokens, held: 0, logits: false }
     }
 
     fn ask(&mut self, batcher: &mut Batcher<Fake>) {
+        batcher.take(self.message());
+    }
+
+    fn message(&mut self) -> Message<Fake> {
         let mut job = self.job.take().unwrap();
         job.position = self.held;
         job.tokens = self.tokens[self.held..].iter().take(PROMPT_ROWS + 1).copied().collect();
         job.pending = self.tokens.len() - self.held;
         job.wants_logits = self.logits;
-        job.ahead = if self.tokens.len() == self.prompt { 1 } else { AHEAD };
-        batcher.take(Message::Ask(job));
+        Message::Ask(job)
     }
 
-    /// Takes what has come, if something has.
+    /// Takes what has come; says so when that is all.
     fn hear(&mut self) -> Option<Result<(), GenerateError>> {
-        let mut job = self.back.try_recv().ok()?;
-        let failure = job.failure.take();
-        if failure.is_none() {
-            self.tokens.extend(job.chosen.iter().map(|chosen| chosen.token));
-            let largest = job.logits.iter().position(|logit| *logit == 1.0);
-            self.tokens.extend(largest.map(|token| token as u32));
-            self.held += job.computed.max(job.chosen.len());
+        loop {
+            let mut job = match self.back.try_recv().ok()? {
+                Answer::Chosen(chosen) => {
+                    self.tokens.push(chosen.token);
+                    self.held += 1;
+                    continue;
+                }
+                Answer::Done(job) => job,
+            };
+            let failure = job.failure.take();
+            if failure.is_none() {
+                let largest = job.logits.iter().position(|logit| *logit == 1.0);
+                self.tokens.extend(largest.map(|token| token as u32));
+                self.held += if job.chosen == 0 { job.computed } else { 0 };
+            }
+            self.job = Some(job);
+            return Some(failure.map_or(Ok(()), Err));
         }
-        self.job = Some(job);
-        Some(failure.map_or(Ok(()), Err))
     }
 
     fn said(&self) -> &[u32] {
@@ -75,11 +86,16 @@ fn clients(count: u64, tokens: usize) -> Vec<Client> {
     (0..count).map(|i| Client::new(i, prompt(tokens, i as u32))).collect()
 }
 
+/// A launch that nobody speaks to.
+fn launch(batcher: &mut Batcher<Fake>) {
+    batcher.launch(&mut |_| Err(RecvTimeoutError::Timeout));
+}
+
 /// One pass, as the model's thread would run it if nobody else came.
 fn step(batcher: &mut Batcher<Fake>) {
     loop {
         match batcher.next() {
-            Next::Launch => return batcher.launch(),
+            Next::Launch => return launch(batcher),
             Next::Slice => return batcher.slice(),
             Next::Wait(_) => batcher.wait_no_more(),
             Next::Nothing => panic!("nobody asks"),
@@ -102,15 +118,15 @@ fn go_on(batcher: &mut Batcher<Fake>, clients: &mut [Client], passes: usize) {
 }
 
 #[test]
-fn sessions_share_passes_and_the_first_token_waits_for_no_others() {
+fn sessions_share_passes() {
     let told = Told::default();
     let mut batcher = batcher(&told);
     let mut four = clients(4, 1);
     go_on(&mut batcher, &mut four, 3);
     let ran = |passes| Ran::Launch { rows: 4, passes, logits: false };
-    assert_eq!(told.ran(), [ran(1), ran(AHEAD), ran(AHEAD)]);
+    assert_eq!(told.ran(), [ran(AHEAD), ran(AHEAD), ran(AHEAD)]);
     for client in &four {
-        assert_eq!(client.said().len(), 17);
+        assert_eq!(client.said().len(), 24);
         client.check();
     }
 }
@@ -160,7 +176,7 @@ fn a_pass_waits_for_those_of_the_last_one_until_they_come_rest_or_take_too_long(
     assert!(matches!(batcher.next(), Next::Wait(_)));
     batcher.take(Message::Rest(2));
     assert_eq!(batcher.next(), Next::Launch);
-    batcher.launch();
+    launch(&mut batcher);
     assert_eq!(told.ran()[1], Ran::Launch { rows: 2, passes: AHEAD, logits: false });
 
     three[2].ask(&mut batcher);
@@ -168,7 +184,7 @@ fn a_pass_waits_for_those_of_the_last_one_until_they_come_rest_or_take_too_long(
     assert_eq!(batcher.next(), Next::Wait(Duration::ZERO));
     batcher.wait_no_more();
     assert_eq!(batcher.next(), Next::Launch);
-    batcher.launch();
+    launch(&mut batcher);
     assert_eq!(told.ran()[2], Ran::Launch { rows: 1, passes: AHEAD, logits: false });
     three.iter_mut().for_each(|client| client.hear().unwrap().unwrap());
     three.iter().for_each(Client::check);
@@ -194,7 +210,7 @@ fn a_prompt_alone_is_computed_in_large_slices_and_its_last_token_as_a_row() {
     go_on(&mut batcher, &mut one, 4);
     let slices = [512, 512, 175].map(|rows| Ran::Slice { rows });
     assert_eq!(told.ran()[..3], slices);
-    assert_eq!(told.ran()[3], Ran::Launch { rows: 1, passes: 1, logits: false });
+    assert_eq!(told.ran()[3], Ran::Launch { rows: 1, passes: AHEAD, logits: false });
     one[0].check();
 }
 
@@ -260,11 +276,11 @@ fn streams_keep_half_their_speed_beside_a_prompt() {
 fn who_has_no_room_hurts_nobody_else() {
     let told = Told::default();
     told.set_pages(3 + 2);
-    let mut batcher = batcher(&told);
+    let mut batcher = Batcher::new(Fake::new(&told), 5);
     let mut three = clients(3, 1);
-    go_on(&mut batcher, &mut three, 4);
-    // No page is left for eight tokens more of each, but none is needed for seven.
-    go_on(&mut batcher, &mut three, 7);
+    go_on(&mut batcher, &mut three, 6);
+    // No page is left for five tokens more of each, but none is needed for two.
+    go_on(&mut batcher, &mut three, 2);
     assert!(three.iter().all(|client| client.held == PAGE_TOKENS));
     three.iter_mut().for_each(|client| client.ask(&mut batcher));
     step(&mut batcher);
@@ -343,6 +359,22 @@ fn a_failure_of_the_card_reaches_all_of_a_pass_as_what_it_is() {
 }
 
 #[test]
+fn what_was_chosen_before_a_failure_has_been_heard() {
+    let told = Told::default();
+    let mut batcher = batcher(&told);
+    let mut two = clients(2, 1);
+    two.iter_mut().for_each(|client| client.ask(&mut batcher));
+    told.fail_after(3, PassError::Stuck);
+    step(&mut batcher);
+    for client in &mut two {
+        assert_eq!(client.hear(), Some(Err(GenerateError::Gpu(GpuError::Stuck))));
+        assert_eq!(client.said().len(), 3);
+        client.check();
+    }
+    assert_eq!(batcher.next(), Next::Nothing);
+}
+
+#[test]
 fn one_session_too_many_is_told_at_once_and_a_place_is_free_again_when_one_is_dropped() {
     let told = Told::default();
     told.set_places(2);
@@ -351,11 +383,136 @@ fn one_session_too_many_is_told_at_once_and_a_place_is_free_again_when_one_is_dr
     three.iter_mut().for_each(|client| client.ask(&mut batcher));
     assert_eq!(three[2].hear(), Some(Err(GenerateError::TooManySessions { most: 2 })));
     step(&mut batcher);
-    assert_eq!(told.ran(), [Ran::Launch { rows: 2, passes: 1, logits: false }]);
+    assert_eq!(told.ran(), [Ran::Launch { rows: 2, passes: AHEAD, logits: false }]);
     three[1].hear();
     three.remove(1);
     three[1].ask(&mut batcher);
     assert_eq!(three[1].hear(), None);
     step(&mut batcher);
     assert_eq!(three[1].hear(), Some(Ok(())));
+}
+
+/// A launch during which a session says this after so many passes, and how many it has.
+fn interrupted(
+    batcher: &mut Batcher<Fake>,
+    told: &Told,
+    after: u32,
+    message: Message<Fake>,
+) -> u32 {
+    let (mut looks, mut message) = (0, Some(message));
+    assert_eq!(batcher.next(), Next::Launch);
+    batcher.launch(&mut |_| {
+        looks += 1;
+        let says = if looks == after { message.take() } else { None };
+        says.ok_or(RecvTimeoutError::Timeout)
+    });
+    assert!(message.is_none(), "there were fewer passes");
+    match told.ran().last() {
+        Some(Ran::Launch { passes, .. }) => *passes,
+        ran => panic!("{ran:?}"),
+    }
+}
+
+#[test]
+fn a_launch_ends_with_the_pass_that_runs_when_somebody_asks_for_something_else() {
+    let told = Told::default();
+    let mut batcher = batcher(&told);
+    let mut all = clients(3, 1);
+    all[0].ask(&mut batcher);
+    // Another session joins.
+    let ask = all[1].message();
+    assert_eq!(interrupted(&mut batcher, &told, 3, ask), 3);
+    assert_eq!(all[0].hear(), Some(Ok(())));
+    assert_eq!(all[0].said().len(), 3);
+    all[0].ask(&mut batcher);
+    // A prompt waits.
+    let long = Client::new(7, prompt(200, 9)).message();
+    assert_eq!(interrupted(&mut batcher, &told, 2, long), 2);
+    assert_eq!(told.ran()[1], Ran::Launch { rows: 2, passes: 2, logits: false });
+    assert_eq!(batcher.next(), Next::Slice);
+    all[..2].iter_mut().for_each(|client| client.hear().unwrap().unwrap());
+    batcher.slice();
+    // Something else is to be done.
+    all[..2].iter_mut().for_each(|client| client.ask(&mut batcher));
+    let (sender, done) = channel();
+    let task = Task(Box::new(move |_: &mut Fake| sender.send(()).unwrap()));
+    assert_eq!(interrupted(&mut batcher, &told, 1, Message::Do(task)), 1);
+    done.try_recv().unwrap();
+    all[..2].iter_mut().for_each(|client| client.hear().unwrap().unwrap());
+    all.iter().for_each(Client::check);
+}
+
+#[test]
+fn each_token_is_there_before_the_next_pass_ends() {
+    let told = Told::default();
+    let mut batcher = batcher(&told);
+    let mut all = clients(2, 1);
+    all.iter_mut().for_each(|client| client.ask(&mut batcher));
+    let mut passes = 0;
+    batcher.launch(&mut |_| {
+        for client in &mut all {
+            assert_eq!((client.hear(), client.said().len()), (None, passes));
+        }
+        passes += 1;
+        Err(RecvTimeoutError::Timeout)
+    });
+    assert_eq!(passes, AHEAD as usize);
+}
+
+#[test]
+fn who_has_enough_ends_a_launch_that_it_has_a_row_in_and_no_other() {
+    let told = Told::default();
+    let mut batcher = batcher(&told);
+    let mut two = clients(2, 1);
+    two.iter_mut().for_each(|client| client.ask(&mut batcher));
+    assert_eq!(interrupted(&mut batcher, &told, 3, Message::Rest(9)), AHEAD);
+    two.iter_mut().for_each(|client| client.hear().unwrap().unwrap());
+    two.iter_mut().for_each(|client| client.ask(&mut batcher));
+    assert_eq!(interrupted(&mut batcher, &told, 3, Message::Rest(1)), 3);
+    two.iter_mut().for_each(|client| client.hear().unwrap().unwrap());
+    // It is not waited for.
+    two[0].ask(&mut batcher);
+    assert_eq!(batcher.next(), Next::Launch);
+    two.iter().for_each(Client::check);
+}
+
+#[test]
+fn who_finds_no_row_waits_for_a_turn_and_a_prompt_for_the_passes_before_its_slice() {
+    let told = Told::default();
+    let mut batcher = Batcher::new(Fake::new(&told), 64);
+    let mut nine = clients(9, 1);
+    nine[..8].iter_mut().for_each(|client| client.ask(&mut batcher));
+    let ask = nine[8].message();
+    assert_eq!(interrupted(&mut batcher, &told, 2, ask), PASSES_MAX);
+    nine.iter_mut().for_each(|client| client.hear().transpose().map(drop).unwrap());
+    go_on(&mut batcher, &mut nine, 1);
+    nine.iter().for_each(Client::check);
+
+    // Of a prompt whose slices are under way the next one may come at any time.
+    let told = Told::with_times([700, 1500, 10].map(Duration::from_micros));
+    let mut batcher = Batcher::new(Fake::new(&told), 64);
+    let mut two = clients(1, 1);
+    go_on(&mut batcher, &mut two, 1);
+    two.push(Client::new(1, prompt(3000, 1)));
+    two.iter_mut().for_each(|client| client.ask(&mut batcher));
+    assert_eq!(batcher.next(), Next::Slice);
+    batcher.slice();
+    two[1].hear().unwrap().unwrap();
+    let ask = two[1].message();
+    assert!(interrupted(&mut batcher, &told, 1, ask) > 1);
+    assert_eq!(batcher.next(), Next::Slice);
+}
+
+#[test]
+fn launches_are_short_while_more_sessions_wait_than_they_have_rows() {
+    let told = Told::default();
+    let mut batcher = Batcher::new(Fake::new(&told), 64);
+    let mut all = clients(9, 1);
+    go_on(&mut batcher, &mut all, 2);
+    let short = Ran::Launch { rows: 8, passes: PASSES_MAX, logits: false };
+    assert_eq!(told.ran(), [short, short]);
+    drop(all.pop());
+    batcher.take(Message::Rest(8));
+    go_on(&mut batcher, &mut all, 2);
+    assert_eq!(told.ran().last(), Some(&Ran::Launch { rows: 8, passes: 64, logits: false }));
 }

@@ -1,9 +1,11 @@
 //! Passes that choose tokens and feed themselves with them.
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use m40_cuda::{CudaError, Mailbox};
+use m40_cuda::Mailbox;
 use m40_sched::SamplingParams;
 
 use super::{Executor, Launches, PassError, Row, Want, place_of, upload};
@@ -11,6 +13,7 @@ use crate::batch::is_prompt;
 use crate::choice::samples;
 use crate::continuation::{Continuation, States};
 use crate::ops::{End, Next, PASS_ROWS, PASSES_AT_ONCE};
+use crate::resident::{Watch, pause};
 use crate::sequence::Sequence;
 
 /// What was chosen after a row.
@@ -30,6 +33,29 @@ impl Chosen {
 
     pub(super) fn of([token, probability, end, _]: [u32; Next::WORDS]) -> Self {
         Self { token, probability: f32::from_bits(probability), end: End::of(end) }
+    }
+}
+
+/// Attends to passes that feed themselves while they run.
+pub trait Attend {
+    /// What a pass has chosen after each row, as soon as it has; of rows that have ended in a pass
+    /// before, that.
+    fn chosen(&mut self, chosen: &[Chosen]);
+
+    /// Waits so long, or less. No further pass begins after the one that runs if it breaks.
+    fn pause(&mut self, time: Duration) -> ControlFlow<()>;
+}
+
+/// Waits until all is done.
+#[derive(Clone, Copy, Debug)]
+pub struct Unattended;
+
+impl Attend for Unattended {
+    fn chosen(&mut self, _chosen: &[Chosen]) {}
+
+    fn pause(&mut self, time: Duration) -> ControlFlow<()> {
+        pause(time);
+        ControlFlow::Continue(())
     }
 }
 
@@ -94,19 +120,39 @@ impl Executor {
         Ok(Canceller { words: self.cancels.clone(), slot: slot as usize, ticket: self.ticket })
     }
 
-    /// Runs the program over `rows`, of different sequences and at most as many as
-    /// [`rows_at_once`](Self::rows_at_once) says, `passes` times, and each time after the first over
-    /// what was chosen after each row, as [`continue_with`](Self::continue_with) has said. Returns what
-    /// was chosen, `[passes][rows]`: fewer passes if all sequences have ended. A sequence holds the tokens that were fed to it, so
-    /// not the last one chosen. Whether rows want their logits is not looked at.
+    /// As [`choose_attended`](Self::choose_attended), with nobody to attend. No kernel stays.
     ///
     /// # Errors
-    /// [`PassError`], before anything is computed unless the card fails.
+    /// As there.
     pub fn choose(
         &mut self,
         rows: &[Row],
         sequences: &mut [&mut Sequence],
         passes: u32,
+    ) -> Result<Vec<Chosen>, PassError> {
+        let chosen = self.choose_attended(rows, sequences, passes, &mut Unattended)?;
+        self.rest()?;
+        Ok(chosen)
+    }
+
+    /// Runs the program over `rows`, of different sequences and at most as many as
+    /// [`rows_at_once`](Self::rows_at_once) says, `passes` times, and each time after the first over
+    /// what was chosen after each row, as
+    /// [`continue_with`](Self::continue_with) has said. Returns what was chosen, `[passes][rows]`:
+    /// fewer passes if all sequences have ended, or `attend` broke. A sequence holds the tokens that
+    /// were fed to it, so not the last one chosen. Whether rows want their logits is not looked at.
+    ///
+    /// With [`Launches::Whole`] the kernel stays: whoever else needs the card has to wait until
+    /// [`rest`](Self::rest), or until something else than this is asked of the executor.
+    ///
+    /// # Errors
+    /// [`PassError`], before anything is computed unless the card fails.
+    pub fn choose_attended(
+        &mut self,
+        rows: &[Row],
+        sequences: &mut [&mut Sequence],
+        passes: u32,
+        attend: &mut dyn Attend,
     ) -> Result<Vec<Chosen>, PassError> {
         if rows.is_empty() || rows.len() > self.rows_at_once(rows.len()) || is_prompt(rows) {
             return Err(PassError::Rows { rows: rows.len() });
@@ -121,9 +167,9 @@ impl Executor {
         }
         self.prepare(rows, sequences, passes)?;
         let chosen = if rows.len() > PASS_ROWS {
-            self.choose_wide(rows, sequences, passes as usize)
+            self.choose_wide(rows, sequences, passes as usize, attend)
         } else {
-            self.choose_prepared(rows, sequences, passes as usize)
+            self.choose_prepared(rows, sequences, passes as usize, attend)
         };
         for (i, row) in rows.iter().enumerate() {
             let sequence = &mut *sequences[row.sequence];
@@ -145,48 +191,82 @@ impl Executor {
         rows: &[Row],
         sequences: &mut [&mut Sequence],
         passes: usize,
+        attend: &mut dyn Attend,
     ) -> Result<Vec<Vec<Chosen>>, PassError> {
-        // A launch of all ops goes on with what it has chosen; the host does it otherwise.
-        let at_once = match self.plan.options.launches {
-            Launches::OpByOp | Launches::Recorded => 1,
-            Launches::Whole => PASSES_AT_ONCE,
-        };
-        let mut chosen = vec![vec![]; rows.len()];
-        let mut going: Vec<_> = (0..).zip(rows.iter().copied()).collect();
-        let mut run = 0;
-        while run < passes && !going.is_empty() {
-            let now = at_once.min(passes - run);
-            let rows: Vec<_> = going.iter().map(|(_, row)| *row).collect();
-            self.run(&rows, sequences, Want::Tokens { passes: now as u32 })?;
-            let nexts = self.read_chosen(now)?;
-            let mut place = 0;
-            going.retain_mut(|(i, row)| {
-                let text = until_end(&nexts, PASS_ROWS, place);
-                place += 1;
-                let last = text.last().expect("a launch has a pass");
-                (row.token, row.position) = (last.token, row.position + text.len());
-                let goes_on = last.end.is_none();
-                chosen[*i].extend(text);
-                goes_on
-            });
-            run += now;
+        let mut texts = Texts::new(rows, attend);
+        while texts.passes < passes && !texts.cut {
+            let rows = texts.begin();
+            if rows.is_empty() {
+                break;
+            }
+            if self.plan.options.launches == Launches::Whole {
+                let most = PASSES_AT_ONCE.min(passes - texts.passes);
+                self.run_job(&rows, sequences, most, &mut texts)?;
+            } else {
+                self.run(&rows, sequences, Want::Tokens)?;
+                let words = self.read(self.plan.lowered.chosen, 0..Next::WORDS * rows.len())?;
+                texts.told(words.as_chunks().0);
+                // Whoever attends may have heard something in the meantime.
+                let _ = texts.pause(Duration::ZERO);
+            }
         }
-        Ok(chosen)
-    }
-
-    /// What the passes of a launch have chosen, `[passes][PASS_ROWS]`.
-    fn read_chosen(&mut self, passes: usize) -> Result<Vec<Chosen>, CudaError> {
-        let words = self.read(self.plan.lowered.chosen, 0..Next::WORDS * PASS_ROWS * passes)?;
-        Ok(words.as_chunks().0.iter().map(|next| Chosen::of(*next)).collect())
+        Ok(texts.texts)
     }
 }
 
-/// What was chosen for the row at this place of a launch: passes after its end, which may not have
-/// run, left out. nexts: `[passes][rows]`
-pub(super) fn until_end(nexts: &[Chosen], rows: usize, place: usize) -> Vec<Chosen> {
-    let of_row = nexts.chunks_exact(rows).map(|pass| pass[place]);
-    let mut ended = false;
-    of_row.take_while(|next| !std::mem::replace(&mut ended, next.end.is_some())).collect()
+/// What rows have been given so far.
+pub(super) struct Texts<'a> {
+    pub(super) texts: Vec<Vec<Chosen>>,
+    /// Where each row goes on; none: it has ended.
+    going: Vec<Option<Row>>,
+    /// Which of them have a row in the pass that runs.
+    places: Vec<usize>,
+    pub(super) passes: usize,
+    attend: &'a mut dyn Attend,
+    /// Whether no further pass is to begin.
+    pub(super) cut: bool,
+}
+
+impl<'a> Texts<'a> {
+    pub(super) fn new(rows: &[Row], attend: &'a mut dyn Attend) -> Self {
+        let going = rows.iter().copied().map(Some).collect();
+        let (texts, places) = (vec![vec![]; rows.len()], vec![]);
+        Self { texts, going, places, passes: 0, attend, cut: false }
+    }
+
+    /// Whether no row goes on.
+    pub(super) fn all_ended(&self) -> bool {
+        self.going.iter().all(Option::is_none)
+    }
+
+    /// The rows of the next pass.
+    pub(super) fn begin(&mut self) -> Vec<Row> {
+        self.places = (0..self.going.len()).filter(|i| self.going[*i].is_some()).collect();
+        self.going.iter().flatten().copied().collect()
+    }
+}
+
+impl Watch for Texts<'_> {
+    fn told(&mut self, nexts: &[[u32; Next::WORDS]]) {
+        let mut chosen = vec![Chosen::BEFORE; self.going.len()];
+        for (&i, next) in self.places.iter().zip(nexts) {
+            let Some(row) = &mut self.going[i] else { continue };
+            chosen[i] = Chosen::of(*next);
+            (row.token, row.position) = (chosen[i].token, row.position + 1);
+            self.texts[i].push(chosen[i]);
+            if chosen[i].end.is_some() {
+                self.going[i] = None;
+            }
+        }
+        self.passes += 1;
+        self.attend.chosen(&chosen);
+    }
+
+    fn pause(&mut self, time: Duration) -> ControlFlow<()> {
+        let flow = self.attend.pause(time);
+        self.cut |= flow.is_break();
+        flow
+    }
 }
 
 /// `[rows][passes of each]` as `[passes][rows]`.
@@ -204,16 +284,42 @@ mod tests {
         Chosen::of([token, 1f32.to_bits(), end, 0])
     }
 
-    #[test]
-    fn a_row_has_what_was_chosen_until_its_end() {
-        let mut nexts = vec![Chosen::BEFORE; 3 * PASS_ROWS];
-        for pass in 0..3u32 {
-            nexts[pass as usize * PASS_ROWS] = chosen(pass, 0);
-            nexts[pass as usize * PASS_ROWS + 1] = chosen(10 + pass, 2 * u32::from(pass == 1));
+    /// Breaks at once.
+    struct Hears(Vec<Vec<Chosen>>);
+
+    impl Attend for Hears {
+        fn chosen(&mut self, chosen: &[Chosen]) {
+            self.0.push(chosen.to_vec());
         }
-        assert_eq!(until_end(&nexts, PASS_ROWS, 0), [chosen(0, 0), chosen(1, 0), chosen(2, 0)]);
-        assert_eq!(until_end(&nexts, PASS_ROWS, 1), [chosen(10, 0), chosen(11, 2)]);
-        assert_eq!(until_end(&nexts, PASS_ROWS, 1)[1].end, Some(End::StopToken));
+
+        fn pause(&mut self, _time: Duration) -> ControlFlow<()> {
+            ControlFlow::Break(())
+        }
+    }
+
+    #[test]
+    fn a_row_has_what_was_chosen_until_its_end_and_goes_on_where_it_is() {
+        let row = |sequence| Row { token: 9, position: 5, sequence, logits: false };
+        let mut hears = Hears(vec![]);
+        let mut texts = Texts::new(&[row(0), row(1), row(2)], &mut hears);
+        let next = |token, end| [token, 1f32.to_bits(), end, 0];
+        assert_eq!(texts.begin().len(), 3);
+        texts.told(&[next(1, 0), next(2, 2), next(3, 0)]);
+        // In the same job it stays among the rows.
+        texts.told(&[next(4, 0), next(7, 5), next(6, 0)]);
+        assert!(!texts.cut);
+        assert_eq!(texts.pause(Duration::ZERO), ControlFlow::Break(()));
+        assert!(texts.cut);
+        let at = |token, sequence| Row { token, position: 7, ..row(sequence) };
+        assert_eq!(texts.begin(), [at(4, 0), at(6, 2)]);
+        // In the next it has none.
+        texts.told(&[next(8, 0), next(9, 3)]);
+        assert_eq!((texts.passes, texts.begin().len()), (3, 1));
+        assert_eq!(texts.texts[0], [chosen(1, 0), chosen(4, 0), chosen(8, 0)]);
+        assert_eq!(texts.texts[1], [chosen(2, 2)]);
+        assert_eq!(texts.texts[1][0].end, Some(End::StopToken));
+        let last = [chosen(8, 0), Chosen::BEFORE, chosen(9, 3)];
+        assert_eq!((hears.0.len(), &hears.0[2][..]), (3, &last[..]));
     }
 
     #[test]

@@ -111,12 +111,15 @@ pub enum PassError {
         rows: usize,
     },
     /// The blocks of a launch waited too long for each other, as when something else holds a part of
-    /// the card. What the pass has appended is undefined; truncating the sequences makes them good.
+    /// the card; or the kernel gives no sign of life. What the pass has appended is undefined; truncating the sequences makes them good.
     #[error(
         "the blocks of a launch waited in vain for each other: does another program use the GPU? \
          decoding one op a launch goes on beside it"
     )]
     Stuck,
+    /// The kernel has read something else than it was told to do, and did nothing.
+    #[error("the gpu read another job than the host had posted: is its memory or the bus failing?")]
+    Corrupt,
     /// The KV cache is full.
     #[error(transparent)]
     Pages(#[from] OutOfPages),

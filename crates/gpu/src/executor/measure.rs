@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use m40_cuda::CudaError;
 
-use super::{BARRIER_WORDS, Executor, PASS_WORDS, PassError, Row, Want, place_of};
+use super::{
+    BARRIER_WORDS, Decode, DecodePlaces, Executor, PASS_WORDS, PassError, Row, Want, place_of,
+};
 use crate::batch::is_prompt;
 use crate::call::{Arg, Call};
 use crate::ops::{ANNOUNCE, AWAIT, OP_WORDS, Op, Place, SampleOp, decode_threads};
@@ -75,6 +77,7 @@ impl Executor {
         if rows.len() > self.plan.prefill.wide_rows() || is_prompt(rows) {
             return Err(PassError::Rows { rows: rows.len() });
         }
+        self.rest()?;
         self.prepare(rows, sequences, 1)?;
         let count = self.send_wide(rows, Want::Logits, sequences)?;
         let calls = self.wide_calls(count);
@@ -135,7 +138,8 @@ impl Executor {
     ///
     /// # Errors
     /// When the card fails.
-    pub fn copy_rate(&self) -> Result<Option<f64>, CudaError> {
+    pub fn copy_rate(&mut self) -> Result<Option<f64>, PassError> {
+        self.rest()?;
         let bytes = (self.arena.usage().largest / 4).min(COPY_BYTES);
         if bytes < COPY_BYTES_MIN {
             return Ok(None);
@@ -162,7 +166,8 @@ impl Executor {
     ///
     /// # Errors
     /// When the card fails.
-    pub fn barrier_time(&mut self) -> Result<Option<Duration>, CudaError> {
+    pub fn barrier_time(&mut self) -> Result<Option<Duration>, PassError> {
+        self.rest()?;
         let blocks = self.plan.lowered.target.blocks;
         if self.kernels[0].resident_blocks(decode_threads(1), 0)? < blocks {
             return Ok(None);
@@ -189,19 +194,11 @@ impl Executor {
         for _ in 0..2 {
             self.ring.write(self.barrier.all_mut(), &[0; BARRIER_WORDS])?;
             let begun = Instant::now();
-            let blocks = self.plan.lowered.target.blocks;
-            self.kernels[0]
-                .launch([blocks, 1, 1], [decode_threads(1), 1, 1])
-                .arena(&self.arena)
-                .scalar(place_of(&ops).0)
-                .scalar(0u32)
-                .scalar(IDLE_OPS as u32)
-                .scalar(place_of(&pass).0)
-                .scalar(1u32)
-                .scalar(place_of(&self.barrier).0)
-                .scalar(self.region(self.plan.lowered.chosen).0)
-                .mailbox(&self.cancels, self.plan.options.sequences as usize)
-                .on(self.ring.stream())?;
+            let decode = self.decode();
+            let places =
+                DecodePlaces { ops: place_of(&ops), pass: place_of(&pass), ..decode.places };
+            let idle = Decode { places, ..decode };
+            idle.launch(0, 0..IDLE_OPS, 1, 0, self.ring.stream())?;
             self.ring.stream().wait()?;
             let elapsed = begun.elapsed();
             let mut words = [0; BARRIER_WORDS];

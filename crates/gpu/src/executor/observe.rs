@@ -25,12 +25,13 @@ impl Executor {
             return Err(PassError::Rows { rows: rows.len() });
         }
         self.prepare(rows, sequences, 1)?;
+        self.rest()?;
         self.send_pass(rows, sequences, Want::Logits)?;
         let kernel = kernel_for(rows.len());
         let visible = visible(&self.plan.program, &self.plan.lowered);
         let mut values = vec![];
         for step in 0..self.plan.lowered.ops.len() {
-            self.launch(kernel, step..step + 1, 1)?;
+            self.launch(kernel, step..step + 1)?;
             for seen in visible.iter().filter(|seen| seen.step == step) {
                 let stride = self.plan.lowered.region(seen.view.region).stride;
                 let words = self.read(seen.view.region, 0..rows.len() * stride)?;

@@ -1,20 +1,27 @@
 //! Wide passes: a row of each of more sequences than a decode pass has rows, by the calls of
 //! [`Prefill`](crate::prefill::Prefill). They choose tokens and feed themselves as decode passes do.
 
+use std::time::{Duration, Instant};
+
 use m40_cuda::CudaError;
 
-use super::choose::{Chosen, until_end};
+use super::choose::{Attend, Chosen, Texts};
 use super::{Executor, Launches, PassError, Row, Want, place_of, upload};
 use crate::batch::rows_at_once;
 use crate::call::Call;
 use crate::continuation::States;
 use crate::ops::{self, NO_SLOT, Next, PASSES_AT_ONCE, Place};
 use crate::prefill::Slots;
+use crate::resident::Watch;
 use crate::sequence::Sequence;
 
 /// Numbers of rows are rounded up to a multiple of this, so that there are few kinds of passes to
 /// record.
 const ROWS_STEP: usize = 8;
+
+/// Passes are enqueued together that take no longer than this, in seconds: nobody hears of what they
+/// choose before all have ended.
+const UNHEARD: f64 = 0.01;
 
 impl Executor {
     /// How many of so many sequences that wait for a token [`choose`](Self::choose) best takes at a
@@ -30,25 +37,30 @@ impl Executor {
         rows: &[Row],
         sequences: &mut [&mut Sequence],
         passes: usize,
+        attend: &mut dyn Attend,
     ) -> Result<Vec<Vec<Chosen>>, PassError> {
-        let tokens = Want::Tokens { passes: passes as u32 };
-        let count = self.send_wide(rows, tokens, sequences)?;
+        self.rest()?;
+        let count = self.send_wide(rows, Want::Tokens, sequences)?;
         // After this many all sequences have ended.
         let most = rows.iter().map(|row| sequences[row.sequence].passes(passes as u32)).max();
         let passes = most.map_or(passes, |most| most as usize);
-        let mut chosen = vec![vec![]; rows.len()];
-        for first in (0..passes).step_by(PASSES_AT_ONCE) {
-            let nexts = self.run_wide(count, PASSES_AT_ONCE.min(passes - first))?;
-            for (place, text) in chosen.iter_mut().enumerate() {
-                if text.last().is_none_or(|last: &Chosen| last.end.is_none()) {
-                    text.extend(until_end(&nexts, count, place));
+        let mut texts = Texts::new(rows, attend);
+        texts.begin();
+        let mut at_once = 1;
+        while texts.passes < passes && !texts.cut && !texts.all_ended() {
+            let begun = Instant::now();
+            let now = at_once.min(passes - texts.passes);
+            for nexts in self.run_wide(count, now)?.chunks_exact(count) {
+                if !texts.all_ended() {
+                    texts.told(&nexts[..rows.len()]);
                 }
             }
-            if chosen.iter().all(|text| text.last().is_some_and(|last| last.end.is_some())) {
-                break;
-            }
+            let pass = begun.elapsed().as_secs_f64() / now as f64;
+            at_once = ((UNHEARD / pass) as usize).clamp(1, PASSES_AT_ONCE);
+            // Whoever attends may have heard something in the meantime.
+            let _ = texts.pause(Duration::ZERO);
         }
-        Ok(chosen)
+        Ok(texts.texts)
     }
 
     /// Tells the card of the rows of a wide pass, and of some without a sequence: returns how many rows
@@ -73,7 +85,11 @@ impl Executor {
     }
 
     /// Some wide passes over rows that the card knows, and what they have chosen, `[passes][count]`.
-    fn run_wide(&mut self, count: usize, passes: usize) -> Result<Vec<Chosen>, CudaError> {
+    fn run_wide(
+        &mut self,
+        count: usize,
+        passes: usize,
+    ) -> Result<Vec<[u32; Next::WORDS]>, CudaError> {
         let (ran, nexts) = (self.plan.prefill.ran, self.plan.prefill.nexts);
         let slice = self.buffers[ran.0].as_mut().expect("no launch is prepared");
         self.ring.stream().zero(slice.all_mut())?;
@@ -93,7 +109,7 @@ impl Executor {
         let slice = self.buffers[nexts.0].as_ref();
         let from = slice.and_then(|slice| slice.view(0..words));
         self.ring.read(from.expect("as long as was planned"), &mut self.words)?;
-        Ok(self.words.as_chunks().0.iter().map(|next| Chosen::of(*next)).collect())
+        Ok(self.words.as_chunks().0.to_vec())
     }
 
     pub(super) fn wide_calls(&self, rows: usize) -> Vec<Call> {

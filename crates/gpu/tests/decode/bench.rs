@@ -98,6 +98,7 @@ impl Bench {
             barrier,
             chosen: nowhere,
             cancels: nowhere,
+            taken: 0,
         });
     }
 
@@ -146,6 +147,7 @@ fn ops_that_only_wait_for_each_other_end() {
             barrier,
             chosen: Place(0),
             cancels: Place(0),
+            taken: 0,
         });
         let arrived = if awaits { bench.blocks * OPS as u32 } else { 0 };
         assert_eq!(bench.card.read_words(barrier, 3), [arrived, 0, 0]);

@@ -36,6 +36,8 @@ pub(crate) struct Launch {
     pub(crate) chosen: Place,
     /// `[slots] u32`.
     pub(crate) cancels: Place,
+    /// The job taken last, of a kernel that stays: one with no passes.
+    pub(crate) taken: u32,
 }
 
 impl Card {
@@ -94,16 +96,26 @@ impl Card {
     }
 
     pub(crate) fn run(&mut self, launch: &Launch) {
-        let Launch { rows, blocks, ops, first, last, pass, passes, barrier, chosen, cancels } =
-            *launch;
+        let Launch { rows, blocks, ops, first, last, pass, passes, .. } = *launch;
+        let Launch { barrier, chosen, cancels, taken, .. } = *launch;
         let [ops, pass, barrier, chosen, cancels] =
             [ops, pass, barrier, chosen, cancels].map(|place| place.0);
         writeln!(
             self.input,
             "run {rows} {blocks} {ops} {first} {last} {pass} {passes} {barrier} {chosen} \
-             {cancels}"
+             {cancels} {taken}"
         )
         .unwrap();
+    }
+
+    /// Has it do what it was told, however long that takes.
+    pub(crate) fn begin(&mut self) {
+        self.input.flush().unwrap();
+    }
+
+    /// Kernels have this file for a desk.
+    pub(crate) fn open_desk(&mut self, file: &Path) {
+        writeln!(self.input, "desk {}", file.display()).unwrap();
     }
 
     /// Has the host write a word of the arena once kernels have polled it `polls` times.

@@ -11,5 +11,6 @@ mod observe;
 mod passes;
 mod products;
 mod prompt;
+mod resident;
 mod structures;
 mod wide;

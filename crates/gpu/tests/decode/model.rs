@@ -421,7 +421,28 @@ impl Placed {
             barrier: self.barrier,
             chosen: self.region(self.lowered.chosen),
             cancels: self.cancels,
+            taken: 0,
         }
+    }
+
+    /// Makes room for so many tokens of a sequence, and says where its rows find it.
+    pub(crate) fn reserve(&mut self, sequence: &mut Sequence, tokens: usize) -> Row {
+        self.pool.grow(&mut sequence.table, tokens).unwrap();
+        let pages = self.tables[sequence.number as usize];
+        self.card.write_words(pages, sequence.table.pages());
+        Row { token: 0, position: sequence.tokens as u32, pages, slot: sequence.slot }
+    }
+
+    /// Kernels have this file for a desk.
+    pub(crate) fn open_desk(&mut self, file: &Path) {
+        self.card.open_desk(file);
+    }
+
+    /// Launches the kernel for so many rows; it stays. Nothing else can be done before it has left.
+    pub(crate) fn launch_to_stay(&mut self, rows: usize, taken: u32) {
+        self.card.write_words(self.barrier, &[0; 3]);
+        self.card.run(&Launch { taken, ..self.whole(rows, 0) });
+        self.card.begin();
     }
 
     fn launch(&mut self, way: Way, rows: usize, passes: u32) {

@@ -1,9 +1,10 @@
-//! The structures of kernels/ops.cuh as a C++ compiler lays them out, against the host's.
+//! The structures of kernels/ops.cuh and desk.cuh as a C++ compiler lays them out, against the host's.
 
 use std::fmt::Write as _;
 use std::process::Command;
 
 use m40_gguf::TensorType;
+use m40_gpu::desk;
 use m40_gpu::ops::{
     ANNOUNCE, AWAIT, AttentionOp, CHUNK_TOKENS, EmbedOp, End, Ending, MOST_STOPS, MatvecOp,
     NO_SLOT, Next, NormOp, OP_WORDS, Op, PAGE_TOKENS, PASS_ROWS, PASSES_AT_ONCE, RopeAngles, Row,
@@ -78,6 +79,21 @@ fn the_host_writes_ops_as_kernels_read_them() {
         ("IQ4_NL", ty(TensorType::IQ4NL)),
         ("IQ4_XS", ty(TensorType::IQ4XS)),
         ("MXFP4", ty(TensorType::MXFP4)),
+        ("DeskPosted", desk::POSTED as u32),
+        ("DeskYield", desk::YIELD as u32),
+        ("DeskLeave", desk::LEAVE as u32),
+        ("DeskIdle", desk::IDLE as u32),
+        ("DeskJob", desk::JOB as u32),
+        ("DeskRows", desk::ROWS as u32),
+        ("DeskBeat", desk::BEAT as u32),
+        ("DeskEnded", desk::ENDED as u32),
+        ("DeskOutcome", desk::OUTCOME as u32),
+        ("DeskRan", desk::RAN as u32),
+        ("DeskTaken", desk::TAKEN as u32),
+        ("DeskLeft", desk::LEFT as u32),
+        ("DeskRing", desk::RING as u32),
+        ("Corrupt", desk::CORRUPT),
+        ("Stuck", desk::STUCK),
     ];
     for (name, value) in constants {
         writeln!(expected, "constant k{name} {value}").unwrap();

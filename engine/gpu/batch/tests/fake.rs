@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use m40_gpu::continuation::Continuation;
-use m40_gpu::executor::{Chosen, PassError, Row};
+use m40_gpu::executor::{Attend, Chosen, PassError, Row};
 use m40_gpu::kv::OutOfPages;
 use m40_gpu::ops::{End, PAGE_TOKENS, PASS_ROWS};
 use m40_gpu::{Choice, TooManySequences};
@@ -28,6 +28,8 @@ struct State {
     time: Duration,
     ran: Vec<Ran>,
     failures: VecDeque<PassError>,
+    /// What happens after so many passes of a launch.
+    breaks: Option<(u32, PassError)>,
     panics: bool,
     /// Pages that nobody has, and all.
     pages: usize,
@@ -61,6 +63,7 @@ impl Told {
             time: Duration::ZERO,
             ran: vec![],
             failures: VecDeque::new(),
+            breaks: None,
             panics: false,
             pages: capacity,
             capacity,
@@ -117,6 +120,11 @@ impl Told {
     /// The next pass fails.
     pub(super) fn fail(&self, error: PassError) {
         self.state().failures.push_back(error);
+    }
+
+    /// The launch that has run so many passes fails.
+    pub(super) fn fail_after(&self, passes: u32, error: PassError) {
+        self.state().breaks = Some((passes, error));
     }
 
     /// The next pass panics.
@@ -388,14 +396,17 @@ impl Passes for Fake {
         rows: &[Row],
         sequences: &mut [&mut FakeSequence],
         passes: u32,
-    ) -> Result<Vec<Chosen>, PassError> {
+        attend: &mut dyn Attend,
+    ) -> Result<(), PassError> {
         let most = self.rows_at_once(rows.len());
         assert!(are_one_pass(rows, most) && passes > 0, "{passes} of {rows:?}");
         rows.iter().try_for_each(|row| sequences[row.sequence].check(row))?;
         self.prepare(rows, sequences, passes)?;
         let mut going: Vec<_> = rows.iter().copied().map(Some).collect();
-        let mut all = vec![];
-        for _ in 0..passes {
+        let mut ran = 0;
+        let mut cut = false;
+        while ran < passes && !cut && going.iter().any(Option::is_some) {
+            let mut all = vec![];
             for place in &mut going {
                 let Some(row) = place else {
                     all.push(Chosen { token: 0, probability: 0.0, end: Some(End::Before) });
@@ -408,13 +419,20 @@ impl Passes for Fake {
                 *place = place.filter(|_| chosen.end.is_none());
                 all.push(chosen);
             }
-            if going.iter().all(Option::is_none) {
-                break;
+            // While a pass runs somebody may say something; then it ends.
+            cut = attend.pause(Duration::ZERO).is_break();
+            attend.chosen(&all);
+            ran += 1;
+            if let Some((_, error)) = self.told.state().breaks.take_if(|(after, _)| *after == ran) {
+                return Err(error);
             }
         }
-        let passes = (all.len() / rows.len()) as u32;
-        self.ran(Ran::Launch { rows: rows.len(), passes, logits: false });
-        Ok(all)
+        self.ran(Ran::Launch { rows: rows.len(), passes: ran, logits: false });
+        Ok(())
+    }
+
+    fn idle(&mut self) -> Option<Duration> {
+        None
     }
 
     fn now(&self) -> Instant {

@@ -277,7 +277,7 @@ fn a_launch_ends_with_the_last_answer_in_it() {
 }
 
 #[test]
-fn who_is_cancelled_ends_in_the_launch_that_runs() {
+fn who_was_cancelled_ends_in_every_launch_and_can_go_on() {
     let told = Told::default();
     let owner = owner(&told);
     let (prompt, params) = (prompt(1, 1), greedy(100));
@@ -285,22 +285,19 @@ fn who_is_cancelled_ends_in_the_launch_that_runs() {
     let start = Start { prompt: &prompt, params: &params, seed: 0, stops: vec![], cancel: &cancel };
     let mut seat = owner.seat();
     seat.begin(Some(Going::new(&start, VOCAB as usize, CONTEXT)));
+    cancel.cancel();
     let mut all = prompt.clone();
-    let mut say = |seat: &mut Seat<Fake>| {
+    for _ in 0..3 {
         let take = |output: Output<'_>| match output {
             Output::Chosen { token, .. } => token,
             other => panic!("{other:?}"),
         };
-        let token = owner.pass(seat, all.len() - 1, &all[all.len() - 1..], take).unwrap().1;
+        let last = &all[all.len() - 1..];
+        let token = owner.pass(&mut seat, all.len() - 1, last, take).unwrap().1;
         all.push(token);
-    };
-    say(&mut seat);
-    cancel.cancel();
-    say(&mut seat);
-    // What a session that had been cancelled before begins ends as soon.
-    say(&mut seat);
-    let ran = |passes| Ran::Launch { rows: 1, passes, logits: false };
-    assert_eq!(told.ran(), [ran(1), ran(1), ran(1)]);
+    }
+    owner.rest(&mut seat);
+    assert_eq!(told.ran(), [Ran::Launch { rows: 1, passes: 1, logits: false }; 3]);
     assert_eq!(all[1..], answer(&prompt, 3));
 }
 

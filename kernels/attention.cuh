@@ -105,14 +105,14 @@ DEVICE AttentionItem find_item(const Shared<C>& shared, const Op& op, const Head
         }
         number -= item.chunks * of_chunk;
     }
-    // Heads vary fastest; the chunk of the row's own token, which has the most to do, first.
+    // Heads vary fastest; the chunk of the row's own token, which is the shortest, last.
     const u32 chunk = item.chunks == 1 ? 0 : number / of_chunk, head = number - chunk * of_chunk;
     const u32 part = head / op.kv_heads;
-    item.chunk = item.first_chunk + item.chunks - 1 - chunk;
+    item.chunk = item.first_chunk + chunk;
     item.kv_head = head - part * op.kv_heads;
     item.first_head = item.kv_head * group + part * cut.heads;
     item.heads = min(cut.heads, group - part * cut.heads);
-    item.with_own = chunk == 0;
+    item.with_own = chunk + 1 == item.chunks;
     item.appends = part == 0;
     return item;
 }
@@ -708,7 +708,13 @@ DEVICE void attention(Block<C>& block, const Op& op, bool resident) {
     bool awaited = false;
     u32 turn = 0;
 #pragma unroll 1
-    for (u32 number = blockIdx.x; number < cut.items; number += grid_blocks()) {
+    for (u32 first = 0; first < cut.items; first += grid_blocks()) {
+        // To and fro, so that the short items at the end meet in the same blocks.
+        const bool back = first / grid_blocks() % 2 != 0;
+        const u32 number = first + (back ? grid_blocks() - 1 - blockIdx.x : blockIdx.x);
+        if (number >= cut.items) {
+            continue;
+        }
         const auto item = find_item(shared, op, cut, number);
         // Tokens of earlier passes, angles and gains are there before this op's own input.
         Part<Kv, Op> parts[kPartsOfWarp];

@@ -23,12 +23,14 @@ struct Cut {
     static constexpr bool kGated = Op::kGated;
     static constexpr u32 kWords = F::kWords + F::kHigh;
 
-    // Fewer rows share less of what is read, but deal out small matrices more evenly.
+    // Fewer rows share less of what is read, but deal out small matrices more evenly. As many as there are
+    // registers for.
     DEVICE_MEMBER constexpr u32 unit_rows() {
+        constexpr bool simple = F::kHigh == 0 && F::kHalves == 1;
         constexpr u32 most = kWords > 8 ? (kGated || C::kBatch >= 4 ? 2 : 1)
                              : C::kBatch < 4 ? 2
-                             : kWords > 6    ? 4
-                                             : 8;
+                             : kWords > 6 || (C::kBatch == 8 && !simple) ? 4
+                                                                         : 8;
         if constexpr (Op::kKnown) {
             u32 best = kGated ? 2 : 1;
             for (u32 rows = best; rows <= most; rows *= 2) {

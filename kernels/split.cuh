@@ -8,7 +8,11 @@
 
 // What the sums of a split product lie behind, in floats: the number of blocks that have stored theirs,
 // and squares [kPassRows][kNormGroups].
-enum : u32 { kArrivalFloats = 4, kSquareFloats = kPassRows * kNormGroups };
+enum : u32 {
+    kArrivalFloats = 4,
+    kSquareFloats = kPassRows * kNormGroups,
+    kSplitHeader = kArrivalFloats + kSquareFloats,
+};
 
 // Results added up and finished, from `first` to `last` of [units][rows of W][rows of the pass].
 template <class C, class F, class Op>

@@ -2,6 +2,7 @@
 //   struct NAME BYTES, then its fields: NAME OFFSET; constants: constant NAME VALUE.
 #define M40_EMULATE
 #include "../desk.cuh"
+#include "../matvec.cuh"
 
 #include <cstddef>
 
@@ -29,6 +30,7 @@ void print_matvec() {
     FIELD(x_stride) FIELD(gain) FIELD(block) FIELD(block_gain) FIELD(stream) FIELD(eps)
     FIELD(block_eps) FIELD(activation) FIELD(bias) FIELD(residual) FIELD(residual_stride) FIELD(y)
     FIELD(y_stride) FIELD(softcap) FIELD(maxima) FIELD(gate) FIELD(gate_stride)
+    FIELD(sums)
 }
 
 void print_attention() {
@@ -95,6 +97,9 @@ int main() {
     print_ending();
     CONSTANT(kPageTokens) CONSTANT(kChunkTokens) CONSTANT(kPassRows)
     CONSTANT(kPassesAtOnce) CONSTANT(kOpWords) CONSTANT(kMostStops)
+    // Of most rows, so the least.
+    constexpr u32 kPool = Batch<kPassRows>::kPool;
+    CONSTANT(kPool) CONSTANT(kStepGroups) CONSTANT(kSplitHeader)
     CONSTANT(kHalfKv) CONSTANT(kInt8Kv)
     CONSTANT(kAwait) CONSTANT(kAnnounce) CONSTANT(kNowhere)
     CONSTANT(kGoesOn) CONSTANT(kNoToken) CONSTANT(kStopToken) CONSTANT(kLastToken)

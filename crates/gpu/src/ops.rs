@@ -30,6 +30,9 @@ pub const OP_WORDS: usize = 48;
 /// Floats of a row that a decode pass can norm.
 pub const MAX_NORM_WIDTH: usize = 8192;
 
+/// Floats of shared memory that a block has for whatever an op needs.
+pub const POOL_FLOATS: usize = 10048;
+
 /// Columns of a step of a product.
 pub const STEP_COLUMNS: usize = 1024;
 

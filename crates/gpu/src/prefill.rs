@@ -44,10 +44,10 @@ const MIN_SPLIT_GROUPS: usize = 16;
 /// Warp schedulers of an SM.
 const SCHEDULERS: usize = 4;
 
-/// What products of fewer rows are cut by, in cycles: those in which a warp issues for a group of columns,
-/// in any tile, and those in which it waits; those of a launch that adds up parts; and bytes of parts that
+/// What products of fewer rows are cut by, in cycles: those in which a warp issues for a group of columns
+/// in each tile, and those in which it waits; those of a launch that adds up parts; and bytes of parts that
 /// an SM writes or reads in one. With these 14336x4096 is cut as was measured to be best.
-const GROUP_SLOTS: usize = 2700;
+const GROUP_SLOTS: [usize; 4] = [2700, 2700, 2700, 3800];
 const GROUP_WAITS: usize = 800;
 const SUM_CYCLES: usize = 4000;
 const SUM_BYTES: usize = 12;
@@ -363,24 +363,40 @@ pub(crate) fn tile_for(m: usize) -> usize {
 /// The tile for `m` rows, and the parts that columns are cut into so that all SMs have work.
 fn cut(m: usize, rows: usize, cols: usize, multiprocessors: usize) -> (usize, usize) {
     let tile = tile_of(m);
-    let blocks = m.div_ceil(TILES[tile]) * rows.div_ceil(TILE_COLUMNS);
-    let at_once = multiprocessors * TILE_BLOCKS[tile];
-    let groups = cols.div_ceil(32);
     if m > LOGIT_ROWS {
-        let useful = groups / MIN_SPLIT_GROUPS;
-        return (tile, (at_once / blocks).min(useful).clamp(1, MAX_SPLITS));
+        let blocks = m.div_ceil(TILES[tile]) * rows.div_ceil(TILE_COLUMNS);
+        let useful = cols.div_ceil(32) / MIN_SPLIT_GROUPS;
+        let fitting = multiprocessors * TILE_BLOCKS[tile] / blocks;
+        return (tile, fitting.min(useful).clamp(1, MAX_SPLITS));
     }
+    // A smaller tile unpacks weights more often, but makes more blocks of a small matrix.
+    let tiles = tile..TILES.len().min(tile + 2);
+    let best = tiles.map(|tile| cut_tile(tile, m, rows, cols, multiprocessors)).min();
+    let (_, tile, splits) = best.expect("the range has a tile");
+    (tile, splits)
+}
+
+/// The cycles that a product of a few rows takes in such a tile, the tile, and the parts to cut it into.
+fn cut_tile(
+    tile: usize,
+    m: usize,
+    rows: usize,
+    cols: usize,
+    multiprocessors: usize,
+) -> (usize, usize, usize) {
+    let blocks = m.div_ceil(TILES[tile]) * rows.div_ceil(TILE_COLUMNS);
     let sum_bytes = 8 * m.next_multiple_of(TILES[tile]) * rows;
-    let steps = groups.div_ceil(TILE_GROUPS[tile]);
+    let steps = cols.div_ceil(32).div_ceil(TILE_GROUPS[tile]);
     let cycles = |splits: usize| {
         let warps = (blocks * splits).div_ceil(multiprocessors) * (2 * TILES[tile] / LANES);
-        let slots = GROUP_SLOTS * warps.max(SCHEDULERS) / SCHEDULERS;
+        let slots = GROUP_SLOTS[tile] * warps.max(SCHEDULERS) / SCHEDULERS;
         let product = steps.div_ceil(splits) * TILE_GROUPS[tile] * (slots + GROUP_WAITS);
         let sum = SUM_CYCLES + splits * sum_bytes / (SUM_BYTES * multiprocessors);
         product + if splits > 1 { sum } else { 0 }
     };
-    let splits = (1..=(at_once / blocks).min(steps)).min_by_key(|splits| cycles(*splits));
-    (tile, splits.unwrap_or(1))
+    let fitting = (multiprocessors * TILE_BLOCKS[tile] / blocks).min(steps).max(1);
+    let cuts = (1..=fitting).map(|splits| (cycles(splits), tile, splits));
+    cuts.min().expect("there is one part at least")
 }
 
 #[cfg(test)]
@@ -426,7 +442,7 @@ mod tests {
     fn columns_are_cut_so_that_all_multiprocessors_have_work() {
         // As measured to be best.
         assert_eq!(cut(32, 14336, 4096, 132), (2, 7));
-        assert_eq!(cut(32, 960, 576, 132), (2, 9));
+        assert_eq!(cut(32, 960, 576, 132), (3, 18));
         assert_eq!(cut(17, 960, 576, 132), cut(32, 960, 576, 132));
         assert_eq!(cut(32, 128_256, 4096, 24), (2, 1));
         assert_eq!(cut(512, 4096, 4096, 132), (0, 2));

@@ -17,8 +17,8 @@ use super::{
     Rope, Sample, Step, Target, View, chunks,
 };
 use crate::ops::{
-    MAX_NORM_WIDTH, MAX_ROPES, Next, PASS_ROWS, PASSES_AT_ONCE, SPLIT_HEADER, STEP_COLUMNS,
-    weight_type,
+    MAX_NORM_WIDTH, MAX_ROPES, Next, PASS_ROWS, PASSES_AT_ONCE, POOL_FLOATS, SPLIT_HEADER,
+    STEP_COLUMNS, weight_type,
 };
 
 /// Floats of a vector's last part that weights are padded to: with whole ones, a vector ends where
@@ -453,6 +453,13 @@ impl Fuser<'_> {
         let Some(Appended { k, v, .. }) = appended else {
             return Err("its keys are not those appended last".into());
         };
+        let (key_dim, value_dim, floats) = (shape.key_dim, shape.value_dim, pool_floats(shape));
+        if floats > POOL_FLOATS {
+            return Err(format!(
+                "heads of {key_dim} and {value_dim} floats take {floats} floats of shared memory, and \
+                 a block has {POOL_FLOATS}"
+            ));
+        }
         let views = [self.read_buffer(q)?, self.read_buffer(k)?, self.read(v)?];
         let [of_q, of_k] = [q, k].map(|b| self.heads.get(&b).copied().unwrap_or_default());
         if of_q.rope != of_k.rope {
@@ -532,6 +539,15 @@ impl Fuser<'_> {
     }
 }
 
+/// Floats of shared memory that attention in a decode pass takes, at most (`AttentionMemory` in
+/// kernels/attention.cuh): what 16 parts have found, twice; the row's own key and value; and the queries
+/// of up to 8 heads.
+fn pool_floats(shape: &AttentionShape) -> usize {
+    let AttentionShape { heads, kv_heads, key_dim, value_dim, .. } = *shape;
+    let (found, own) = (32 * value_dim.min(128), key_dim + value_dim);
+    64 + found.max(own) + own.div_ceil(2) + 8 + (heads / kv_heads).min(8) * key_dim
+}
+
 /// Floats of the sums of a matrix that is dealt to blocks by columns, with what lies before them, if
 /// it is to be.
 fn split_floats(matvec: &Matvec, target: Target) -> Option<usize> {
@@ -560,5 +576,29 @@ impl Input {
             *stream = None;
         }
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_that_attention_has_no_shared_memory_for_are_told_from_others() {
+        let floats = |group: usize, dim| {
+            let shape = AttentionShape {
+                heads: 2 * group,
+                kv_heads: 2,
+                key_dim: dim,
+                value_dim: dim,
+                scale: 1.0,
+                softcap: None,
+                window: None,
+            };
+            pool_floats(&shape)
+        };
+        assert_eq!(floats(1, 64), 64 + 32 * 64 + 64 + 8 + 64);
+        assert!(floats(16, 256) <= POOL_FLOATS && floats(4, 512) <= POOL_FLOATS);
+        assert!(floats(8, 1024) > POOL_FLOATS);
     }
 }

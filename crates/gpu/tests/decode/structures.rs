@@ -7,8 +7,8 @@ use m40_gguf::TensorType;
 use m40_gpu::desk;
 use m40_gpu::ops::{
     ANNOUNCE, AWAIT, AttentionOp, CHUNK_TOKENS, EmbedOp, End, Ending, MOST_STOPS, MatvecOp,
-    NO_SLOT, Next, NormOp, OP_WORDS, Op, PAGE_TOKENS, PASS_ROWS, PASSES_AT_ONCE, RopeAngles, Row,
-    SampleOp, kv_type, weight_type,
+    NO_SLOT, Next, NormOp, OP_WORDS, Op, PAGE_TOKENS, PASS_ROWS, PASSES_AT_ONCE, POOL_FLOATS,
+    RopeAngles, Row, SPLIT_HEADER, STEP_COLUMNS, SampleOp, kv_type, weight_type,
 };
 use m40_program::KvType;
 use m40_testkit::emulation::compile;
@@ -46,6 +46,9 @@ fn the_host_writes_ops_as_kernels_read_them() {
         ("PassesAtOnce", PASSES_AT_ONCE as u32),
         ("OpWords", OP_WORDS as u32),
         ("MostStops", MOST_STOPS as u32),
+        ("Pool", POOL_FLOATS as u32),
+        ("StepGroups", STEP_COLUMNS as u32 / 32),
+        ("SplitHeader", SPLIT_HEADER as u32),
         ("HalfKv", kv_type(KvType::F16)),
         ("Int8Kv", kv_type(KvType::Int8)),
         ("Await", AWAIT),

@@ -1,10 +1,13 @@
 // Products whose columns are dealt to blocks: of matrices with few rows for each block, and more columns
-// than shared memory has room for. Included by matvec.cuh.
+// than shared memory has room for.
 //
 // A task is a unit of rows over one step of columns. Blocks take tasks in the order of steps, so that
 // each brings in the activations of one step, or a few. What comes of a task is stored; when all are
 // done, results are added up in the order of steps, which gives the bits of a block that has whole
 // rows: each block does a part, or, where blocks do not wait for each other, the last one does all.
+#pragma once
+
+#include "product.cuh"
 
 // What the sums of a split product lie behind, in floats: the number of blocks that have stored theirs,
 // and squares [kPassRows][kNormGroups].

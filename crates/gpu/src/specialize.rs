@@ -36,6 +36,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     header!("next.cuh"),
     header!("ops.cuh"),
     header!("planes.cuh"),
+    header!("product.cuh"),
     header!("rotary.cuh"),
     header!("sample.cuh"),
     header!("split.cuh"),

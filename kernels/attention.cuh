@@ -538,19 +538,8 @@ DEVICE void join_chunks(const Block<C>& block, const Op& op, u32 chunks, u32 kv_
 // Counts a finished item of a row's KV head; true in the block that finished the last one.
 template <class C, class Op>
 DEVICE bool finished_last(const Block<C>& block, const Op& op, const AttentionItem& item, u32 items) {
-    u32& last = block.shared->last;
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        u32* arrivals = at<u32>(block, op.arrivals) + (item.row * op.kv_heads + item.kv_head);
-        last = atomicAdd(arrivals, 1u) + 1 == items;
-        if (last) {
-            atomicExch(arrivals, 0u);
-        }
-        __threadfence();
-    }
-    __syncthreads();
-    return last != 0;
+    u32* arrivals = at<u32>(block, op.arrivals) + (item.row * op.kv_heads + item.kv_head);
+    return arrived_last(block, arrivals, items);
 }
 
 // A key or value of the row, whole in `from` and this warp's, rounded to what the cache holds: for this

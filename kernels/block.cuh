@@ -23,7 +23,7 @@ struct Shared {
     u32 beat;      // how often the host was told of it, by the first block
     u32 going;  // a bit for each row whose sequence has not ended
     u32 failed;
-    u32 last;  // whether this block finished an item of attention last
+    u32 last;  // whether this block did the last part of something
 };
 
 // Rows of the pass that a kernel of this size can have.
@@ -108,8 +108,8 @@ DEVICE void await(Block<C>& block, u32 flags, bool resident) {
     }
 }
 
-// Counts this block as one that has done its part; true in the last of `all`, which then sees what the
-// others have written. count: zero before and after
+// Counts a part that this block has done; true if it was the last of `all`, and the block then sees what
+// the others have written. count: zero before and after
 template <class C>
 DEVICE bool arrived_last(const Block<C>& block, u32* count, u32 all) {
     u32& last = block.shared->last;

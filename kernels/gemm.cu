@@ -86,8 +86,10 @@ DEVICE void write(const GemmArgs& args, u32 first_row, u32 first_column,
 
 // splits: blocks that share a tile, each a part of the columns of x and W. Several blocks
 // write their sums to partials, [splits][m][rows in whole quads], and gemm_sum makes y of them.
+// second: planes like those of the weights. Blocks beyond those that the weights take are of these, and
+// write behind their partials.
 template <class F, u32 kTile>
-DEVICE void gemm(GemmArgs args, float* partials, u32 splits) {
+DEVICE void gemm(GemmArgs args, float* partials, u32 splits, const u8* second) {
     using Cut = GemmCut<kTile>;
     using Weights = Feed<F, Cut::kFeed>;
     constexpr u32 kRowFloats = Cut::kStep * Cut::kRowStride;
@@ -97,7 +99,12 @@ DEVICE void gemm(GemmArgs args, float* partials, u32 splits) {
     // Tiles of the same weights are neighbours, so that these are read from memory once.
     const u32 high = (args.m + kTile - 1) / kTile;
     const u32 tiles = high * ((args.weights.rows + Cut::kColumns - 1) / Cut::kColumns);
-    const u32 split = blockIdx.x / tiles, tile = blockIdx.x % tiles;
+    const u32 share = blockIdx.x / tiles, tile = blockIdx.x % tiles;
+    u32 split = share;
+    if (Cut::kSecond && share >= splits) {
+        split -= splits;
+        args.weights.start = second;
+    }
     const u32 first_row = tile % high * kTile, first_column = tile / high * Cut::kColumns;
 
     const u32 groups = (args.weights.cols + kGroup - 1) / kGroup;
@@ -164,7 +171,7 @@ DEVICE void gemm(GemmArgs args, float* partials, u32 splits) {
 
     if (splits > 1) {
         args.y_stride = (args.weights.rows + 3) / 4 * 4;
-        args.y = partials + u64{split} * args.m * args.y_stride;
+        args.y = partials + u64{share} * args.m * args.y_stride;
         args.flags = 0;
     }
     write<Cut>(args, first_row, first_column, sums, reinterpret_cast<float4*>(staged));
@@ -177,6 +184,8 @@ DEVICE void gemm(GemmArgs args, float* partials, u32 splits) {
 // y: [m][y_stride], aligned to 16 bytes; faster if 4 divides y_stride
 // bias: [rows]; other: [m][y_stride], may be y; flags: kGemmBias.. combined
 // splits: parts of the columns; if several, partials: [splits][m][rows in whole quads]
+// second: planes that lie as those of weights; of tiles of 32 and 16 rows twice the blocks may be
+// launched for several splits, whose partials are [2][splits][m][rows in whole quads]
 //
 // Launched as ceil(m / tile) * ceil(rows / 128) * splits blocks of 2 * tile threads.
 #define GEMM_TILE(name, Format, kTile)                                                            \
@@ -184,7 +193,7 @@ DEVICE void gemm(GemmArgs args, float* partials, u32 splits) {
     gemm_##name##_m##kTile(const u8* weights, u64 high, u64 scales, u64 tops, u64 supers,         \
                            u32 rows, u32 cols, const float* x, u32 x_stride, u32 m, float* y,     \
                            u32 y_stride, const float* bias, const float* other, u32 flags,        \
-                           float softcap, float* partials, u32 splits) {                          \
+                           float softcap, float* partials, u32 splits, const u8* second) {        \
         gemm<Format, kTile>({{weights, high, scales, tops, supers, rows, cols},                   \
                              x,                                                                   \
                              x_stride,                                                            \
@@ -195,7 +204,7 @@ DEVICE void gemm(GemmArgs args, float* partials, u32 splits) {
                              other,                                                               \
                              flags,                                                               \
                              softcap},                                                            \
-                            partials, splits);                                                    \
+                            partials, splits, second);                                                \
     }
 #define GEMM(name, Format)       \
     GEMM_TILE(name, Format, 128) \

@@ -21,6 +21,9 @@ struct GemmCut {
     // The order of multiplications, and whether a step has its barrier behind the loads of the next
     // one or behind its stores: what left the fewest conflicts of register banks on the M40.
     static constexpr bool kRowByRow = kPairs == 2, kBarrierFirst = kTile == 128;
+    // Whether blocks may be of a second matrix. In larger tiles a start of weights that is in registers
+    // brings conflicts of their banks.
+    static constexpr bool kSecond = kTile <= 32;
     // Threads of a warp along rows and along columns.
     static constexpr u32 kHigh = kRows < 32 ? kRows / 8 : 4, kWide = kLanes / kHigh;
 };

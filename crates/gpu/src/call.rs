@@ -97,6 +97,9 @@ pub enum RowsKernel {
 /// Rows of a GEMM's tile, most first.
 pub const TILES: [usize; 4] = [128, 64, 32, 16];
 
+/// Rows of the largest tile whose launches may take two matrices.
+pub const PAIR_TILE: usize = 32;
+
 /// An attention kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionKernel {
@@ -128,10 +131,10 @@ const F32: Param = Param::Scalar(ElementType::F32);
 const EMBED_PARAMS: &[Param] = &[BYTES, U64, U64, U64, U64, U32, U32, READ, F32, WRITE, U32];
 
 /// weights, high, scales, tops, supers, rows, cols, x, x_stride, m, y, y_stride, bias, other,
-/// flags, softcap, partials, splits
+/// flags, softcap, partials, splits, second
 const GEMM_PARAMS: &[Param] = &[
     BYTES, U64, U64, U64, U64, U32, U32, READ, U32, U32, WRITE, U32, BYTES, READ, U32, F32, WRITE,
-    U32,
+    U32, BYTES,
 ];
 
 /// arena, rows, tiles, tile_count, q, q_stride, cache, page_places, heads, kv_heads, key_dim,

@@ -426,7 +426,7 @@ mod tests {
         let layer = two[3..3 + two.len() - one.len()].iter();
         let (products, others): (Vec<&str>, Vec<_>) =
             layer.partition(|name| name.starts_with("gemm_"));
-        assert_eq!(products.len(), 5, "{two:?}");
+        assert_eq!(products.len(), 4, "{two:?}");
         let expected = [
             "rows_sum_heads",
             "rows_attention_d64",

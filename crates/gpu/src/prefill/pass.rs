@@ -9,7 +9,7 @@ use super::{
     CHOSEN_WORDS, LANES, Prefill, ROW_WORDS, Shape, Slots, TILE_COLUMNS, TILE_WORDS,
     attention_kernel, cut, warp_bytes,
 };
-use crate::call::{ATTENTION, Arg, BufferId, Call, RowsKernel, TILES, Words};
+use crate::call::{ATTENTION, Arg, BufferId, Call, PAIR_TILE, RowsKernel, TILES, Words};
 use crate::lower::{
     Attention, Embed, FusedId, Gating, Input, Lowered, Matvec, Norm, RegionId, Step, View,
     page_places,
@@ -384,9 +384,7 @@ impl<'a> Pass<'a> {
         if !plain || splits == 1 || splits != self.cut(op.weights).1 {
             return false;
         }
-        let first = self.product(op.weights, x, y, PLAIN, 0);
-        let second = self.product(up, x, y, PLAIN, first.len);
-        let partials = Words { first: 0, len: first.len + second.len };
+        let partials = self.pair([op.weights, up], x, y);
         let rows = op.rows;
         let args = vec![
             Arg::Read(self.prefill.partials, partials),
@@ -407,29 +405,44 @@ impl<'a> Pass<'a> {
         cut(self.m, layout.rows(), layout.cols(), self.prefill.multiprocessors)
     }
 
+    /// Partial products of two matrices, cut alike: in one launch, if one can take both.
+    fn pair(&mut self, matrices: [FusedId; 2], x: Rows, y: Rows) -> Words {
+        let [first, second] = matrices;
+        let (tile, _) = self.cut(first);
+        if TILES[tile] <= PAIR_TILE && self.layouts[first.0] == self.layouts[second.0] {
+            return self.product(&matrices, x, y, PLAIN, 0);
+        }
+        let before = self.product(&[first], x, y, PLAIN, 0).len;
+        let after = self.product(&[second], x, y, PLAIN, before);
+        Words { first: 0, len: before + after.len }
+    }
+
     fn gemm(&mut self, weights: FusedId, x: Rows, y: Rows, finish: Finish) {
-        let partials = self.product(weights, x, y, finish, 0);
+        let partials = self.product(&[weights], x, y, finish, 0);
         let (splits, rows) = (self.cut(weights).1, self.layouts[weights.0].rows());
         if splits > 1 {
             self.pending = Some(Sum { partials, splits, rows, y, finish });
         }
     }
 
-    /// A product, or its partial ones from the buffer's word `first` on.
+    /// A product, or its partial ones from the buffer's word `first` on; or those of two matrices with the
+    /// same layout.
     fn product(
         &mut self,
-        weights: FusedId,
+        matrices: &[FusedId],
         x: Rows,
         y: Rows,
         finish: Finish,
         first: usize,
     ) -> Words {
+        let (weights, second) = (matrices[0], matrices[matrices.len() - 1]);
         let layout = &self.layouts[weights.0];
         let (rows, cols) = (layout.rows(), layout.cols());
         let (tile, splits) = self.cut(weights);
         let (ty, mut args) = self.planes(weights);
         let other = finish.other.unwrap_or(x);
-        let len = if splits > 1 { splits * self.m * rows.next_multiple_of(4) } else { 1 };
+        let shares = matrices.len() * splits;
+        let len = if splits > 1 { shares * self.m * rows.next_multiple_of(4) } else { 1 };
         let partials = Words { first, len };
         let flags = if splits > 1 { 0 } else { finish.flags };
         args.extend([
@@ -446,9 +459,10 @@ impl<'a> Pass<'a> {
             Arg::F32(finish.softcap),
             Arg::Write(self.prefill.partials, partials),
             Arg::U32(splits as u32),
+            Arg::Matrix(second),
         ]);
         let blocks = self.m.div_ceil(TILES[tile]) * rows.div_ceil(TILE_COLUMNS);
-        self.call(RowsKernel::Gemm(ty, tile), blocks * splits, 2 * TILES[tile], args);
+        self.call(RowsKernel::Gemm(ty, tile), blocks * shares, 2 * TILES[tile], args);
         partials
     }
 

@@ -72,14 +72,21 @@ impl Epilogue {
 pub(crate) struct Case {
     pub(crate) name: String,
     pub(crate) input: Vec<u8>,
-    /// What y should be, and the size that errors are a share of; `None` between rows.
+    /// What y of each matrix should be, and the size that errors are a share of; `None` between rows.
     pub(crate) expected: Vec<Option<(f64, f64)>>,
     /// Whether results went through functions that the card approximates.
     pub(crate) rounds_more: bool,
 }
 
 impl Case {
-    pub(crate) fn new(ty: TensorType, kernel: &str, size: Size, epilogue: Epilogue) -> Self {
+    /// `matrices`: of weights, one or two.
+    pub(crate) fn new(
+        ty: TensorType,
+        kernel: &str,
+        size: Size,
+        matrices: usize,
+        epilogue: Epilogue,
+    ) -> Self {
         let Size { tile, m, rows, groups, cut, x_gap, y_gap, splits } = size;
         let cols = match ty.block_len() {
             1 => groups * 32 - cut,
@@ -90,11 +97,15 @@ impl Case {
         let flags = epilogue.flags();
         let layout = Layout::of(ty, rows, cols).expect("the type has a layout");
         let mut noise = Noise::new((rows * cols + m) as u64);
-        let data = quantize(ty, &noise.normals(rows * cols, 0.05));
-        let mut planes = vec![0; layout.bytes()];
-        repack(&layout, &data, &mut planes).expect("the lengths agree");
-        let mut weights = vec![0.0; rows * cols];
-        dequantize(ty, &data, &mut weights).expect("the lengths agree");
+        let mut planes = vec![0; matrices * layout.bytes()];
+        let mut weights = vec![0.0; matrices * rows * cols];
+        for (planes, weights) in
+            planes.chunks_exact_mut(layout.bytes()).zip(weights.chunks_exact_mut(rows * cols))
+        {
+            let data = quantize(ty, &noise.normals(rows * cols, 0.05));
+            repack(&layout, &data, planes).expect("the lengths agree");
+            dequantize(ty, &data, weights).expect("the lengths agree");
+        }
         // Between the rows of x lies what no result may contain.
         let mut x = vec![f32::NAN; m * x_stride];
         for row in x.chunks_exact_mut(x_stride) {
@@ -107,8 +118,8 @@ impl Case {
         }
 
         let mut expected = Vec::new();
-        for row in 0..m {
-            for column in 0..y_stride {
+        for weights in weights.chunks_exact(rows * cols) {
+            for (row, column) in (0..m).flat_map(|row| (0..y_stride).map(move |c| (row, c))) {
                 expected.push((column < rows).then(|| {
                     let terms = weights[column * cols..][..cols].iter().zip(&x[row * x_stride..]);
                     let terms = terms.map(|(w, x)| f64::from(*w) * f64::from(*x));
@@ -121,9 +132,9 @@ impl Case {
         }
 
         let mut input = format!(
-            "{kernel}_m{tile} {tile} {m} {rows} {cols} {x_stride} {y_stride} {splits} {flags} \
-             {CAP} {} {} {} {} {}\n",
-            planes.len(),
+            "{kernel}_m{tile} {tile} {m} {rows} {cols} {x_stride} {y_stride} {splits} \
+             {matrices} {flags} {CAP} {} {} {} {} {}\n",
+            layout.bytes(),
             layout.plane(Role::High).offset,
             layout.plane(Role::Scales).offset,
             layout.plane(Role::ScaleTops).offset,
@@ -134,8 +145,9 @@ impl Case {
         for values in [&x, &bias, &other] {
             input.extend(values.iter().flat_map(|value| value.to_le_bytes()));
         }
-        let name =
-            format!("{kernel}_m{tile}, {rows}x{cols}, {m} rows, {splits} splits, {epilogue:?}");
+        let name = format!(
+            "{kernel}_m{tile}, {matrices} of {rows}x{cols}, {m} rows, {splits} splits, {epilogue:?}"
+        );
         Self { name, input, expected, rounds_more: flags & (SILU | GELU | SOFTCAP) != 0 }
     }
 }

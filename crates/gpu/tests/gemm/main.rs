@@ -73,7 +73,9 @@ fn gemm_kernels_agree_with_plain_arithmetic() {
         for size in SIZES {
             // As there are two sizes more than epilogues, types begin at different ones.
             let epilogue = EPILOGUES[cases.len() % EPILOGUES.len()];
-            cases.push(Case::new(ty, name, size, epilogue));
+            // Of smaller tiles a launch may take two, for several splits.
+            let matrices = if size.tile <= 32 && size.splits > 2 { 2 } else { 1 };
+            cases.push(Case::new(ty, name, size, matrices, epilogue));
         }
     }
     let input = Path::new(env!("CARGO_TARGET_TMPDIR")).join("gemm.input");
@@ -96,7 +98,8 @@ fn gemm_kernels_agree_with_plain_arithmetic() {
                 continue;
             };
             let got = f64::from(f32::from_le_bytes(bits));
-            let error = (got - want).abs() / size;
+            // A row of weights may be all zeros.
+            let error = (got - want).abs() / size.max(f64::MIN_POSITIVE);
             let tolerance = TOLERANCE + if case.rounds_more { FUNCTION_TOLERANCE } else { 0.0 };
             assert!(error < tolerance, "{}: y[{i}] is {got}, not {want}: {error:e}", case.name);
             worst = worst.max(error);

@@ -84,53 +84,91 @@ DEVICE float soften(float x, float cap) {
     return cap * (1.0f - 2.0f * reciprocal_approx(exp2_approx(2.0f * kLog2E * u) + 1.0f));
 }
 
-// Elements `column`.. of row `row` of y, four or as many as there are, of their products.
-DEVICE void finish_quad(const GemmArgs& args, u32 row, u32 column, float4 v) {
-    const u32 rows = args.weights.rows, flags = args.flags;
-    if (row >= args.m || column >= rows) {
-        return;
-    }
-    float values[4] = {v.x, v.y, v.z, v.w};
-    const bool whole = column + 4 <= rows && args.y_stride % 4 == 0;
-    const u32 last = min(rows - 1 - column, 3u);
-    const u64 at = u64{row} * args.y_stride + column;
-    if (flags & kGemmBias) {
+// A quad of y on its way: elements `column`.. of row `row`, four or as many as there are.
+struct Quad {
+    u32 row, column;
+    float bias[4], others[4];  // if flags need them
+
+    // Loads what is beside the products.
+    DEVICE_MEMBER Quad begin(const GemmArgs& args, u32 row, u32 column) {
+        Quad quad = {row, column, {}, {}};
+        const u32 last = last_of(args, quad);
+        if (args.flags & kGemmBias) {
 #pragma unroll
-        for (u32 i = 0; i < 4; ++i) {
-            values[i] += as_float(load_weights_4(args.bias + column + min(i, last)));
-        }
-    }
-    if (flags & (kGemmResidual | kGemmSilu | kGemmGelu)) {
-        const float* from = (flags & kGemmInPlace ? args.y : args.other) + at;
-        float4 other;
-        if (whole) {
-            other = *reinterpret_cast<const float4*>(from);
-        } else {
-            other = {from[0], from[min(1u, last)], from[min(2u, last)], from[last]};
-        }
-        const float others[4] = {other.x, other.y, other.z, other.w};
-#pragma unroll
-        for (u32 i = 0; i < 4; ++i) {
-            const float gated = values[i] * gate(others[i], flags & kGemmGelu);
-            values[i] = flags & kGemmResidual ? values[i] + others[i] : gated;
-        }
-    }
-    if (flags & kGemmSoftcap) {
-#pragma unroll
-        for (u32 i = 0; i < 4; ++i) {
-            values[i] = soften(values[i], args.softcap);
-        }
-    }
-    float* y = args.y + at;
-    if (whole) {
-        *reinterpret_cast<float4*>(y) = {values[0], values[1], values[2], values[3]};
-    } else {
-#pragma unroll
-        for (u32 i = 0; i < 4; ++i) {
-            if (i <= last) {
-                y[i] = values[i];
+            for (u32 i = 0; i < 4; ++i) {
+                quad.bias[i] = as_float(load_weights_4(args.bias + column + min(i, last)));
             }
         }
+        if (args.flags & (kGemmResidual | kGemmSilu | kGemmGelu)) {
+            const float* from = (args.flags & kGemmInPlace ? args.y : args.other) + at(args, quad);
+            float4 other;
+            if (is_whole(args, quad)) {
+                other = *reinterpret_cast<const float4*>(from);
+            } else {
+                other = {from[0], from[min(1u, last)], from[min(2u, last)], from[last]};
+            }
+            quad.others[0] = other.x;
+            quad.others[1] = other.y;
+            quad.others[2] = other.z;
+            quad.others[3] = other.w;
+        }
+        return quad;
+    }
+
+    // Makes y of the products, and stores it.
+    DEVICE_MEMBER float4 finish(const Quad& quad, const GemmArgs& args, float4 v) {
+        const u32 flags = args.flags;
+        float values[4] = {v.x, v.y, v.z, v.w};
+        if (flags & kGemmBias) {
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) {
+                values[i] += quad.bias[i];
+            }
+        }
+        if (flags & (kGemmResidual | kGemmSilu | kGemmGelu)) {
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) {
+                const float gated = values[i] * gate(quad.others[i], flags & kGemmGelu);
+                values[i] = flags & kGemmResidual ? values[i] + quad.others[i] : gated;
+            }
+        }
+        if (flags & kGemmSoftcap) {
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) {
+                values[i] = soften(values[i], args.softcap);
+            }
+        }
+        float* y = args.y + at(args, quad);
+        const float4 made = {values[0], values[1], values[2], values[3]};
+        if (is_whole(args, quad)) {
+            *reinterpret_cast<float4*>(y) = made;
+        } else {
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) {
+                if (i <= last_of(args, quad)) {
+                    y[i] = values[i];
+                }
+            }
+        }
+        return made;
+    }
+
+  private:
+    DEVICE_MEMBER u32 last_of(const GemmArgs& args, const Quad& quad) {
+        return min(args.weights.rows - 1 - quad.column, 3u);
+    }
+    DEVICE_MEMBER bool is_whole(const GemmArgs& args, const Quad& quad) {
+        return quad.column + 4 <= args.weights.rows && args.y_stride % 4 == 0;
+    }
+    DEVICE_MEMBER u64 at(const GemmArgs& args, const Quad& quad) {
+        return u64{quad.row} * args.y_stride + quad.column;
+    }
+};
+
+// A quad of y of its products; of what is not in y nothing.
+DEVICE void finish_quad(const GemmArgs& args, u32 row, u32 column, float4 v) {
+    if (row < args.m && column < args.weights.rows) {
+        Quad::finish(Quad::begin(args, row, column), args, v);
     }
 }
 

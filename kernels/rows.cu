@@ -7,26 +7,31 @@
 #include "rotary.cuh"
 #include "row_attention.cuh"
 
-// Threads of a block, at most.
-enum : u32 { kRowThreads = 256, kArgmaxThreads = 512, kSumThreads = 1024 };
+// Threads of a block, at most; and floats of a row that is normed (MAX_NORM_WIDTH of crates/gpu).
+enum : u32 { kRowThreads = 256, kArgmaxThreads = 512, kSumThreads = 512, kNormFloats = 8192 };
 
-// The sum over the block, in all threads. scratch: [32], shared
-DEVICE float block_sum(float value, float* scratch) {
-    const u32 lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes, warps = blockDim.x / kLanes;
-#pragma unroll
-    for (u32 mask = kLanes / 2; mask > 0; mask /= 2) {
-        value += __shfl_xor_sync(kAllLanes, value, mask);
-    }
-    if (lane == 0) {
-        scratch[warp] = value;
-    }
-    __syncthreads();
-    value = lane < warps ? scratch[lane] : 0.0f;
+DEVICE float warp_sum(float value) {
 #pragma unroll
     for (u32 mask = kLanes / 2; mask > 0; mask /= 2) {
         value += __shfl_xor_sync(kAllLanes, value, mask);
     }
     return value;
+}
+
+// The sum over the block, in all threads: that of a block of kEach times the threads.
+// scratch: [32], shared, of which each warp takes kEach
+template <u32 kEach>
+DEVICE float block_sum(const float (&values)[kEach], float* scratch) {
+    const u32 lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes, warps = blockDim.x / kLanes;
+#pragma unroll
+    for (u32 i = 0; i < kEach; ++i) {
+        const float value = warp_sum(values[i]);
+        if (lane == 0) {
+            scratch[i * warps + warp] = value;
+        }
+    }
+    __syncthreads();
+    return warp_sum(lane < kEach * warps ? scratch[lane] : 0.0f);
 }
 
 // out = table[token] * scale, row by row: block b makes row b, a lane 32 columns at a time.
@@ -106,10 +111,10 @@ rows_rms_norm(const float* x, u32 x_stride, const float* gain, float eps, u32 co
     const float* from = x + u64{blockIdx.x} * x_stride;
     const float* base = residual + u64{blockIdx.x} * residual_stride;
     float* to = out + u64{blockIdx.x} * out_stride;
-    float squares = 0.0f;
+    float squares[1] = {0.0f};
 #pragma unroll 4
     for (u32 column = threadIdx.x; column < cols; column += blockDim.x) {
-        squares = fmaf(from[column], from[column], squares);
+        squares[0] = fmaf(from[column], from[column], squares[0]);
     }
     const float mean = block_sum(squares, scratch) / static_cast<float>(cols);
     const float scale = 1.0f / sqrtf(mean + eps);
@@ -133,62 +138,121 @@ struct Partials {
     u32 splits;
     u64 step;  // floats of a part
 
-    // Four floats from `at` on, a multiple of 4, added up in the order of the columns of W.
-    DEVICE_MEMBER float4 sum_quad(const Partials& partials, u64 at) {
-        const float* from = partials.start + at;
-        float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll 4
-        for (u32 split = 0; split < partials.splits; ++split, from += partials.step) {
-            const float4 v = *reinterpret_cast<const float4*>(from);
-            sum = {sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
+    // Of each of some partial products, whose starts differ alone: four floats from `at` on, a multiple of
+    // 4, added up in the order of the columns of W. kAtOnce parts of each are on their way together.
+    template <u32 kAtOnce, u32 kOf>
+    DEVICE_MEMBER void sum_quads(const Partials (&partials)[kOf], u64 at, float4 (&sums)[kOf]) {
+        const u32 splits = partials[0].splits;
+        const u64 step = partials[0].step;
+#pragma unroll
+        for (u32 of = 0; of < kOf; ++of) {
+            sums[of] = {0.0f, 0.0f, 0.0f, 0.0f};
         }
-        return sum;
+#pragma unroll 1
+        for (u32 first = 0; first < splits; first += kAtOnce, at += kAtOnce * step) {
+            // Those beyond the last are zeros, which change no sum.
+            uint4 parts[kOf][kAtOnce] = {};
+#pragma unroll
+            for (u32 i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+                for (u32 of = 0; of < kOf; ++of) {
+                    load_words_shared_by_blocks_16_if(
+                        first + i < splits, partials[of].start + (at + i * step), parts[of][i]);
+                }
+            }
+#pragma unroll
+            for (u32 i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+                for (u32 of = 0; of < kOf; ++of) {
+                    const uint4 v = parts[of][i];
+                    float4& sum = sums[of];
+                    sum = {sum.x + as_float(v.x), sum.y + as_float(v.y), sum.z + as_float(v.z),
+                           sum.w + as_float(v.w)};
+                }
+            }
+        }
+    }
+
+    DEVICE_MEMBER float4 sum_quad(const Partials& partials, u64 at) {
+        const Partials of[1] = {partials};
+        float4 sums[1];
+        sum_quads<16>(of, at, sums);
+        return sums[0];
     }
 };
 
 // y as gemm_sum makes it, and out = y * gain / sqrt(mean(y^2) + eps); one block for each row.
-// partials: [splits][m][cols in whole quads]; y, out: [m][stride], out not y; the rest as gemm_sum's
+// partials: [splits][m][cols in whole quads], cols at most kNormFloats; y, out: [m][stride], out not y;
+// the rest as gemm_sum's
 KERNEL LAUNCH_BOUNDS(kSumThreads, 1)
 rows_sum_norm(const float* partials, u32 splits, u32 cols, u32 m, float* y, u32 y_stride,
               const float* bias, const float* other, u32 flags, const float* gain, float eps,
               float* out, u32 out_stride) {
     STATIC_SHARED(float, scratch, kLanes);
+    STATIC_SHARED(float4, made, kNormFloats / 4);
     const GemmArgs args = {{nullptr, 0, 0, 0, 0, cols, 0}, nullptr, 0, m, y, y_stride, bias,
                            other, flags, 0.0f};
-    const u32 row = blockIdx.x, width = (cols + 3) / 4 * 4;
-    const Partials parts = {partials, splits, u64{m} * width};
-    const float* made = y + u64{row} * y_stride;
+    const u32 row = blockIdx.x, quads = (cols + 3) / 4;
+    const Partials parts = {partials, splits, u64{m} * quads * 4};
     float* to = out + u64{row} * out_stride;
-    float squares = 0.0f;
-    // What a thread reads of y it has written itself.
-    for (u32 column = threadIdx.x * 4; column < cols; column += blockDim.x * 4) {
-        finish_quad(args, row, column, Partials::sum_quad(parts, u64{row} * width + column));
-        for (u32 i = column; i < min(column + 4, cols); ++i) {
-            squares = fmaf(made[i], made[i], squares);
-        }
+    // What is read at once with the first parts, as memory is far: the first of the thread's gains.
+    float gains[4];
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {
+        gains[i] = as_float(load_weights_4(gain + min(threadIdx.x * 4 + i, cols - 1)));
     }
+    // Every other quad's apart: up to 4096 columns, squares of 128 are summed by themselves.
+    float even = 0.0f, odd = 0.0f;
+    bool is_odd = false;
+    // What a thread reads of `made` it has written itself.
+#pragma unroll 1
+    for (u32 at = threadIdx.x; at < quads; at += blockDim.x, is_odd = !is_odd) {
+        const Quad quad = Quad::begin(args, row, at * 4);
+        const float4 v = Quad::finish(
+            quad, args, Partials::sum_quad(parts, (u64{row} * quads + at) * 4));
+        made[at] = v;
+        const float values[4] = {v.x, v.y, v.z, v.w};
+        float sum = is_odd ? odd : even;
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+            sum = at * 4 + i < cols ? fmaf(values[i], values[i], sum) : sum;
+        }
+        even = is_odd ? even : sum;
+        odd = is_odd ? sum : odd;
+    }
+    const float squares[2] = {even, odd};
     const float scale = 1.0f / sqrtf(block_sum(squares, scratch) / static_cast<float>(cols) + eps);
-    for (u32 column = threadIdx.x * 4; column < cols; column += blockDim.x * 4) {
-        for (u32 i = column; i < min(column + 4, cols); ++i) {
-            to[i] = made[i] * scale * gain[i];
+#pragma unroll 1
+    for (u32 at = threadIdx.x; at < quads; at += blockDim.x) {
+        const float4 v = made[at];
+        const float values[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+            const u32 column = at * 4 + i;
+            if (column < cols) {
+                const float by = at == threadIdx.x ? gains[i] : gain[column];
+                to[column] = values[i] * scale * by;
+            }
         }
     }
 }
 
 // y = act(gate) * up of the partial products of both; any grid.
 // partials: [2][splits][m][rows in whole quads], the gate's first; flags: kGemmSilu or kGemmGelu
-KERNEL LAUNCH_BOUNDS(kRowThreads, 4)
+KERNEL LAUNCH_BOUNDS(kRowThreads, 2)
 rows_sum_gate(const float* partials, u32 splits, u32 rows, u32 m, float* y, u32 y_stride,
               u32 flags) {
     const GemmArgs args = {{nullptr, 0, 0, 0, 0, rows, 0}, nullptr, 0, m, y, y_stride, nullptr,
                            nullptr, 0, 0.0f};
     const u32 quads = (rows + 3) / 4;
     const u64 all = u64{m} * quads, step = u64{gridDim.x} * blockDim.x;
-    const Partials gates = {partials, splits, 4 * all};
-    const Partials ups = {partials + splits * 4 * all, splits, 4 * all};
+    const Partials both[2] = {{partials, splits, 4 * all},
+                              {partials + splits * 4 * all, splits, 4 * all}};
     const bool gelu = (flags & kGemmGelu) != 0;
     for (u64 at = u64{blockIdx.x} * blockDim.x + threadIdx.x; at < all; at += step) {
-        const float4 g = Partials::sum_quad(gates, 4 * at), u = Partials::sum_quad(ups, 4 * at);
+        float4 sums[2];
+        Partials::sum_quads<9>(both, 4 * at, sums);
+        const float4 g = sums[0], u = sums[1];
         finish_quad(args, static_cast<u32>(at / quads), static_cast<u32>(at % quads) * 4,
                     {u.x * gate(g.x, gelu), u.y * gate(g.y, gelu), u.z * gate(g.z, gelu),
                      u.w * gate(g.w, gelu)});
@@ -367,9 +431,15 @@ rows_sum_heads(const u8* arena, const Row* rows, u32 count, const float* partial
     const u32 lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
     const u32 unit = blockIdx.x * (blockDim.x / kLanes) + warp, of_row = heads + 2 * kv_heads;
     const u32 index = unit / of_row, head = unit % of_row;
-    if (index >= count || rows[index].pages == kNowhere) {
+    if (index >= count) {
         return;
     }
+    const Row row = rows[index];
+    if (row.pages == kNowhere) {
+        return;
+    }
+    // Queries have none, but it is not waited for.
+    u16* page = reinterpret_cast<u16*>(cache + page_of(arena, row, page_places));
     const bool is_value = head >= heads + kv_heads;
     const u32 values_before = is_value ? head - heads - kv_heads : 0;
     const u32 first = (head - values_before) * key_dim + values_before * value_dim;
@@ -391,8 +461,6 @@ rows_sum_heads(const u8* arena, const Row* rows, u32 count, const float* partial
                    InRow{q + u64{index} * q_stride + head * key_dim});
         return;
     }
-    const Row row = rows[index];
-    u16* page = reinterpret_cast<u16*>(cache + page_of(arena, row, page_places));
     const u32 token = row.position % kPageTokens;
     if (is_value) {
         u16* values = page + kv_heads * key_dim * kPageTokens +

@@ -19,9 +19,12 @@ use crate::ops::{Next, PASSES_AT_ONCE, weight_type};
 /// Threads of a block of most kernels.
 const ROW_THREADS: usize = 256;
 
-/// Threads of a block that adds up and norms a row: there are as many blocks as rows, each with much to
-/// read.
-const SUM_THREADS: usize = 1024;
+/// Threads of a block that adds up and norms a row, at most: there are as many blocks as rows, each with
+/// much to read.
+const NORM_THREADS: usize = 512;
+
+/// Threads of a block that adds up: few, so that small sums have blocks for all multiprocessors.
+const SUM_THREADS: usize = 64;
 
 /// Threads of a block that looks for the largest logit, or chooses otherwise.
 const CHOOSE_THREADS: usize = 512;
@@ -269,7 +272,7 @@ impl<'a> Pass<'a> {
         if let Some(sum) = sum {
             let mut args = self.sum_args(&sum);
             args.extend([Arg::Vector(gain), Arg::F32(eps), out.write(), out.stride()]);
-            let threads = cols.div_ceil(4).next_multiple_of(LANES).min(SUM_THREADS);
+            let threads = cols.div_ceil(4).next_multiple_of(LANES).min(NORM_THREADS);
             return self.call(RowsKernel::SumNorm, self.m, threads, args);
         }
         let base = residual.unwrap_or(x);
@@ -395,7 +398,7 @@ impl<'a> Pass<'a> {
             y.stride(),
             Arg::U32(activation),
         ];
-        self.call(RowsKernel::SumGate, self.sum_blocks(rows), ROW_THREADS, args);
+        self.call(RowsKernel::SumGate, self.sum_blocks(rows), SUM_THREADS, args);
         self.changed(op.y);
         true
     }
@@ -472,7 +475,7 @@ impl<'a> Pass<'a> {
         let mut args = self.sum_args(&sum);
         args.push(Arg::F32(sum.finish.softcap));
         let grid = self.sum_blocks(sum.rows);
-        self.call(RowsKernel::GemmSum, grid, ROW_THREADS, args);
+        self.call(RowsKernel::GemmSum, grid, SUM_THREADS, args);
     }
 
     /// What kernels that add up partial products take first.
@@ -494,7 +497,7 @@ impl<'a> Pass<'a> {
     /// Blocks with a thread for each quad of a sum, or as many as are of use.
     fn sum_blocks(&self, rows: usize) -> usize {
         let quads = self.m * rows.div_ceil(4);
-        quads.div_ceil(ROW_THREADS).min(8 * self.prefill.multiprocessors)
+        quads.div_ceil(SUM_THREADS).min(16 * self.prefill.multiprocessors)
     }
 
     /// The pending sum, if it is of these rows, and nothing is done to it but what is in `flags`.
@@ -541,10 +544,10 @@ impl<'a> Pass<'a> {
         args.extend([gain, op.k_gain].map(|gain| Arg::Vector(gain.unwrap_or(NO_VECTOR))));
         args.extend(rest);
         args.extend([Arg::CacheMut(op.layer), self.page(op)]);
-        let warps = ROW_THREADS / LANES;
+        let warps = SUM_THREADS / LANES;
         let grid = (self.m * (shape.heads + 2 * shape.kv_heads)).div_ceil(warps);
         let bytes = 4 * warps * shape.key_dim.max(shape.value_dim);
-        self.call_with(RowsKernel::SumHeads, grid, ROW_THREADS, bytes, args);
+        self.call_with(RowsKernel::SumHeads, grid, SUM_THREADS, bytes, args);
     }
 
     /// What is done to the heads of some rows.

@@ -50,13 +50,15 @@ fn sums_are_normed_after_a_bias_and_a_residual() {
         (3, 1, 1030, RESIDUAL),
         (5, 4, 30, RESIDUAL | IN_PLACE),
         (1, 2, 8, BIAS | RESIDUAL),
+        (18, 1, 2400, BIAS),
+        (48, 2, 576, RESIDUAL | IN_PLACE),
     ] {
         let parts = Parts::new(&mut noise, splits, rows, cols);
         let (bias, other) = (noise.normals(cols, 1.0), noise.normals(rows * cols, 1.0));
         let (gain, eps, stride) = (gains(&mut noise, cols), 1e-5, cols + 2);
         let in_place = flags & IN_PLACE != 0;
         let y = if in_place { other.clone() } else { vec![f32::NAN; rows * cols] };
-        let threads = [64, 256, 1024][rows % 3];
+        let threads = [64, 256, 512][rows % 3];
         let launch = Launch::new("rows_sum_norm", rows, threads, 0)
             .read_floats(&parts.floats)
             .number(splits)
@@ -104,7 +106,7 @@ fn sums_are_gated() {
     let mut noise = Noise::new(52);
     let mut launches = vec![];
     let mut expected = vec![];
-    for (splits, rows, cols, flags) in [(2, 3, 64, SILU), (7, 2, 101, GELU), (3, 1, 1030, SILU)] {
+    for (splits, rows, cols, flags) in [(2, 3, 64, SILU), (9, 2, 101, GELU), (19, 1, 1030, SILU)] {
         let [gate, up] = [(); 2].map(|()| Parts::new(&mut noise, splits, rows, cols));
         let stride = cols + 3;
         launches.push(
@@ -144,7 +146,7 @@ fn sums_of_heads_are_treated_and_stored_but_for_rows_without_pages() {
         (9, (4, 2), (80, 24), 40, ROTATE | NORM | NORM_KEYS | INTERLEAVED),
         (3, (2, 2), (96, 128), 20, ROTATE | HEAD_BIAS),
         (4, (6, 3), (8, 8), 4, NORM_KEYS),
-        (1, (1, 1), (128, 64), 64, NORM),
+        (18, (1, 1), (128, 64), 64, NORM),
     ] {
         let cache = Cache::new(
             &mut noise,

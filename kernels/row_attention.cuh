@@ -11,6 +11,9 @@
 //   values   lanes are elements: weights come four tokens at once from shared memory.
 // Warps share nothing, except when a tile has fewer queries than the block has room for: then
 // several warps take the same queries, each some of the pages, and add up their sums in the end.
+//
+// Single rows have little to compute and wait for memory: kernels for these take few queries and have more
+// keys and values on their way at once (kAhead). What comes of it is the same, bit for bit.
 #pragma once
 
 #include "kv.cuh"
@@ -63,8 +66,9 @@ DEVICE void to_floats(const Elements<Kv, kCount>& from, float (&to)[kCount]) {
 }
 
 // kDims elements of values a lane: value_dim is at most 32 * kDims. A lane has runs of kRun
-// consecutive elements, the lanes' runs side by side.
-template <class Kv, u32 kDims, u32 kQueries, u32 kPages>
+// consecutive elements, the lanes' runs side by side. kAhead eights of a key's elements, and as many fours
+// of tokens' values, are on their way at once: 1, 2, 4 or 8; 8 * kAhead divides key_dim.
+template <class Kv, u32 kDims, u32 kQueries, u32 kPages, u32 kAhead>
 struct Attention {
     static constexpr u32 kElementBytes = sizeof(typename Kv::Element);
     static constexpr u32 kTokens = kPages * kPageTokens;  // that a warp weighs at a time
@@ -89,45 +93,51 @@ struct Attention {
     DEVICE_MEMBER void multiply(const u8* (&keys)[kPages], const float* queries, u32 key_dim,
                                 float (&scores)[kQueries][kPages]) {
         constexpr u32 kStep = 8 * kPageTokens * kElementBytes;
-        Elements<Kv, 8> next[kPages];
+        Elements<Kv, 8> next[kAhead][kPages];
 #pragma unroll
         for (u32 page = 0; page < kPages; ++page) {
-            load_elements(keys[page], next[page]);
+#pragma unroll
+            for (u32 ahead = 0; ahead < kAhead; ++ahead) {
+                load_elements(keys[page] + ahead * kStep, next[ahead][page]);
+            }
 #pragma unroll
             for (u32 r = 0; r < kQueries; ++r) {
                 scores[r][page] = 0.0f;
             }
         }
 #pragma unroll 1
-        for (u32 left = key_dim; left > 0; left -= 8) {
-            float k[kPages][8];
+        for (u32 left = key_dim; left > 0; left -= 8 * kAhead) {
 #pragma unroll
-            for (u32 page = 0; page < kPages; ++page) {
-                to_floats(next[page], k[page]);
-                keys[page] += kStep;
-            }
-            if (left > 8) {
+            for (u32 ahead = 0; ahead < kAhead; ++ahead) {
+                float k[kPages][8];
 #pragma unroll
                 for (u32 page = 0; page < kPages; ++page) {
-                    load_elements(keys[page], next[page]);
+                    to_floats(next[ahead][page], k[page]);
+                    keys[page] += kStep;
                 }
-            }
-#pragma unroll
-            for (u32 r = 0; r < kQueries; ++r) {
-#pragma unroll
-                for (u32 i = 0; i < 8; i += 4) {
-                    const float4 q = *reinterpret_cast<const float4*>(queries + 8 * r + i);
+                if (left > 8 * kAhead) {
 #pragma unroll
                     for (u32 page = 0; page < kPages; ++page) {
-                        float score = scores[r][page];
-                        score = fmaf(q.x, k[page][i], score);
-                        score = fmaf(q.y, k[page][i + 1], score);
-                        score = fmaf(q.z, k[page][i + 2], score);
-                        scores[r][page] = fmaf(q.w, k[page][i + 3], score);
+                        load_elements(keys[page] + (kAhead - 1) * kStep, next[ahead][page]);
                     }
                 }
+#pragma unroll
+                for (u32 r = 0; r < kQueries; ++r) {
+#pragma unroll
+                    for (u32 i = 0; i < 8; i += 4) {
+                        const float4 q = *reinterpret_cast<const float4*>(queries + 8 * r + i);
+#pragma unroll
+                        for (u32 page = 0; page < kPages; ++page) {
+                            float score = scores[r][page];
+                            score = fmaf(q.x, k[page][i], score);
+                            score = fmaf(q.y, k[page][i + 1], score);
+                            score = fmaf(q.z, k[page][i + 2], score);
+                            scores[r][page] = fmaf(q.w, k[page][i + 3], score);
+                        }
+                    }
+                }
+                queries += 8 * kQueries;
             }
-            queries += 8 * kQueries;
         }
     }
 
@@ -180,7 +190,7 @@ struct Attention {
         }
     }
 
-    // Adds the weighted values of tokens from..to of a page; `from` is a multiple of 4, less than
+    // Adds the weighted values of tokens from..to of a page; `from` is a multiple of 4 * kAhead, less than
     // `to`. Those beyond `to` are not read: they may be of no token, and no number.
     // values: of the head in the page, [kPageTokens][value_dim]; weights: of the page, shared
     DEVICE_MEMBER void add(Attention& state, const u8* values, u32 value_dim, const float* weights,
@@ -195,34 +205,42 @@ struct Attention {
             const float* w = weights;
             u32 steps[4] = {0, token_bytes, 2 * token_bytes, 3 * token_bytes};
             u32 left = to - from;
-            Elements<Kv, kRun> next[4];
-            load_tokens(p, steps, left, next);
+            Elements<Kv, kRun> next[kAhead][4];
+#pragma unroll
+            for (u32 ahead = 0; ahead < kAhead; ++ahead) {
+                load_tokens(p, steps, 4 * ahead, left, next[ahead]);
+            }
 #pragma unroll 1
             while (true) {
-                float v[4][kRun];
+                const bool more = left > 4 * kAhead;
 #pragma unroll
-                for (u32 i = 0; i < 4; ++i) {
-                    to_floats(next[i], v[i]);
-                }
-                const bool more = left > 4;
-                if (more) {
-                    left -= 4;
-                    p += 4 * token_bytes;
-                    load_tokens(p, steps, left, next);
-                }
+                for (u32 ahead = 0; ahead < kAhead; ++ahead) {
+                    float v[4][kRun];
 #pragma unroll
-                for (u32 r = 0; r < kQueries; ++r) {
-                    const float4 weight = *reinterpret_cast<const float4*>(w + r * kTokens);
-#pragma unroll
-                    for (u32 d = 0; d < kRun; ++d) {
-                        float sum = state.sums[r][run * kRun + d];
-                        sum = fmaf(weight.x, v[0][d], sum);
-                        sum = fmaf(weight.y, v[1][d], sum);
-                        sum = fmaf(weight.z, v[2][d], sum);
-                        state.sums[r][run * kRun + d] = fmaf(weight.w, v[3][d], sum);
+                    for (u32 i = 0; i < 4; ++i) {
+                        to_floats(next[ahead][i], v[i]);
                     }
+                    if (more) {
+                        if (ahead == 0) {
+                            left -= 4 * kAhead;
+                            p += 4 * kAhead * token_bytes;
+                        }
+                        load_tokens(p, steps, 4 * ahead, left, next[ahead]);
+                    }
+#pragma unroll
+                    for (u32 r = 0; r < kQueries; ++r) {
+                        const float4 weight = *reinterpret_cast<const float4*>(w + r * kTokens);
+#pragma unroll
+                        for (u32 d = 0; d < kRun; ++d) {
+                            float sum = state.sums[r][run * kRun + d];
+                            sum = fmaf(weight.x, v[0][d], sum);
+                            sum = fmaf(weight.y, v[1][d], sum);
+                            sum = fmaf(weight.z, v[2][d], sum);
+                            state.sums[r][run * kRun + d] = fmaf(weight.w, v[3][d], sum);
+                        }
+                    }
+                    w += 4;
                 }
-                w += 4;
                 if (!more) {
                     break;
                 }
@@ -257,9 +275,16 @@ struct Attention {
         }
     }
 
-    // Four tokens, or `left` of them, the others repeated (their weights are 0).
-    DEVICE_MEMBER void load_tokens(const u8* p, u32 (&steps)[4], u32 left,
+    // Four tokens from `first` on, of `left`: beyond those others are repeated (their weights are 0).
+    DEVICE_MEMBER void load_tokens(const u8* p, u32 (&steps)[4], u32 first, u32 left,
                                    Elements<Kv, kRun> (&to)[4]) {
+        if constexpr (kAhead > 1) {
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) {
+                load_elements(p + min(first + i, left - 1) * steps[1], to[i]);
+            }
+            return;
+        }
         if (left < 4) {
             const u32 step = steps[1];
             steps[1] = left > 1 ? step : 0;
@@ -297,21 +322,30 @@ struct QuerySet {
 
 // A set of queries over every `ways`-th kPages pages from those of number `part` on.
 // own: the warp's shared memory
-template <class Kv, u32 kDims, u32 kQueries, u32 kPages>
+template <class Kv, u32 kDims, u32 kQueries, u32 kPages, u32 kAhead>
 DEVICE void attend_part(const RowAttention& a, const QuerySet& set, u32 part, u32 ways, float* own,
-                        Attention<Kv, kDims, kQueries, kPages>& state) {
-    using State = Attention<Kv, kDims, kQueries, kPages>;
+                        Attention<Kv, kDims, kQueries, kPages, kAhead>& state) {
+    using State = Attention<Kv, kDims, kQueries, kPages, kAhead>;
     const u32 lane = threadIdx.x % kLanes;
     float* weights = own + kQueries * a.key_dim;
     // Powers of two come cheaper than of e: logarithms to the base 2 throughout. With a softcap,
     // the products are those that e^(2 * score / softcap) takes.
     const float factor = kLog2E * (a.softcap == 0.0f ? a.scale : 2.0f * a.scale / a.softcap);
-#pragma unroll 1
+    u32 starts[kQueries];
+#pragma unroll
     for (u32 r = 0; r < kQueries; ++r) {
-        const u64 row = set.first_row + QuerySet::row(set, r);
-        const float* q = a.q + row * a.q_stride + QuerySet::head(set, r) * a.key_dim;
-        for (u32 d = lane; d < a.key_dim; d += kLanes) {
-            own[(d / 8 * kQueries + r) * 8 + d % 8] = q[d] * factor;
+        starts[r] = (set.first_row + QuerySet::row(set, r)) * a.q_stride +
+                    QuerySet::head(set, r) * a.key_dim;
+    }
+    for (u32 d = lane; d < a.key_dim; d += kLanes) {
+        float q[kQueries];
+#pragma unroll
+        for (u32 r = 0; r < kQueries; ++r) {
+            q[r] = a.q[starts[r] + d];
+        }
+#pragma unroll
+        for (u32 r = 0; r < kQueries; ++r) {
+            own[(d / 8 * kQueries + r) * 8 + d % 8] = q[r] * factor;
         }
     }
 #pragma unroll
@@ -410,7 +444,8 @@ DEVICE void attend_part(const RowAttention& a, const QuerySet& set, u32 part, u3
         __syncwarp();
         State::weigh(state, scores, value_scales, weights);
         __syncwarp();
-        u32 from = page == first_page ? begin % kPageTokens / 4 * 4 : 0, to = end - start;
+        constexpr u32 kFours = 4 * kAhead;
+        u32 from = page == first_page ? begin % kPageTokens / kFours * kFours : 0, to = end - start;
 #pragma unroll 1
         for (u32 i = 0; i < kPages; ++i) {
             const u8* page_values = values + __shfl_sync(kAllLanes, number, i) * page_bytes;
@@ -442,13 +477,18 @@ DEVICE void combine(const RowAttention& a, const QuerySet& set, u32 part, u32 wa
 #pragma unroll 1
     for (u32 r = part; r < kQueries && set.first + r < set.queries; r += ways) {
         const float* peaks = left + kQueries * a.value_dim + 2 * r;
+        // Warps behind the last page have seen no token.
+        u32 parts = ways;
+        while (parts > 1 && peaks[(parts - 1) * stride + 1] == 0.0f) {
+            --parts;
+        }
         float highest = peaks[0], total = 0.0f;
 #pragma unroll 1
-        for (u32 i = 1; i < ways; ++i) {
+        for (u32 i = 1; i < parts; ++i) {
             highest = fmaxf(highest, peaks[i * stride]);
         }
 #pragma unroll 1
-        for (u32 i = 0; i < ways; ++i) {
+        for (u32 i = 0; i < parts; ++i) {
             const float factor = exp2_approx(peaks[i * stride] - highest);
             total = fmaf(peaks[i * stride + 1], factor, total);
         }
@@ -463,7 +503,7 @@ DEVICE void combine(const RowAttention& a, const QuerySet& set, u32 part, u32 wa
         for (u32 dim = lane; dim < a.value_dim; dim += kLanes) {
             float sum = 0.0f;
 #pragma unroll 1
-            for (u32 i = 0; i < ways; ++i) {
+            for (u32 i = 0; i < parts; ++i) {
                 const float factor = exp2_approx(peaks[i * stride] - highest);
                 sum = fmaf(left[i * stride + r * a.value_dim + dim], factor, sum);
             }
@@ -474,9 +514,9 @@ DEVICE void combine(const RowAttention& a, const QuerySet& set, u32 part, u32 wa
 
 // Blocks take (tile, KV head, sets of queries), the last fastest, and tiles from the last to the
 // first, as later rows of a sequence see more tokens.
-template <class Kv, u32 kDims, u32 kQueries, u32 kPages>
+template <class Kv, u32 kDims, u32 kQueries, u32 kPages, u32 kAhead>
 DEVICE void attend(const RowAttention& a, u32 tile_count) {
-    using State = Attention<Kv, kDims, kQueries, kPages>;
+    using State = Attention<Kv, kDims, kQueries, kPages, kAhead>;
     DYNAMIC_SHARED(float, shared);
     const u32 warp = threadIdx.x / kLanes, warps = blockDim.x / kLanes;
     const u32 blocks_of_head = gridDim.x / (tile_count * a.kv_heads);
@@ -500,7 +540,7 @@ DEVICE void attend(const RowAttention& a, u32 tile_count) {
     set.first = index * kQueries;
     if (index < sets) {
         State state;
-        attend_part<Kv, kDims, kQueries, kPages>(a, set, part, ways, own, state);
+        attend_part(a, set, part, ways, own, state);
         // The queries and weights have been read.
         __syncwarp();
         State::leave(state, a.value_dim, own);

@@ -488,30 +488,36 @@ rows_sum_heads(const u8* arena, const Row* rows, u32 count, const float* partial
 // arena: page tables; rows: [rows]; tiles: [tile_count] {first row, count}; q: [rows][q_stride],
 // columns ..heads * key_dim; cache: page 0 of the layer, of type kKv; softcap, window: 0 for none;
 // sinks: [heads], if there are; out: [rows][out_stride], columns ..heads * value_dim
-#define ROWS_ATTENTION(name, kKv, kThreads, kBlocks, kDims, kQueries, kPages)                 \
+//
+// Those named single are for tiles of one row, of at most kQueries heads a KV head; 32 divides key_dim.
+#define ROWS_ATTENTION(name, kKv, kThreads, kBlocks, kDims, kQueries, kPages, kAhead)         \
     KERNEL LAUNCH_BOUNDS(kThreads, kBlocks)                                                   \
     rows_attention_##name(const u8* arena, const Row* rows, const u32* tiles, u32 tile_count, \
                           const float* q, u32 q_stride, const u8* cache, u32 page_places,     \
                           u32 heads, u32 kv_heads, u32 key_dim, u32 value_dim, float scale,   \
                           float softcap, u32 window, const float* sinks, u32 has_sinks,       \
                           float* out, u32 out_stride) {                                       \
-        attend<KvFormat<kKv>, kDims, kQueries, kPages>(                                       \
+        attend<KvFormat<kKv>, kDims, kQueries, kPages, kAhead>(                               \
             {arena, rows, reinterpret_cast<const RowTile*>(tiles), q, q_stride, cache,        \
              page_places, heads, kv_heads, key_dim, value_dim, scale, softcap, window,        \
              has_sinks != 0 ? sinks : nullptr, out, out_stride},                              \
             tile_count);                                                                      \
     }
 
-ROWS_ATTENTION(d64, kHalfKv, 256, 2, 2, 8, 2)
-ROWS_ATTENTION(d128, kHalfKv, 256, 2, 4, 8, 2)
-ROWS_ATTENTION(d256, kHalfKv, 128, 3, 8, 8, 2)
-ROWS_ATTENTION(d512, kHalfKv, 128, 3, 16, 4, 2)
-ROWS_ATTENTION(d1024, kHalfKv, 128, 3, 32, 2, 2)
-ROWS_ATTENTION(d64_int8, kInt8Kv, 256, 2, 2, 8, 2)
-ROWS_ATTENTION(d128_int8, kInt8Kv, 256, 2, 4, 8, 2)
-ROWS_ATTENTION(d256_int8, kInt8Kv, 128, 3, 8, 8, 2)
-ROWS_ATTENTION(d512_int8, kInt8Kv, 128, 3, 16, 4, 2)
-ROWS_ATTENTION(d1024_int8, kInt8Kv, 128, 3, 32, 2, 2)
+ROWS_ATTENTION(d64, kHalfKv, 256, 2, 2, 8, 2, 1)
+ROWS_ATTENTION(d128, kHalfKv, 256, 2, 4, 8, 2, 1)
+ROWS_ATTENTION(d256, kHalfKv, 128, 3, 8, 8, 2, 1)
+ROWS_ATTENTION(d512, kHalfKv, 128, 3, 16, 4, 2, 1)
+ROWS_ATTENTION(d1024, kHalfKv, 128, 3, 32, 2, 2, 1)
+ROWS_ATTENTION(d64_int8, kInt8Kv, 256, 2, 2, 8, 2, 1)
+ROWS_ATTENTION(d128_int8, kInt8Kv, 256, 2, 4, 8, 2, 1)
+ROWS_ATTENTION(d256_int8, kInt8Kv, 128, 3, 8, 8, 2, 1)
+ROWS_ATTENTION(d512_int8, kInt8Kv, 128, 3, 16, 4, 2, 1)
+ROWS_ATTENTION(d1024_int8, kInt8Kv, 128, 3, 32, 2, 2, 1)
+ROWS_ATTENTION(single_d64, kHalfKv, 256, 2, 2, 4, 2, 4)
+ROWS_ATTENTION(single_d128, kHalfKv, 256, 2, 4, 4, 2, 4)
+ROWS_ATTENTION(single_d64_int8, kInt8Kv, 256, 2, 2, 4, 2, 4)
+ROWS_ATTENTION(single_d128_int8, kInt8Kv, 256, 2, 4, 4, 2, 4)
 
 // x = cap * tanh(x / cap), in place; gridDim.x / count blocks for each row.
 // x: [count][x_stride], columns ..cols

@@ -64,6 +64,8 @@ const Calls kCalls = {
     KERNEL_OF(rows_attention_d64_int8), KERNEL_OF(rows_attention_d128_int8),
     KERNEL_OF(rows_attention_d256_int8), KERNEL_OF(rows_attention_d512_int8),
     KERNEL_OF(rows_attention_d1024_int8),
+    KERNEL_OF(rows_attention_single_d64), KERNEL_OF(rows_attention_single_d128),
+    KERNEL_OF(rows_attention_single_d64_int8), KERNEL_OF(rows_attention_single_d128_int8),
 };
 
 void call(Arena& arena, const std::string& command) {

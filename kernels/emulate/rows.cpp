@@ -82,6 +82,8 @@ const std::map<std::string, std::function<void(const std::vector<Argument>&)>> k
     KERNEL_OF(rows_attention_d64_int8), KERNEL_OF(rows_attention_d128_int8),
     KERNEL_OF(rows_attention_d256_int8), KERNEL_OF(rows_attention_d512_int8),
     KERNEL_OF(rows_attention_d1024_int8),
+    KERNEL_OF(rows_attention_single_d64), KERNEL_OF(rows_attention_single_d128),
+    KERNEL_OF(rows_attention_single_d64_int8), KERNEL_OF(rows_attention_single_d128_int8),
 };
 
 void read_buffer(Argument& into) {

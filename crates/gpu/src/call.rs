@@ -77,6 +77,8 @@ pub enum RowsKernel {
     KvAppend(KvType),
     /// Attention over a cache of this type, by index into [`ATTENTION`].
     Attention(KvType, usize),
+    /// The same of single rows, by index into [`SINGLE_ATTENTION`].
+    SingleAttention(KvType, usize),
     /// Products with a matrix of this [`weight_type`](crate::ops::weight_type), by index into
     /// [`TILES`].
     Gemm(u32, usize),
@@ -118,6 +120,13 @@ pub const ATTENTION: [AttentionKernel; 5] = [
     AttentionKernel { value_dim: 256, queries: 8, threads: 128 },
     AttentionKernel { value_dim: 512, queries: 4, threads: 128 },
     AttentionKernel { value_dim: 1024, queries: 2, threads: 128 },
+];
+
+/// Those for single rows, of a multiple of 32 floats a key and no more heads a KV head than queries.
+/// What comes of them is the same.
+pub const SINGLE_ATTENTION: [AttentionKernel; 2] = [
+    AttentionKernel { value_dim: 64, queries: 4, threads: 256 },
+    AttentionKernel { value_dim: 128, queries: 4, threads: 256 },
 ];
 
 const BYTES: Param = Param::Read(ElementType::U8);
@@ -294,6 +303,15 @@ macro_rules! attentions {
 static ATTENTIONS: [Signature; 5] = attentions!("");
 static INT8_ATTENTIONS: [Signature; 5] = attentions!("_int8");
 
+static SINGLE_ATTENTIONS: [Signature; 2] = [
+    Signature { name: "rows_attention_single_d64", params: ATTENTION_PARAMS },
+    Signature { name: "rows_attention_single_d128", params: ATTENTION_PARAMS },
+];
+static INT8_SINGLE_ATTENTIONS: [Signature; 2] = [
+    Signature { name: "rows_attention_single_d64_int8", params: ATTENTION_PARAMS },
+    Signature { name: "rows_attention_single_d128_int8", params: ATTENTION_PARAMS },
+];
+
 macro_rules! by_type {
     ($($ty:literal)+) => {
         static EMBEDS: [Signature; 16] = [
@@ -328,6 +346,8 @@ impl RowsKernel {
             Self::KvAppend(KvType::Int8) => &KV_APPEND_INT8,
             Self::Attention(KvType::F16, index) => &ATTENTIONS[index],
             Self::Attention(KvType::Int8, index) => &INT8_ATTENTIONS[index],
+            Self::SingleAttention(KvType::F16, index) => &SINGLE_ATTENTIONS[index],
+            Self::SingleAttention(KvType::Int8, index) => &INT8_SINGLE_ATTENTIONS[index],
             Self::Gemm(ty, tile) => &GEMMS[ty as usize][tile],
             Self::GemmSum => &GEMM_SUM,
             Self::SumNorm => &SUM_NORM,
@@ -358,10 +378,14 @@ mod tests {
                 assert_eq!(gemm, format!("gemm_{name}_m{tile}"));
             }
         }
-        for (i, kernel) in ATTENTION.iter().enumerate() {
-            for (ty, suffix) in [(KvType::F16, ""), (KvType::Int8, "_int8")] {
+        for (ty, suffix) in [(KvType::F16, ""), (KvType::Int8, "_int8")] {
+            for (i, kernel) in ATTENTION.iter().enumerate() {
                 let name = RowsKernel::Attention(ty, i).signature().name;
                 assert_eq!(name, format!("rows_attention_d{}{suffix}", kernel.value_dim));
+            }
+            for (i, kernel) in SINGLE_ATTENTION.iter().enumerate() {
+                let name = RowsKernel::SingleAttention(ty, i).signature().name;
+                assert_eq!(name, format!("rows_attention_single_d{}{suffix}", kernel.value_dim));
             }
         }
     }

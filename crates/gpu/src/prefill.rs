@@ -9,11 +9,11 @@ mod pass;
 
 use std::collections::HashMap;
 
-use m40_program::Program;
+use m40_program::{AttentionShape, Program};
 use m40_repack::Layout;
 
 use self::pass::Pass;
-use crate::call::{ATTENTION, BufferId, Call, TILES};
+use crate::call::{ATTENTION, AttentionKernel, BufferId, Call, SINGLE_ATTENTION, TILES};
 use crate::lower::{Gating, Input, LowerError, Lowered, RegionId, Step};
 use crate::ops::{Next, PASSES_AT_ONCE, Place};
 
@@ -127,14 +127,23 @@ pub struct Prefill {
 /// The kernel for heads of this size, and the warps of its blocks.
 fn attention_kernel(key_dim: usize, value_dim: usize) -> Option<(usize, usize)> {
     let kernel = ATTENTION.iter().position(|kernel| value_dim <= kernel.value_dim)?;
-    let bytes = warp_bytes(kernel, key_dim, value_dim);
+    let bytes = warp_bytes(&ATTENTION[kernel], key_dim, value_dim);
     let warps = (ATTENTION[kernel].threads / LANES).min(SHARED_BYTES / bytes);
     (warps > 0).then_some((kernel, warps))
 }
 
+/// The kernel for such heads of single rows, if there is one.
+fn single_attention_kernel(shape: &AttentionShape) -> Option<usize> {
+    let fits = |kernel: &AttentionKernel| {
+        shape.value_dim <= kernel.value_dim && shape.heads / shape.kv_heads <= kernel.queries
+    };
+    let found = SINGLE_ATTENTION.iter().position(fits);
+    found.filter(|_| shape.key_dim.is_multiple_of(32))
+}
+
 /// Bytes of shared memory of a warp of an attention kernel.
-fn warp_bytes(kernel: usize, key_dim: usize, value_dim: usize) -> usize {
-    4 * ATTENTION[kernel].queries * (key_dim + 2 * crate::ops::PAGE_TOKENS).max(value_dim + 2)
+fn warp_bytes(kernel: &AttentionKernel, key_dim: usize, value_dim: usize) -> usize {
+    4 * kernel.queries * (key_dim + 2 * crate::ops::PAGE_TOKENS).max(value_dim + 2)
 }
 
 impl Prefill {
@@ -429,7 +438,7 @@ mod tests {
         assert_eq!(products.len(), 4, "{two:?}");
         let expected = [
             "rows_sum_heads",
-            "rows_attention_d64",
+            "rows_attention_single_d64",
             "rows_sum_norm",
             "rows_sum_gate",
             "rows_sum_norm",

@@ -7,9 +7,11 @@ use m40_repack::{Layout, Role};
 
 use super::{
     CHOSEN_WORDS, LANES, Prefill, ROW_WORDS, Shape, Slots, TILE_COLUMNS, TILE_WORDS,
-    attention_kernel, cut, warp_bytes,
+    attention_kernel, cut, single_attention_kernel, warp_bytes,
 };
-use crate::call::{ATTENTION, Arg, BufferId, Call, PAIR_TILE, RowsKernel, TILES, Words};
+use crate::call::{
+    ATTENTION, Arg, BufferId, Call, PAIR_TILE, RowsKernel, SINGLE_ATTENTION, TILES, Words,
+};
 use crate::lower::{
     Attention, Embed, FusedId, Gating, Input, Lowered, Matvec, Norm, RegionId, Step, View,
     page_places,
@@ -620,10 +622,17 @@ impl<'a> Pass<'a> {
         self.heads(op);
         let shape = &op.shape;
         let [q, out] = [op.q, op.out].map(|view| self.rows(view));
-        let (kernel, warps) = attention_kernel(shape.key_dim, shape.value_dim)
+        let (index, warps) = attention_kernel(shape.key_dim, shape.value_dim)
             .expect("heads were checked when memory was planned");
+        let ty = self.program.kv[usize::from(op.layer)].ty;
+        // The warps are the same: they decide in which order sums are made.
+        let single = self.slots.and_then(|_| single_attention_kernel(shape));
+        let (name, kernel) = match single {
+            Some(index) => (RowsKernel::SingleAttention(ty, index), &SINGLE_ATTENTION[index]),
+            None => (RowsKernel::Attention(ty, index), &ATTENTION[index]),
+        };
         let queries = self.shape.tallest * (shape.heads / shape.kv_heads);
-        let blocks = queries.div_ceil(ATTENTION[kernel].queries).div_ceil(warps);
+        let blocks = queries.div_ceil(kernel.queries).div_ceil(warps);
         let tiles = self.shape.tiles;
         let args = vec![
             Arg::Arena,
@@ -647,9 +656,8 @@ impl<'a> Pass<'a> {
             out.stride(),
         ];
         let grid = tiles * shape.kv_heads * blocks;
-        let ty = self.program.kv[usize::from(op.layer)].ty;
         let bytes = warps * warp_bytes(kernel, shape.key_dim, shape.value_dim);
-        self.call_with(RowsKernel::Attention(ty, kernel), grid, LANES * warps, bytes, args);
+        self.call_with(name, grid, LANES * warps, bytes, args);
     }
 
     fn argmax(&mut self) {

@@ -15,6 +15,9 @@ const KERNELS: [(&str, usize, usize, usize); 5] = [
     ("d512", 512, 4, 128),
     ("d1024", 1024, 2, 128),
 ];
+/// Those for single rows: name, the largest value_dim.
+const SINGLE: [(&str, usize); 2] = [("single_d64", 64), ("single_d128", 128)];
+const SINGLE_QUERIES: usize = 4;
 const SHARED_BYTES: usize = 48 << 10;
 
 #[derive(Clone, Copy, Debug)]
@@ -93,12 +96,26 @@ impl Case {
     }
 
     fn launch(&self) -> Launch {
+        let kernel = KERNELS.iter().find(|kernel| self.shape.value_dim <= kernel.1);
+        let (name, _, queries, _) = *kernel.expect("no value is longer");
+        self.launch_of(name, queries)
+    }
+
+    /// By a kernel for single rows.
+    fn launch_single(&self) -> Launch {
+        let kernel = SINGLE.iter().find(|kernel| self.shape.value_dim <= kernel.1);
+        self.launch_of(kernel.expect("no value is longer").0, SINGLE_QUERIES)
+    }
+
+    fn launch_of(&self, name: &str, queries: usize) -> Launch {
         let Shape { heads, kv_heads, key_dim, value_dim, scale, softcap, window, kv, sinks } =
             self.shape;
         let kernel = KERNELS.iter().find(|kernel| value_dim <= kernel.1);
-        let (name, _, queries, threads) = *kernel.expect("no value is longer");
-        let warp_bytes = 4 * queries * (key_dim + 64).max(value_dim + 2);
-        let warps = self.warps.min(threads / 32).min(SHARED_BYTES / warp_bytes);
+        let (_, _, most, threads) = *kernel.expect("no value is longer");
+        let query_bytes = 4 * (key_dim + 64).max(value_dim + 2);
+        // As many as the kernel for any rows has: they decide in which order sums are made.
+        let warps = self.warps.min(threads / 32).min(SHARED_BYTES / (most * query_bytes));
+        let warp_bytes = queries * query_bytes;
         let tallest = self.tiles.iter().map(|tile| tile.2).max().expect("there is a tile");
         let blocks = (tallest * (heads / kv_heads)).div_ceil(queries).div_ceil(warps);
         let mut first_row = 0;
@@ -258,4 +275,27 @@ fn scores_that_rise_and_that_are_huge_stay_exact() {
         let tolerance = 3e-6 * f64::from(case.shape.scale.abs()).max(1.0) * 4.0;
         close(&format!("{:?}", case.shape), &found, &case.expected(), tolerance);
     }
+}
+
+#[test]
+fn kernels_for_single_rows_agree_with_those_for_any_to_the_bit() {
+    let mut cases = vec![];
+    let shapes = [(4, 1, 64, 64), (9, 3, 64, 40), (3, 3, 96, 128), (8, 2, 128, 128), (2, 1, 32, 8)];
+    for (i, (heads, kv_heads, key_dim, value_dim)) in shapes.into_iter().enumerate() {
+        for (k, (softcap, window)) in [(0.0, 0), (2.0, 33), (0.0, 70)].into_iter().enumerate() {
+            let kv = KvType::ALL[(i + k) % 2];
+            let shape = Shape::new(heads, kv_heads, key_dim, value_dim);
+            let shape = Shape { softcap, window, kv, sinks: k > 0, ..shape };
+            let positions = [0, 31, 32, 47, 48, 63, 64, 131, 600];
+            let tiles: Vec<_> = positions.into_iter().enumerate().map(|(s, p)| (s, p, 1)).collect();
+            cases.push(Case::new(200 + i as u64, shape, &tiles, 8 - 3 * k));
+        }
+    }
+    let launches = cases.iter().flat_map(|case| [case.launch(), case.launch_single()]);
+    let launches: Vec<_> = launches.collect();
+    let Some(outputs) = run("attention-single", &launches) else { return };
+    for (case, outputs) in cases.iter().zip(outputs.chunks_exact(2)) {
+        assert_eq!(outputs[0], outputs[1], "{:?}, {} warps", case.shape, case.warps);
+    }
+    check("attention-of-single-rows", &cases);
 }

@@ -8,7 +8,7 @@
 #include "row_attention.cuh"
 
 // Threads of a block, at most; and floats of a row that is normed (MAX_NORM_WIDTH of crates/gpu).
-enum : u32 { kRowThreads = 256, kArgmaxThreads = 512, kSumThreads = 512, kNormFloats = 8192 };
+enum : u32 { kRowThreads = 256, kSumThreads = 512, kNormFloats = 8192 };
 
 DEVICE float warp_sum(float value) {
 #pragma unroll
@@ -553,53 +553,5 @@ rows_gate(const float* gate, u32 gate_stride, const float* up, u32 up_stride, u3
             y = 2.0f * 0.797884561f * fmaf(0.044715f * x * x, x, x);
         }
         to[column] = times_sigmoid(x, y) * u[column];
-    }
-}
-
-// The largest logit's token, of equal ones the first; NaN is none. One block for each row.
-// logits: [rows][stride]; chosen: [rows] {token, probability f32}: 1, or 0 and token 0 if no logit
-// is above -infinity
-KERNEL LAUNCH_BOUNDS(kArgmaxThreads, 1)
-rows_argmax(const float* logits, u32 stride, u32 vocab, u32* chosen) {
-    STATIC_SHARED(float, values, kLanes);
-    STATIC_SHARED(u32, tokens, kLanes);
-    const u32 lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes, warps = blockDim.x / kLanes;
-    const float* row = logits + u64{blockIdx.x} * stride;
-    float best = as_float(0xff800000);
-    u32 token = vocab;
-#pragma unroll 4
-    for (u32 i = threadIdx.x; i < vocab; i += blockDim.x) {
-        const float value = row[i];
-        if (value > best) {
-            best = value;
-            token = i;
-        }
-    }
-    // Lanes, then warps; both times a lane may hold nothing, which is -infinity and `vocab`.
-#pragma unroll 1
-    for (u32 round = 0; round < 2; ++round) {
-#pragma unroll
-        for (u32 mask = kLanes / 2; mask > 0; mask /= 2) {
-            const float other = __shfl_xor_sync(kAllLanes, best, mask);
-            const u32 other_token = __shfl_xor_sync(kAllLanes, token, mask);
-            if (other > best || (other == best && other_token < token)) {
-                best = other;
-                token = other_token;
-            }
-        }
-        if (round == 0) {
-            if (lane == 0) {
-                values[warp] = best;
-                tokens[warp] = token;
-            }
-            __syncthreads();
-            best = lane < warps ? values[lane] : as_float(0xff800000);
-            token = lane < warps ? tokens[lane] : vocab;
-        }
-    }
-    if (threadIdx.x == 0) {
-        const bool found = token < vocab;
-        chosen[2 * blockIdx.x] = found ? token : 0;
-        chosen[2 * blockIdx.x + 1] = found ? as_bits(1.0f) : 0;
     }
 }

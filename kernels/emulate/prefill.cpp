@@ -58,7 +58,7 @@ const Calls kCalls = {
     KERNEL_OF(rows_gather), KERNEL_OF(rows_rms_norm), KERNEL_OF(rows_angles), KERNEL_OF(rows_heads),
     KERNEL_OF(rows_kv_append), KERNEL_OF(rows_kv_append_int8), KERNEL_OF(rows_attention_d64), KERNEL_OF(rows_attention_d128),
     KERNEL_OF(rows_attention_d256), KERNEL_OF(rows_attention_d512),
-    KERNEL_OF(rows_attention_d1024), KERNEL_OF(gemm_sum), KERNEL_OF(rows_argmax),
+    KERNEL_OF(rows_attention_d1024), KERNEL_OF(gemm_sum),
     KERNEL_OF(rows_choose), KERNEL_OF(rows_sum_norm), KERNEL_OF(rows_sum_gate),
     KERNEL_OF(rows_sum_heads),
     KERNEL_OF(rows_attention_d64_int8), KERNEL_OF(rows_attention_d128_int8),

@@ -90,8 +90,6 @@ pub enum RowsKernel {
     SumGate,
     /// The sum of partial products of queries, keys and values, and what becomes of them.
     SumHeads,
-    /// The largest logit of rows.
-    Argmax,
     /// What becomes of rows.
     Choose,
 }
@@ -279,9 +277,6 @@ static SUM_HEADS: Signature = Signature {
     ],
 };
 
-/// logits, stride, vocab, chosen
-static ARGMAX: Signature = Signature { name: "rows_argmax", params: &[READ, U32, U32, WRITE] };
-
 /// arena, rows, ran, logits, vocab, stride, choices, endings, cancels, nexts
 static CHOOSE: Signature = Signature {
     name: "rows_choose",
@@ -353,7 +348,6 @@ impl RowsKernel {
             Self::SumNorm => &SUM_NORM,
             Self::SumGate => &SUM_GATE,
             Self::SumHeads => &SUM_HEADS,
-            Self::Argmax => &ARGMAX,
             Self::Choose => &CHOOSE,
         }
     }

@@ -52,10 +52,9 @@ const GROUP_WAITS: usize = 800;
 const SUM_CYCLES: usize = 4000;
 const SUM_BYTES: usize = 12;
 
-/// Words of a row of a pass, of a tile and of what is chosen.
+/// Words of a row of a pass, and of a tile.
 const ROW_WORDS: usize = 4;
 const TILE_WORDS: usize = 2;
-const CHOSEN_WORDS: usize = 2;
 
 /// Places of what sequences go on by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,8 +100,6 @@ pub struct Prefill {
     pub tiles: BufferId,
     /// `[wanted]`: the rows whose logits are wanted.
     pub index: BufferId,
-    /// `[wanted] {u32 token, f32 probability}`.
-    pub chosen: BufferId,
     /// `[rows]`: wide passes since the host wrote the rows.
     pub ran: BufferId,
     /// `[passes][rows]` [`Next`], of wide passes since then, at most [`PASSES_AT_ONCE`].
@@ -242,17 +239,15 @@ impl Prefill {
             add("rows", ROW_WORDS * rows, vec![]),
             add("tiles", TILE_WORDS * rows, vec![]),
             add("index", LOGIT_ROWS, vec![]),
-            add("chosen", CHOSEN_WORDS * LOGIT_ROWS, vec![]),
             add("ran", LOGIT_ROWS, vec![]),
             add("nexts", PASSES_AT_ONCE * LOGIT_ROWS * Next::WORDS, vec![]),
         ];
-        let [rows_buffer, tiles, index, chosen, ran, nexts] = pass;
+        let [rows_buffer, tiles, index, ran, nexts] = pass;
         Ok(Self {
             buffers,
             rows: rows_buffer,
             tiles,
             index,
-            chosen,
             ran,
             nexts,
             logits,

@@ -6,8 +6,8 @@ use m40_program::{KvLayer, KvType, Program, RopeStyle, VectorId};
 use m40_repack::{Layout, Role};
 
 use super::{
-    CHOSEN_WORDS, LANES, Prefill, ROW_WORDS, Shape, Slots, TILE_COLUMNS, TILE_WORDS,
-    attention_kernel, cut, single_attention_kernel, warp_bytes,
+    LANES, Prefill, ROW_WORDS, Shape, Slots, TILE_COLUMNS, TILE_WORDS, attention_kernel, cut,
+    single_attention_kernel, warp_bytes,
 };
 use crate::call::{
     ATTENTION, Arg, BufferId, Call, PAIR_TILE, RowsKernel, SINGLE_ATTENTION, TILES, Words,
@@ -28,7 +28,7 @@ const NORM_THREADS: usize = 512;
 /// Threads of a block that adds up: few, so that small sums have blocks for all multiprocessors.
 const SUM_THREADS: usize = 64;
 
-/// Threads of a block that looks for the largest logit, or chooses otherwise.
+/// Threads of a block that chooses a token.
 const CHOOSE_THREADS: usize = 512;
 
 /// What is done to heads (kernels/rows.cu).
@@ -172,10 +172,8 @@ impl<'a> Pass<'a> {
             Step::Matvec(matvec) => self.matvec(matvec),
             Step::Attention(attention) => self.attention(attention),
             Step::Norm(norm) => self.norm_op(norm),
-            Step::Sample(_) => match self.slots {
-                Some(slots) => self.choose(slots),
-                None => self.argmax(),
-            },
+            // Of a prompt the host has the logits.
+            Step::Sample(_) => self.slots.into_iter().for_each(|slots| self.choose(slots)),
         }
     }
 
@@ -658,18 +656,6 @@ impl<'a> Pass<'a> {
         let grid = tiles * shape.kv_heads * blocks;
         let bytes = warps * warp_bytes(kernel, shape.key_dim, shape.value_dim);
         self.call_with(name, grid, LANES * warps, bytes, args);
-    }
-
-    fn argmax(&mut self) {
-        let logits = self.rows(self.lowered.logits);
-        let len = CHOSEN_WORDS * self.m;
-        let args = vec![
-            logits.read(),
-            logits.stride(),
-            Arg::U32(self.lowered.logits.width as u32),
-            Arg::Write(self.prefill.chosen, Words { first: 0, len }),
-        ];
-        self.call(RowsKernel::Argmax, self.m, CHOOSE_THREADS, args);
     }
 
     fn choose(&mut self, slots: Slots) {

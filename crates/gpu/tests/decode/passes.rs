@@ -39,7 +39,7 @@ pub(crate) fn worst(found: &[f32], expected: &[f32]) -> f32 {
     differences.fold(0.0, |worst, d| if d.is_nan() { f32::INFINITY } else { worst.max(d.abs()) })
 }
 
-pub(crate) fn largest(logits: &[f32]) -> u32 {
+fn largest(logits: &[f32]) -> u32 {
     let all = (0..).zip(logits);
     all.fold((0, f32::NEG_INFINITY), |best, (id, x)| if *x > best.1 { (id, *x) } else { best }).0
 }

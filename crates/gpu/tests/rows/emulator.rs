@@ -98,11 +98,6 @@ pub(crate) fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
 }
 
-/// Little-endian words of bytes.
-pub(crate) fn words(bytes: &[u8]) -> Vec<u32> {
-    bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
-}
-
 /// Runs the launches one after another: of each, the buffers it wrote. `None`, saying so, on a
 /// machine without g++.
 pub(crate) fn run(test: &str, launches: &[Launch]) -> Option<Vec<Vec<Vec<u8>>>> {

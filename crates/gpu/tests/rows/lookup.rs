@@ -1,10 +1,10 @@
-//! Embedding, gathering and the greedy choice.
+//! Embedding and gathering.
 
 use m40_gguf::{TensorType, dequantize};
 use m40_repack::{Layout, Role, repack};
 use m40_testkit::gguf::{Noise, quantize};
 
-use crate::emulator::{Launch, floats, run, words};
+use crate::emulator::{Launch, floats, run};
 use crate::{Row, close, gathered, row_words, spread};
 
 const TYPES: [(TensorType, &str); 16] = [
@@ -98,62 +98,5 @@ fn gathering_copies_the_rows_asked_for() {
     let Some(outputs) = run("gather", &launches) else { return };
     for (output, (cols, expected)) in outputs.iter().zip(expected) {
         assert_eq!(gathered(&floats(&output[0]), cols, cols + 3), expected);
-    }
-}
-
-/// What greedy sampling means: the first of the largest, if it is above -infinity.
-fn greedy(logits: &[f32]) -> [u32; 2] {
-    let mut best = (f32::NEG_INFINITY, [0, 0]);
-    for (token, &logit) in logits.iter().enumerate() {
-        if logit > best.0 {
-            best = (logit, [token as u32, 1.0f32.to_bits()]);
-        }
-    }
-    best.1
-}
-
-#[test]
-fn the_greedy_token_is_the_first_of_the_largest_and_no_nan() {
-    const NOTHING: f32 = f32::NEG_INFINITY;
-    let mut noise = Noise::new(6);
-    let mut passes: Vec<(usize, Vec<f32>)> = vec![
-        (1, vec![-3.0, f32::NAN, NOTHING, f32::INFINITY]),
-        (3, vec![f32::NAN, f32::NAN, NOTHING, NOTHING, -1e38, f32::NAN, -0.0, 0.0, -0.0]),
-        (4, vec![f32::INFINITY, 3e38, f32::INFINITY, f32::NAN]),
-    ];
-    for (rows, vocab) in [(1, 2000), (12, 517), (2, 31)] {
-        let mut logits = noise.normals(rows * vocab, 4.0);
-        // Rounded, so that the largest is there many times: in other lanes and warps too.
-        logits.iter_mut().for_each(|v| *v = v.round());
-        for _ in 0..rows * vocab / 20 {
-            logits[noise.below(rows * vocab)] = f32::NAN;
-        }
-        passes.push((vocab, logits));
-    }
-    // A tie across warps, whose first is in the last warp's lane.
-    let mut late = vec![0.0; 600];
-    late[447] = 1.0;
-    late[448] = 1.0;
-    late[599] = 1.0;
-    passes.push((600, late));
-    let mut launches = vec![];
-    for (vocab, logits) in &passes {
-        for threads in [32, 448] {
-            let rows = logits.len() / vocab;
-            launches.push(
-                Launch::new("rows_argmax", rows, threads, 0)
-                    .read_floats(&spread(logits, *vocab, vocab + 1))
-                    .number(vocab + 1)
-                    .number(*vocab)
-                    .write(&vec![0xff; rows * 8]),
-            );
-        }
-    }
-    let Some(outputs) = run("argmax", &launches) else { return };
-    for ((vocab, logits), outputs) in passes.iter().zip(outputs.chunks(2)) {
-        let expected: Vec<u32> = logits.chunks(*vocab).flat_map(greedy).collect();
-        for output in outputs {
-            assert_eq!(words(&output[0]), expected, "of {vocab} logits");
-        }
     }
 }

@@ -8,8 +8,8 @@
 // sequence alone, not on how heads are dealt to blocks.
 #pragma once
 
-#include "block.cuh"
 #include "kv.cuh"
+#include "marks.cuh"
 
 enum : u32 {
     kPartTokens = 16,
@@ -18,10 +18,13 @@ enum : u32 {
     kLoads = 8,
     // Dimensions of values that a warp adds up at a time.
     kOutputFloats = 128,
+    // Partial results of a row that a thread has on their way.
+    kChunksAtOnce = 9,
     // Query heads of an item, at most.
     kHeadsAtOnce = 8,
-    // Pairs of dimensions that a lane rotates, two at a time.
+    // Pairs of dimensions that a lane rotates, two at a time, and values that it takes.
     kPairsOfLane = 2,
+    kValuesAtOnce = 4,
 };
 
 // How shared memory is used: `pool` of the block, in floats.
@@ -141,8 +144,8 @@ DEVICE uint2 dimensions(const Op& op, u32 pair) {
 // Loads pairs `first` and so on of a head, and what they are multiplied with. Returns the sum of their
 // squares.
 template <class C, class Op>
-DEVICE float load_pairs(const Block<C>& block, const Op& op, u32 row, const float* from, Place gain,
-                        u32 first, Head& head) {
+DEVICE float load_pairs(const Block<C>& block, const Op& op, u32 row, const float* from,
+                        const Wanted& wanted, Place gain, u32 first, Head& head) {
     const u32 lane = threadIdx.x % kLanes;
     float squares = 0.0f;
 #pragma unroll
@@ -152,18 +155,32 @@ DEVICE float load_pairs(const Block<C>& block, const Op& op, u32 row, const floa
         head.pairs[i] = {0.0f, 0.0f};
         head.turns[i] = {1.0f, 0.0f};
         head.gains[i] = {1.0f, 1.0f};
-        if (2 * pair < op.key_dim) {
-            head.pairs[i] = {load_shared_by_blocks(from + two.x), load_shared_by_blocks(from + two.y)};
-            if (gain != kNowhere) {
-                const float* gains = at<float>(block, gain);
-                head.gains[i] = {as_float(load_weights_4(gains + two.x)),
-                                 as_float(load_weights_4(gains + two.y))};
-            }
+        if (2 * pair < op.key_dim && gain != kNowhere) {
+            const float* gains = at<float>(block, gain);
+            head.gains[i] = {as_float(load_weights_4(gains + two.x)),
+                             as_float(load_weights_4(gains + two.y))};
         }
         if (pair < op.pairs) {
             const float* angles = at<float>(block, op.angles) + 2 * (u64{row} * op.pairs + pair);
             head.turns[i] = {load_shared_by_blocks(angles), load_shared_by_blocks(angles + 1)};
         }
+    }
+    load_marked(*block.shared, [&] {
+        bool old = false;
+#pragma unroll
+        for (u32 i = 0; i < kPairsOfLane; ++i) {
+            const u32 pair = first + i * kLanes + lane;
+            const uint2 two = dimensions(op, pair);
+            if (2 * pair < op.key_dim) {
+                head.pairs[i] = {load_shared_by_blocks(from + two.x),
+                                 load_shared_by_blocks(from + two.y)};
+                old |= is_old(head.pairs[i].x, wanted) | is_old(head.pairs[i].y, wanted);
+            }
+        }
+        return old;
+    });
+#pragma unroll
+    for (u32 i = 0; i < kPairsOfLane; ++i) {
         squares = fmaf(head.pairs[i].x, head.pairs[i].x, squares);
         squares = fmaf(head.pairs[i].y, head.pairs[i].y, squares);
     }
@@ -172,8 +189,8 @@ DEVICE float load_pairs(const Block<C>& block, const Op& op, u32 row, const floa
 
 // Norm and rotation. from: [key_dim] f32; `put(dimension, value)` takes the results.
 template <class C, class Op, class Put>
-DEVICE void prepare_head(const Block<C>& block, const Op& op, u32 row, const float* from, Place gain,
-                         Put put) {
+DEVICE void prepare_head(const Block<C>& block, const Op& op, u32 row, const float* from,
+                         const Wanted& wanted, Place gain, Put put) {
     constexpr u32 kPairs = kPairsOfLane * kLanes;
     const u32 lane = threadIdx.x % kLanes;
     Head head;
@@ -182,7 +199,7 @@ DEVICE void prepare_head(const Block<C>& block, const Op& op, u32 row, const flo
         float squares = 0.0f;
 #pragma unroll 1
         for (u32 first = 0; 2 * first < op.key_dim; first += kPairs) {
-            squares += load_pairs(block, op, row, from, gain, first, head);
+            squares += load_pairs(block, op, row, from, wanted, gain, first, head);
         }
         const float mean = warp_sum(squares) * reciprocal_approx(static_cast<float>(op.key_dim));
         root = reciprocal_root_approx(mean + op.norm_eps);
@@ -190,7 +207,7 @@ DEVICE void prepare_head(const Block<C>& block, const Op& op, u32 row, const flo
 #pragma unroll 1
     for (u32 first = 0; 2 * first < op.key_dim; first += kPairs) {
         if (gain == kNowhere || op.key_dim > 2 * kPairs) {
-            load_pairs(block, op, row, from, gain, first, head);
+            load_pairs(block, op, row, from, wanted, gain, first, head);
         }
 #pragma unroll
         for (u32 i = 0; i < kPairsOfLane; ++i) {
@@ -513,25 +530,42 @@ template <class C, class Op>
 DEVICE void join_chunks(const Block<C>& block, const Op& op, u32 chunks, u32 kv_head, u32 group,
                         const float* partials, float* out) {
     const u32 partial = op.value_dim + 4;
+    const float infinity = as_float(0x7f800000);
 #pragma unroll 1
     for (u32 i = threadIdx.x; i < group * op.value_dim; i += C::kThreads) {
         const u32 head = i / op.value_dim, d = i - head * op.value_dim;
         const float* of_head = partials + head * partial;
-        float largest = -as_float(0x7f800000), sum = 0.0f, total = 0.0f;
-#pragma unroll 8
-        for (u32 c = 0; c < chunks; ++c) {
-            const float* from = of_head + c * (group * partial);
-            const float here = load_shared_by_blocks(from + op.value_dim);
-            const float part = load_shared_by_blocks(from + d);
-            const float parts = load_shared_by_blocks(from + op.value_dim + 1);
-            const float highest = fmaxf(largest, here);
-            const float old = exp2_approx(largest - highest), factor = exp2_approx(here - highest);
-            sum = fmaf(factor, part, sum * old);
-            total = fmaf(factor, parts, total * old);
+        float largest = -infinity, sum = 0.0f, total = 0.0f;
+#pragma unroll 1
+        for (u32 first = 0; first < chunks; first += kChunksAtOnce) {
+            float here[kChunksAtOnce], part[kChunksAtOnce], parts[kChunksAtOnce];
+#pragma unroll
+            for (u32 c = 0; c < kChunksAtOnce; ++c) {
+                const float* from = of_head + (first + c) * (group * partial);
+                here[c] = -infinity;
+                part[c] = parts[c] = 0.0f;
+                load_shared_by_blocks_if(first + c < chunks, from + op.value_dim, here[c]);
+                load_shared_by_blocks_if(first + c < chunks, from + d, part[c]);
+                load_shared_by_blocks_if(first + c < chunks, from + op.value_dim + 1, parts[c]);
+            }
+            float highest = largest;
+#pragma unroll
+            for (u32 c = 0; c < kChunksAtOnce; ++c) {
+                highest = fmaxf(highest, here[c]);
+            }
+            const float old = exp2_approx(largest - highest);
+            sum *= old;
+            total *= old;
+#pragma unroll
+            for (u32 c = 0; c < kChunksAtOnce; ++c) {
+                const float factor = exp2_approx(here[c] - highest);
+                sum = fmaf(factor, part[c], sum);
+                total = fmaf(factor, parts[c], total);
+            }
             largest = highest;
         }
         total = with_sink(block, op, kv_head * group + head, largest, total);
-        out[i] = sum * reciprocal_approx(total);
+        store_openly(out + i, marked(sum * reciprocal_approx(total), op.flags));
     }
 }
 
@@ -567,7 +601,7 @@ DEVICE void keep_scaled(const float* from, u32 dim, u8* own, float* own_scale, b
 }
 
 // Queries, key and value of the item, prepared and stored, by a warp each. The key and the value are
-// rounded to what the cache holds. page: of the row's own token
+// rounded to what the cache holds. page: of the row's own token.
 template <class C, class Kv, class Op>
 DEVICE void prepare(const Block<C>& block, const Op& op, const AttentionItem& item,
                     const AttentionMemory<Kv>& memory, u32 task, u32 page) {
@@ -581,7 +615,8 @@ DEVICE void prepare(const Block<C>& block, const Op& op, const AttentionItem& it
                             (item.first_head + task) * op.key_dim;
         float* to = memory.queries + task * op.key_dim;
         float sum = 0.0f;
-        prepare_head(block, op, item.row, from, op.q_gain, [&](u32 d, float x) {
+        const Wanted wanted = Wanted::of<C>(op.flags, 0);
+        prepare_head(block, op, item.row, from, wanted, op.q_gain, [&](u32 d, float x) {
             if constexpr (Kv::kScaled) {
                 sum += x;
                 x *= Kv::kGrowth;
@@ -599,7 +634,8 @@ DEVICE void prepare(const Block<C>& block, const Op& op, const AttentionItem& it
             at<float>(block, op.k) + u64{item.row} * op.k_stride + item.kv_head * op.key_dim;
         Element* to = cache + item.kv_head * op.key_dim * kPageTokens + token * 8;
         const auto place = [](u32 d) { return d / 8 * (kPageTokens * 8) + d % 8; };
-        prepare_head(block, op, item.row, from, op.k_gain, [&](u32 d, float x) {
+        const Wanted wanted = Wanted::of<C>(op.flags, 1);
+        prepare_head(block, op, item.row, from, wanted, op.k_gain, [&](u32 d, float x) {
             if constexpr (Kv::kScaled) {
                 memory.outputs[d] = x;
             } else {
@@ -620,16 +656,34 @@ DEVICE void prepare(const Block<C>& block, const Op& op, const AttentionItem& it
         Element* to = cache + op.kv_heads * op.key_dim * kPageTokens +
                       (item.kv_head * kPageTokens + token) * op.value_dim;
         float* staged = memory.outputs + op.key_dim;
-#pragma unroll 4
-        for (u32 d = lane; d < op.value_dim; d += kLanes) {
-            const float x = load_shared_by_blocks(from + d);
-            if constexpr (Kv::kScaled) {
-                staged[d] = x;
-            } else {
-                const u16 bits = static_cast<u16>(float_to_half(x));
-                memory.value[d] = bits;
-                if (item.appends) {
-                    to[d] = bits;
+        const Wanted wanted = Wanted::of<C>(op.flags, 2);
+#pragma unroll 1
+        for (u32 first = lane; first < op.value_dim; first += kValuesAtOnce * kLanes) {
+            float x[kValuesAtOnce] = {};
+            load_marked(*block.shared, [&] {
+                bool old = false;
+#pragma unroll
+                for (u32 i = 0; i < kValuesAtOnce; ++i) {
+                    if (first + i * kLanes < op.value_dim) {
+                        x[i] = load_shared_by_blocks(from + first + i * kLanes);
+                        old |= is_old(x[i], wanted);
+                    }
+                }
+                return old;
+            });
+#pragma unroll
+            for (u32 i = 0; i < kValuesAtOnce; ++i) {
+                const u32 d = first + i * kLanes;
+                if (d < op.value_dim) {
+                    if constexpr (Kv::kScaled) {
+                        staged[d] = x[i];
+                    } else {
+                        const u16 bits = static_cast<u16>(float_to_half(x[i]));
+                        memory.value[d] = bits;
+                        if (item.appends) {
+                            to[d] = bits;
+                        }
+                    }
                 }
             }
         }
@@ -675,8 +729,12 @@ DEVICE void join_parts(const Block<C>& block, const Op& op, const AttentionMemor
         }
         const float sum = dots[0] + dots[1] + (dots[2] + dots[3]);
         const float total = totals[0] + totals[1] + (totals[2] + totals[3]);
-        out[d0 + d] =
-            whole ? sum * reciprocal_approx(with_sink(block, op, head, largest, total)) : sum;
+        if (whole) {
+            const float total_with_sink = with_sink(block, op, head, largest, total);
+            store_openly(out + d0 + d, marked(sum * reciprocal_approx(total_with_sink), op.flags));
+        } else {
+            out[d0 + d] = sum;
+        }
         if (!whole && d0 + d == 0) {
             out[op.value_dim] = largest;
             out[op.value_dim + 1] = total;

@@ -45,10 +45,13 @@ struct Grid {
 
     // What this block has written is there for all that await. Of the last warp, as it has the least
     // to do in small ops: others go on to what comes next.
-    DEVICE_MEMBER void announce(Grid& grid) {
+    // open: others see for themselves whether it is (marks.cuh).
+    DEVICE_MEMBER void announce(Grid& grid, bool open = false) {
         __syncthreads();
         if (threadIdx.x == C::kThreads - kLanes) {
-            __threadfence();
+            if (!open) {
+                __threadfence();
+            }
             atomicAdd(grid.counter, 1u);
         }
         grid.target += grid_blocks();
@@ -113,9 +116,9 @@ DEVICE void await(Block<C>& block, u32 flags, bool resident) {
 template <class C>
 DEVICE bool arrived_last(const Block<C>& block, u32* count, u32 all) {
     u32& last = block.shared->last;
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
+        __threadfence();
         last = atomicAdd(count, 1u) + 1 == all;
         if (last) {
             atomicExch(count, 0u);

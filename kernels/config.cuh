@@ -28,18 +28,11 @@ struct Batch {
     static constexpr u32 kSquares = kRows * kNormGroups, kPool = 12096 - kSquares;
     // Steps of all rows that fit into the pool.
     static constexpr u32 kSteps = kPool / (kRows * kStepGroups * kGroupFloats);
+    // Whether readers look at marks (marks.cuh). Passes of many rows would lose more by it than fences take.
+    static constexpr bool kReadsMarks = kRows <= 2;
     // Items of staging that a thread has on their way.
     static constexpr u32 kItems = kRows <= 2 ? 2 : 3;
 };
-
-// Blocks of the grid, if the kernel is compiled for one program on one card; else 1.
-DEVICE constexpr u32 known_blocks() {
-#ifdef M40_BLOCKS
-    return M40_BLOCKS;
-#else
-    return 1;
-#endif
-}
 
 // Blocks of the grid.
 DEVICE u32 grid_blocks() {

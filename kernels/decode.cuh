@@ -70,14 +70,48 @@ DEVICE void run(Block<C>& block, const Op& op, bool resident, const Host& host) 
     }
 }
 
+// Whether an op is a call: what it needs of registers is then no burden to the others, whose state would
+// go to memory that is far after each barrier. Ops of one or two rows that need few are not worth one.
+template <class C, class Op>
+DEVICE constexpr bool is_called() {
+    if constexpr (C::kBatch > 2 || !Op::kKnown) {
+        return true;
+    } else if constexpr (Op::kKind == kMatvec) {
+        return Op::Format::kWords + Op::Format::kHigh > 4 || Op::Format::kHalves > 1 ||
+               Op::Format::kSuperBytes > 0;
+    } else if constexpr (Op::kKind == kAttention) {
+        return Op::key_dim > 64;
+    } else {
+        return false;
+    }
+}
+
+// Returns what the barrier's target is then.
+template <class C, class Op>
+DEVICE_CALLED u32 run_called(Block<C> block, const Op* op, bool resident, Host host) {
+    assume_shared(op);
+    assume_shared(block.shared);
+    run(block, *op, resident, host);
+    return block.grid.target;
+}
+
+template <class C, class Op>
+DEVICE void run_or_call(Block<C>& block, const Op& op, bool resident, const Host& host) {
+    if constexpr (is_called<C, Op>()) {
+        block.grid.target = run_called(block, &op, resident, host);
+    } else {
+        run(block, op, resident, host);
+    }
+}
+
 // Op word 0 is the number of the variant, where a program's are known, else the kind.
 template <class C>
 DEVICE void run_op(Block<C>& block, const u32* op, bool resident, const Host& host) {
     switch (op[0]) {
-#define CASE(number, Op)                                                            \
-    case number:                                                                    \
-        run(block, static_cast<const Op&>(*reinterpret_cast<const Op::Words*>(op)), \
-            resident, host);                                                     \
+#define CASE(number, Op)                                                                    \
+    case number:                                                                            \
+        run_or_call(block, static_cast<const Op&>(*reinterpret_cast<const Op::Words*>(op)), \
+                    resident, host);                                                        \
         break;
         FOR_VARIANTS(CASE)
 #undef CASE
@@ -159,7 +193,7 @@ DEVICE void decode(u8* arena, Place ops, u32 first, u32 last, Place pass_place, 
             block.next = list + u64{i + 1 < last ? i + 1 : first} * kOpWords;
             run_op(block, op, resident, host);
             if (resident && op[1] & kAnnounce) {
-                Grid<C>::announce(block.grid);
+                Grid<C>::announce(block.grid, C::kReadsMarks && (op[1] & kOpen) != 0);
             } else {
                 __syncthreads();
             }

@@ -167,6 +167,12 @@ DEVICE void store_to_host(u32* p, u32 v) {
     asm volatile("st.volatile.global.u32 [%0], %1;" : : "l"(p), "r"(v) : "memory");
 }
 
+// Between two looks at what another block is about to write.
+DEVICE void look_again() {}
+
+// A number that others read before a fence.
+DEVICE void store_openly(float* p, float v) { *p = v; }
+
 // A clock: it need not be exact, and steps by about a microsecond.
 DEVICE u64 nanoseconds() {
     u64 v;

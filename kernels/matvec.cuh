@@ -111,7 +111,11 @@ DEVICE void matvec(Block<C>& block, const Op& op, bool resident) {
     Shared<C>& shared = *block.shared;
     const u32 lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
     const bool normed = op.prologue != kPlain;
-    const u32 blocks = grid_blocks();
+    const u32 blocks = op.blocks, number = blockIdx.x - op.first_block;
+    if (blocks != grid_blocks() && number >= blocks) {
+        load_next(block);
+        return;
+    }
     const u32 groups = (op.cols + kGroup - 1) / kGroup;
     const u32 steps = (groups + kStepGroups - 1) / kStepGroups;
     // Chunks of about the same size.
@@ -126,7 +130,7 @@ DEVICE void matvec(Block<C>& block, const Op& op, bool resident) {
     const u32 even_steps = ((steps + chunks - 1) / chunks + kAhead - 1) / kAhead * kAhead;
     const u32 chunk_steps = whole ? steps : min(C::kSteps, even_steps);
     const u32 all_units = (op.rows + kMatrixRows - 1) / kMatrixRows;
-    const u32 first_unit = warp * blocks + blockIdx.x, unit_stride = C::kWarps * blocks;
+    const u32 first_unit = warp * blocks + number, unit_stride = C::kWarps * blocks;
 
     Walk walk;
     walk.rows = op.rows;
@@ -180,14 +184,14 @@ DEVICE void matvec(Block<C>& block, const Op& op, bool resident) {
         }
 #pragma unroll 1
         for (u32 chunk = 0; chunk < steps; chunk += chunk_steps) {
-            const u32 end = min(chunk + chunk_steps, steps);
+            const u32 count = steps % chunk_steps == 0 ? chunk_steps : min(chunk_steps, steps - chunk);
+            const u32 end = chunk + count, stride = count * kStepGroups * kGroupFloats;
             if (!whole) {
                 __syncthreads();
-                staging.stage(block, op, chunk * kStepGroups, (end - chunk) * kStepGroups,
-                              first_round == 0, kOneBlock);
+                staging.stage(block, op, chunk * kStepGroups, count * kStepGroups, first_round == 0,
+                              kOneBlock);
                 __syncthreads();
             }
-            const u32 stride = (end - chunk) * kStepGroups * kGroupFloats;
 #pragma unroll 1
             for (u32 round = first_round; round < min(end_round, walk.mine); ++round) {
                 float totals[kOwned];

@@ -56,6 +56,14 @@ enum : u32 {
     kAwait = 1,
     // The next op awaits this one.
     kAnnounce = 2,
+    // Others tell by marks (marks.cuh) whether what was written up to here has arrived.
+    kOpen = 4,
+    // The mark of what the op writes.
+    kMark = 8,
+    // Of its input i, shifted left by 2 * i: whether it has marks, and which. A matvec's are x and the
+    // residual, those of attention q, k and v.
+    kMarkedInput = 16,
+    kInputMark = 32,
 };
 
 // What is done to the rows a matvec multiplies with, before.
@@ -109,6 +117,7 @@ struct MatvecOp {
     u32 gate_stride;                   // what `up` does, where gate and up differ in type
     Place sums;                        // of a product whose columns kernels of many rows deal to blocks, or
                                        // nowhere: see split.cuh
+    u32 first_block, blocks;           // that do it: first_block..first_block + blocks
 };
 
 // A matvec that has `up`.

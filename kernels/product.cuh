@@ -40,14 +40,19 @@ struct Cut {
     // bound by instructions, four of a row of weights; with more by those and by shared memory, which
     // answers a warp's step in so many cycles however many rows use it, or by the length of a step.
     DEVICE_MEMBER constexpr u32 cost(u32 unit) {
-        const u32 warps = C::kWarps * known_blocks(), rows = kGated ? 2 * Op::rows : Op::rows;
-        const u32 units = (rows + unit - 1) / unit, rounds = (units + warps - 1) / warps;
+        const u32 warps = C::kWarps * Op::blocks, rows = kGated ? 2 * Op::rows : Op::rows;
+        // Where columns are dealt too, so are steps.
+        const u32 steps = C::kBatch >= 4 && Op::kSplits ? (Op::cols + 1023) / 1024 : 1;
+        const u32 units = (rows + unit - 1) / unit * steps, rounds = (units + warps - 1) / warps;
+        const u32 schedulers = 4 * Op::blocks, turns = (units + schedulers - 1) / schedulers;
         if (C::kBatch <= 2) {
-            return rounds * (4 * unit + 1);
+            const u32 alone = rounds * (4 * unit + 7), together = turns * (4 * unit + 1);
+            return alone > together ? alone : together;
         }
-        const u32 busy = ((units < warps ? units : warps) + known_blocks() - 1) / known_blocks();
-        const u32 answers = busy * (40 + 11 * unit), length = (2 * unit + 1) * 38;
-        return rounds * (answers > length ? answers : length);
+        // A warp's step in issue slots; warps of a scheduler share them, one alone has two of three.
+        const u32 step = 150 + 8 * C::kBatch + unit * (50 + 38 * C::kBatch);
+        const u32 alone = (step * 3 / 2) * rounds, together = step * 9 / 8 * turns;
+        return alone > together ? alone : together;
     }
 
     static constexpr u32 kRows = unit_rows();
@@ -263,11 +268,19 @@ DEVICE void finish(const Block<C>& block, const Op& op, u32 b, u32 row, float va
         const float* gates = at<float>(block, op.gate) + u64{b} * op.gate_stride;
         value *= activate(op.activation, load_shared_by_blocks(gates + row));
     }
+    if (op.residual != kNowhere) {
+        const Wanted wanted = Wanted::of<C>(op.flags, 1);
+        const float* place = at<float>(block, op.residual) + b * op.residual_stride + row;
+        for (u32 polls = 0; is_old(residual, wanted) && looks_again(*block.shared, polls);) {
+            residual = load_shared_by_blocks(place);
+        }
+    }
     value += residual;
     if (op.softcap != 0.0f) {
         value = soften(value, op.softcap);
     }
-    at<float>(block, op.y)[u64{b} * op.y_stride + row] = value;
+    value = marked(value, op.flags);
+    store_openly(at<float>(block, op.y) + u64{b} * op.y_stride + row, value);
     if (op.maxima != kNowhere && above({value, row}, largest)) {
         largest = {value, row};
     }

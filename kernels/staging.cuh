@@ -5,7 +5,7 @@
 //   formats with two:                [32 + h] and [34 + h] the same for half h.
 #pragma once
 
-#include "block.cuh"
+#include "marks.cuh"
 #include "planes.cuh"
 
 // Eight columns of a group, which one thread takes.
@@ -124,10 +124,13 @@ template <class C, class F, class Op>
 class Staging {
   public:
     // Gains depend on nothing, so the first ones are loaded before the rows are awaited.
-    DEVICE_METHOD Staging(const Block<C>& block, const Op& op) {
+    DEVICE_METHOD Staging(const Block<C>& block, const Op& op)
+        : x_(at<float>(block, op.x)), wanted_(Wanted::of<C>(op.flags, 0)) {
 #pragma unroll
         for (u32 i = 0; i < kGains; ++i) {
-            gains_[i] = load_gain(block, op, (threadIdx.x + i * C::kThreads) * 8);
+            gains_[i] = i * C::kThreads * 8 < op.cols
+                            ? load_gain(block, op, (threadIdx.x + i * C::kThreads) * 8)
+                            : zero_eight();
         }
     }
 
@@ -164,19 +167,32 @@ class Staging {
             for (u32 i = 0; i < C::kItems; ++i) {
                 const u32 item = start + i * C::kThreads + threadIdx.x;
                 const u32 row = C::kBatch == 1 ? 0 : item / items;
-                const u32 column = first * kGroup + (item - row * items) * 8;
-                v[i] = gains[i] = zero_eight();
-                if (item < all) {
-                    v[i] = load_eight(at<float>(block, op.x) + row * op.x_stride, column, op.cols);
+                gains[i] = zero_eight();
+                if (start + i * C::kThreads < all && item < all) {
                     gains[i] = start == 0 && first == 0 && i < kGains
                                    ? gains_[i]
-                                   : load_gain(block, op, column);
+                                   : load_gain(block, op, first * kGroup + (item - row * items) * 8);
                 }
             }
+            load_marked(*block.shared, [&] {
+                bool old = false;
+#pragma unroll
+                for (u32 i = 0; i < C::kItems; ++i) {
+                    const u32 item = start + i * C::kThreads + threadIdx.x;
+                    const u32 row = C::kBatch == 1 ? 0 : item / items;
+                    const u32 column = first * kGroup + (item - row * items) * 8;
+                    v[i] = zero_eight();
+                    if (start + i * C::kThreads < all && item < all && column < op.cols) {
+                        v[i] = load_eight(x_ + row * op.x_stride, column, op.cols);
+                        old |= op.prologue != kAddRmsNorm && is_old(v[i].low, v[i].high, wanted_);
+                    }
+                }
+                return old;
+            });
 #pragma unroll
             for (u32 i = 0; i < C::kItems; ++i) {
                 const u32 item = start + i * C::kThreads + threadIdx.x;
-                if (item < all) {
+                if (start + i * C::kThreads < all && item < all) {
                     const u32 row = C::kBatch == 1 ? 0 : item / items;
                     store_item(block, op, row, first, item - row * items, count, v[i], gains[i],
                                measure, keeper);
@@ -203,8 +219,8 @@ class Staging {
         if (op.prologue != kPlain) {
             if (op.prologue == kAddRmsNorm && column < op.cols) {
                 v = added(block, op, row, column, v);
-                const bool stores = keeper == kOneBlock ? blockIdx.x == min(row, grid_blocks() - 1)
-                                                        : keeper == kThisBlock;
+                const bool chosen = blockIdx.x - op.first_block == min(row, op.blocks - 1);
+                const bool stores = keeper == kOneBlock ? chosen : keeper == kThisBlock;
                 if (stores && measure && op.stream != kNowhere) {
                     float* stream = at<float>(block, op.stream) + row * op.x_stride + column;
                     reinterpret_cast<float4*>(stream)[0] = v.low;
@@ -233,5 +249,7 @@ class Staging {
                  fmaf(add.high.z, root, v.high.z), fmaf(add.high.w, root, v.high.w)}};
     }
 
+    const float* x_;  // of the first row
+    Wanted wanted_;
     Eight gains_[kGains == 0 ? 1 : kGains];  // of the first items
 };

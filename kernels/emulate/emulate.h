@@ -8,8 +8,8 @@
 // progress, ends the process with a message instead of hanging.
 //
 // Emulated: __syncthreads, __syncthreads_count, shuffles, ballots, __syncwarp, 32- and 64-bit atomics,
-// fences, static and dynamic shared memory, alignment of vector loads. Not emulated: timing, caches,
-// weak memory order.
+// fences, static and dynamic shared memory, alignment of vector loads. What a block stores openly arrives
+// late, or with its next fence. Not emulated: timing, caches, weak order of all else.
 #pragma once
 
 #ifndef __cplusplus
@@ -119,6 +119,15 @@ struct Launch {
     std::size_t scheduler_stack_bytes = 0;
     void* scheduler_fake_stack = nullptr;
     u64 progress = 0;  // barriers passed and threads finished
+    u64 rounds = 0;    // in which each thread had a turn
+    // On their way: by address, and by the round in which they arrive.
+    struct Store {
+        float value;
+        const Block* block;
+        u64 due;
+    };
+    std::map<float*, Store> stores;
+    std::multimap<u64, float*> due;
 };
 
 inline Launch* launch = nullptr;
@@ -142,6 +151,45 @@ inline void yield() {
 #if EMULATE_ASAN
     __sanitizer_finish_switch_fiber(fiber.fake_stack, nullptr, nullptr);
 #endif
+}
+
+inline void arrive(std::map<float*, Launch::Store>::iterator store) {
+    *store->first = store->second.value;
+    launch->stores.erase(store);
+}
+
+// Stores of a block, or of all, arrive.
+inline void arrive_of(const Block* block) {
+    for (auto it = launch->stores.begin(); it != launch->stores.end();) {
+        const auto store = it++;
+        if (block == nullptr || store->second.block == block) {
+            arrive(store);
+        }
+    }
+}
+
+// Stores arrive whose round has come.
+inline void arrive_due() {
+    auto& due = launch->due;
+    while (!due.empty() && due.begin()->first <= launch->rounds) {
+        const auto store = launch->stores.find(due.begin()->second);
+        if (store != launch->stores.end() && store->second.due == due.begin()->first) {
+            arrive(store);
+        }
+        due.erase(due.begin());
+    }
+}
+
+// Stores, to arrive within some rounds; after what was stored there before.
+inline void store_late(float* p, float value) {
+    const auto before = launch->stores.find(p);
+    if (before != launch->stores.end()) {
+        arrive(before);
+    }
+    const u64 address = reinterpret_cast<std::uintptr_t>(p) / 4;
+    const u64 due = launch->rounds + 1 + (address * 0x9e3779b97f4a7c15 >> 32) % 61;
+    launch->stores[p] = {value, self().block, due};
+    launch->due.emplace(due, p);
 }
 
 inline void leave(Meeting& meeting) {
@@ -288,6 +336,8 @@ inline void run(u32 grid, u32 block, std::size_t shared_bytes, std::function<voi
     std::size_t left = state.fibers.size();
     u64 seen = 0, stuck = 0;
     while (left > 0) {
+        ++state.rounds;
+        arrive_due();
         for (Fiber& fiber : state.fibers) {
             if (fiber.done || (fiber.meeting != nullptr && fiber.meeting->round == fiber.round)) {
                 continue;
@@ -302,6 +352,7 @@ inline void run(u32 grid, u32 block, std::size_t shared_bytes, std::function<voi
             fail("threads wait for each other for ever");
         }
     }
+    arrive_of(nullptr);
     for (Fiber& fiber : state.fibers) {
         spare_stacks.push_back(std::move(fiber.stack));
     }
@@ -340,8 +391,12 @@ DEVICE void __syncwarp(u32 mask = 0xffffffffu) {
     emulate::exchange(mask, 0, [](const u32*) { return 0u; });
 }
 DEVICE void __threadfence_block() { emulate::yield(); }
-DEVICE void __threadfence() { emulate::yield(); }
+DEVICE void __threadfence() {
+    emulate::arrive_of(emulate::self().block);
+    emulate::yield();
+}
 DEVICE void __threadfence_system() {
+    emulate::arrive_of(emulate::self().block);
     __sync_synchronize();
     emulate::yield();
 }
@@ -434,6 +489,8 @@ DEVICE void load_shared_by_blocks_if(bool wanted, const float* p, float& v) {
 }
 DEVICE u32 copied(u32 a) { return a; }
 // A spinning thread must let the thread it waits for run, and the host do what it does meanwhile.
+DEVICE void look_again() { emulate::yield(); }
+DEVICE void store_openly(float* p, float v) { emulate::store_late(p, v); }
 DEVICE u32 load_volatile(const u32* p) {
     emulate::yield();
     if (emulate::host) {

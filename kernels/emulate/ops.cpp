@@ -30,7 +30,7 @@ void print_matvec() {
     FIELD(x_stride) FIELD(gain) FIELD(block) FIELD(block_gain) FIELD(stream) FIELD(eps)
     FIELD(block_eps) FIELD(activation) FIELD(bias) FIELD(residual) FIELD(residual_stride) FIELD(y)
     FIELD(y_stride) FIELD(softcap) FIELD(maxima) FIELD(gate) FIELD(gate_stride)
-    FIELD(sums)
+    FIELD(sums) FIELD(first_block) FIELD(blocks)
 }
 
 void print_attention() {

@@ -11,21 +11,26 @@
 //! | `uses` | who reads what an op of the program wrote |
 //! | `store` | regions of scratch memory, and which buffer lies where |
 //! | `order` | barriers |
+//! | `marks` | barriers that need no fence |
 //! | `assemble` | steps to words |
 //! | `text` | steps to text |
 
 mod assemble;
 mod fuse;
+mod marks;
 mod order;
 mod store;
 mod text;
 mod uses;
+
+use std::ops::Range;
 
 use m40_gguf::TensorType;
 use m40_program::{Activation, AttentionShape, MatrixId, Program, RopeId, VectorId};
 
 pub(crate) use assemble::page_places;
 pub use assemble::{AssembleError, Places};
+pub use marks::Marks;
 pub use store::{Memory, Region, RegionId, View};
 pub use text::Text;
 
@@ -94,6 +99,12 @@ pub struct LoweredOp {
     pub awaits: bool,
     /// The next op awaits this one.
     pub announces: bool,
+    /// Whoever reads what was written up to here sees by marks whether it has arrived.
+    pub open: bool,
+    /// Last bits of numbers.
+    pub marks: Marks,
+    /// Blocks of the grid that do it: all of them, but of products that share the card.
+    pub blocks: Range<u32>,
     /// What it does.
     pub step: Step,
 }
@@ -285,7 +296,8 @@ pub struct Sample {
 /// `m40_program` are made of, and nothing is run that is only partly understood.
 pub fn lower(program: &Program, target: Target) -> Result<Lowered, LowerError> {
     let fused = fuse::fuse(program, target)?;
-    let ops = order::order(fused.steps);
+    let mut ops = order::order(fused.steps, target.blocks);
+    marks::mark(&mut ops);
     Ok(Lowered {
         target,
         matrices: fused.matrices,

@@ -51,6 +51,17 @@ pub const AWAIT: u32 = 1;
 /// The next op has [`AWAIT`].
 pub const ANNOUNCE: u32 = 2;
 
+/// What was written up to here has marks, by which readers see whether it has arrived.
+pub const OPEN: u32 = 4;
+
+/// The mark of what the op writes.
+pub const MARK: u32 = 8;
+
+/// Input `input` of an op has marks, which are these.
+pub const fn marked_input(input: usize, mark: bool) -> u32 {
+    (16 | (mark as u32) << 5) << (2 * input)
+}
+
 /// An offset in the arena, in units of 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Place(pub u32);
@@ -201,7 +212,7 @@ structure! {
     MatvecOp {
         /// [`Op::MATVEC`], or [`Op::GATED_MATVEC`] with `up`.
         kind: u32,
-        /// [`AWAIT`], [`ANNOUNCE`].
+        /// [`AWAIT`], [`ANNOUNCE`] and so on.
         flags: u32,
         /// [`weight_type`] of W, and of U.
         r#type: u32,
@@ -261,6 +272,10 @@ structure! {
         gate_stride: u32,
         /// `[SPLIT_HEADER + steps * rows * pass rows] f32`, or nowhere.
         sums: Place,
+        /// The first of the blocks that do it.
+        first_block: u32,
+        /// How many do.
+        blocks: u32,
     }
 }
 
@@ -270,7 +285,7 @@ structure! {
     AttentionOp {
         /// [`Op::ATTENTION`].
         kind: u32,
-        /// [`AWAIT`], [`ANNOUNCE`].
+        /// [`AWAIT`], [`ANNOUNCE`] and so on.
         flags: u32,
         /// Of queries.
         heads: u32,
@@ -360,7 +375,7 @@ structure! {
     EmbedOp {
         /// [`Op::EMBED`].
         kind: u32,
-        /// [`AWAIT`], [`ANNOUNCE`].
+        /// [`AWAIT`], [`ANNOUNCE`] and so on.
         flags: u32,
         /// [`weight_type`] of the table.
         r#type: u32,
@@ -399,7 +414,7 @@ structure! {
     NormOp {
         /// [`Op::NORM`].
         kind: u32,
-        /// [`AWAIT`], [`ANNOUNCE`].
+        /// [`AWAIT`], [`ANNOUNCE`] and so on.
         flags: u32,
         /// Floats of a row.
         cols: u32,
@@ -427,7 +442,7 @@ structure! {
     SampleOp {
         /// [`Op::SAMPLE`].
         kind: u32,
-        /// [`AWAIT`], [`ANNOUNCE`].
+        /// [`AWAIT`], [`ANNOUNCE`] and so on.
         flags: u32,
         /// Logits of a row.
         vocab: u32,

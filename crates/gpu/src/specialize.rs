@@ -32,6 +32,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     header!("device.cuh"),
     header!("embed.cuh"),
     header!("kv.cuh"),
+    header!("marks.cuh"),
     header!("matvec.cuh"),
     header!("next.cuh"),
     header!("ops.cuh"),

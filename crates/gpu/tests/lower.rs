@@ -96,6 +96,42 @@ fn projections_of_one_type_are_one_matrix_and_those_of_another_wait_for_nothing(
 }
 
 #[test]
+fn products_that_wait_for_nothing_between_them_share_the_blocks() {
+    let model = TinyModel::new("llama").weights(TensorType::Q4K);
+    let (_, mixed) = lowered(&model.weights_of("attn_v", TensorType::Q6K));
+    let [q_k, v] = [&mixed.ops[1], &mixed.ops[2]].map(|op| op.blocks.clone());
+    assert_eq!((q_k.start, q_k.end), (0, v.start));
+    assert_eq!(v, 18..24, "128 of 512 rows have 6 of 24 blocks");
+    let others = mixed.ops.iter().filter(|op| op.blocks != (0..24)).count();
+    assert_eq!(others, 4, "two in each layer");
+}
+
+#[test]
+fn barriers_have_fences_until_it_is_known_which_numbers_are_old() {
+    let (program, lowered) = lowered(&TinyModel::new("llama"));
+    let opens: Vec<_> = lowered.ops.iter().map(|op| u32::from(op.open)).collect();
+    // Embedding; a layer whose last product is the second one to write to the stream; a layer; the head and
+    // the sample, whose numbers have no marks that anybody reads.
+    assert_eq!(opens, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0], "{}", lowered.text(&program));
+    let written: Vec<_> = lowered.ops.iter().map(|op| op.marks.written).collect();
+    for (first, second) in (1..5).zip(6..10) {
+        assert_ne!(written[first], written[second], "op {second} writes where op {first} did");
+    }
+    // The output product reads rows of attention, and the stream of the product before the last.
+    assert_eq!(lowered.ops[8].marks.inputs, [Some(written[7]), Some(written[5]), None]);
+}
+
+#[test]
+fn what_is_read_without_its_marks_is_behind_a_fence() {
+    let (_, lowered) = lowered(&TinyModel::new("gemma3"));
+    for (op, next) in lowered.ops.iter().zip(&lowered.ops[1..]) {
+        let adds =
+            matches!(&next.step, Step::Matvec(m) if matches!(m.input, Input::AddRmsNorm { .. }));
+        assert!(!(adds && op.open), "sums of streams look at no marks");
+    }
+}
+
+#[test]
 fn parts_of_a_fused_tensor_are_joined_again() {
     let (program, lowered) = lowered(&TinyModel::new("phi3"));
     let text = lowered.text(&program).to_string();

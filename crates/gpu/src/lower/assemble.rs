@@ -1,5 +1,7 @@
 //! Steps to words, once it is known where weights, pages and scratch memory lie.
 
+use std::ops::Range;
+
 use m40_program::{KvLayer, Program, RopeStyle, VectorId};
 use m40_repack::{Layout, Role};
 
@@ -8,8 +10,8 @@ use super::{
     Step, View,
 };
 use crate::ops::{
-    ANNOUNCE, AWAIT, AttentionOp, EmbedOp, MAX_ROPES, MatvecOp, NormOp, OP_WORDS, Op, PAGE_TOKENS,
-    Place, RopeAngles, SampleOp, kv_type, weight_type,
+    ANNOUNCE, AWAIT, AttentionOp, EmbedOp, MARK, MAX_ROPES, MatvecOp, NormOp, OP_WORDS, OPEN, Op,
+    PAGE_TOKENS, Place, RopeAngles, SampleOp, kv_type, marked_input, weight_type,
 };
 
 /// Where the memory of a lowered program lies.
@@ -125,10 +127,21 @@ impl Lowered {
 
 impl Assembler<'_> {
     fn op(&self, op: &LoweredOp) -> Result<Op, AssembleError> {
-        let flags = if op.awaits { AWAIT } else { 0 } | if op.announces { ANNOUNCE } else { 0 };
+        // Of products that share the card a block does one, which waits for it.
+        let shares = op.blocks.len() < self.lowered.target.blocks as usize;
+        let bits = [
+            (op.awaits || shares, AWAIT),
+            (op.announces, ANNOUNCE),
+            (op.open, OPEN),
+            (op.marks.written, MARK),
+        ];
+        let mut flags = bits.iter().filter(|(is, _)| *is).map(|(_, bit)| bit).sum();
+        for (input, mark) in op.marks.inputs.iter().enumerate() {
+            flags |= mark.map_or(0, |mark| marked_input(input, mark));
+        }
         Ok(match &op.step {
             Step::Embed(embed) => Op::Embed(self.embed(embed, flags)),
-            Step::Matvec(matvec) => Op::Matvec(self.matvec(matvec, flags)?),
+            Step::Matvec(matvec) => Op::Matvec(self.matvec(matvec, &op.blocks, flags)?),
             Step::Attention(attention) => Op::Attention(self.attention(attention, flags)),
             Step::Norm(norm) => Op::Norm(self.norm(norm, flags)),
             Step::Sample(sample) => Op::Sample(self.sample(sample, flags)),
@@ -213,7 +226,12 @@ impl Assembler<'_> {
         Ok(self.optional_vector(biases.first().copied()))
     }
 
-    fn matvec(&self, matvec: &Matvec, flags: u32) -> Result<MatvecOp, AssembleError> {
+    fn matvec(
+        &self,
+        matvec: &Matvec,
+        blocks: &Range<u32>,
+        flags: u32,
+    ) -> Result<MatvecOp, AssembleError> {
         let (r#type, weights, [high, scales, tops, supers]) = self.matrix(matvec.weights);
         let nowhere = Place::NOWHERE;
         let (mut gain, mut block, mut block_gain, mut stream) =
@@ -285,6 +303,8 @@ impl Assembler<'_> {
             gate,
             gate_stride,
             sums: matvec.sums.map_or(nowhere, |region| self.region(region)),
+            first_block: blocks.start,
+            blocks: blocks.len() as u32,
         })
     }
 

@@ -1,6 +1,6 @@
 //! Barriers between steps.
 
-use super::{Gating, Input, LoweredOp, Matvec, Memory, RegionId, Step};
+use super::{Gating, Input, LoweredOp, Marks, Matvec, Memory, RegionId, Step};
 
 fn whole(region: RegionId) -> Memory {
     Memory::Region(region, 0..usize::MAX)
@@ -61,7 +61,7 @@ impl Matvec {
 
 /// Puts barriers where a step touches what steps since the last one have written, or writes what
 /// they have read.
-pub(super) fn order(steps: Vec<Step>) -> Vec<LoweredOp> {
+pub(super) fn order(steps: Vec<Step>, blocks: u32) -> Vec<LoweredOp> {
     let mut ops: Vec<LoweredOp> = Vec::with_capacity(steps.len());
     let (mut read, mut written): (Vec<Memory>, Vec<Memory>) = (vec![], vec![]);
     for step in steps {
@@ -80,8 +80,40 @@ pub(super) fn order(steps: Vec<Step>) -> Vec<LoweredOp> {
         }
         read.extend(reads);
         written.extend(writes);
-        ops.push(LoweredOp { awaits, announces: false, step });
+        ops.push(LoweredOp {
+            awaits,
+            announces: false,
+            open: false,
+            marks: Marks::default(),
+            blocks: 0..blocks,
+            step,
+        });
     }
     ops.last_mut().into_iter().for_each(|last| last.announces = true);
+    for together in ops.chunk_by_mut(|_, next| !next.awaits) {
+        share(together, blocks);
+    }
     ops
+}
+
+/// Has products that wait for nothing between them done side by side, each by some of the blocks. Not those
+/// that have a barrier within.
+fn share(together: &mut [LoweredOp], blocks: u32) {
+    let rows = |op: &LoweredOp| match &op.step {
+        Step::Matvec(matvec) if matvec.sums.is_none() => Some(matvec.rows as u64),
+        _ => None,
+    };
+    let Some(rows) = together.iter().map(rows).collect::<Option<Vec<_>>>() else { return };
+    let count = rows.len() as u32;
+    if count < 2 || blocks < count {
+        return;
+    }
+    let (all, mut done, mut first) = (rows.iter().sum::<u64>(), 0, 0);
+    for (i, (op, rows)) in (1..).zip(together.iter_mut().zip(rows)) {
+        done += rows;
+        let end = ((done * u64::from(blocks) + all / 2) / all) as u32;
+        let end = end.clamp(first + 1, blocks - (count - i));
+        op.blocks = first..end;
+        first = end;
+    }
 }

@@ -16,7 +16,7 @@ pub struct Text<'a> {
 
 impl Lowered {
     /// One line per matrix, region and op, in order; `program` is what it was lowered from. A `!`
-    /// before an op is a barrier.
+    /// before an op is a barrier, a `~` one without a fence.
     pub fn text<'a>(&'a self, program: &'a Program) -> Text<'a> {
         Text { lowered: self, program }
     }
@@ -33,8 +33,15 @@ impl fmt::Display for Text<'_> {
         for region in &self.lowered.regions {
             writeln!(f, "region {} [{}, {}]", region.name, region.rows, region.stride)?;
         }
+        let mut open = false;
         for (i, op) in self.lowered.ops.iter().enumerate() {
-            write!(f, "{i:4} {} ", if op.awaits { '!' } else { ' ' })?;
+            let barrier = match (op.awaits, open) {
+                (false, _) => ' ',
+                (true, false) => '!',
+                (true, true) => '~',
+            };
+            write!(f, "{i:4} {barrier} ")?;
+            open = op.open;
             self.op(f, op)?;
             writeln!(f)?;
         }

@@ -257,6 +257,8 @@ impl Placed {
             gate: some(case.gate == Gate::Left, gate),
             gate_stride: case.rows as u32 + 1,
             sums: some(self.shared != Shared::Rows, sums),
+            first_block: 0,
+            blocks,
         };
         let row = Row { token: 0, position: 0, pages: Place(0), slot: 0 };
         self.bench.blocks = blocks;

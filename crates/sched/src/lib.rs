@@ -5,8 +5,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod footprint;
+pub mod ledger;
+mod moment;
 pub mod pace;
 pub mod sampler;
 
+pub use footprint::{Footprint, ModelName, NeverFits, Parts};
+pub use ledger::{Account, Ledger, LedgerError};
+pub use moment::Moment;
 pub use pace::Pace;
 pub use sampler::{ParamError, Sampled, Sampler, SamplingParams, top_logprobs};

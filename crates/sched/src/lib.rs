@@ -9,10 +9,12 @@ pub mod footprint;
 pub mod ledger;
 mod moment;
 pub mod pace;
+pub mod residency;
 pub mod sampler;
 
 pub use footprint::{Footprint, ModelName, NeverFits, Parts};
 pub use ledger::{Account, Ledger, LedgerError};
 pub use moment::Moment;
 pub use pace::Pace;
+pub use residency::{Action, Ask, Class, Definition, Refusal, RequestId, Rules, Scheduler};
 pub use sampler::{ParamError, Sampled, Sampler, SamplingParams, top_logprobs};

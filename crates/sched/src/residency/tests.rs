@@ -1,0 +1,6 @@
+//! The scheduler in a simulated world, which holds it to its rules after every step.
+
+mod decisions;
+mod properties;
+mod traces;
+mod world;

@@ -9,6 +9,7 @@ pub mod footprint;
 pub mod ledger;
 mod moment;
 pub mod pace;
+pub mod pages;
 pub mod residency;
 pub mod sampler;
 
@@ -16,5 +17,6 @@ pub use footprint::{Footprint, ModelName, NeverFits, Parts};
 pub use ledger::{Account, Ledger, LedgerError};
 pub use moment::Moment;
 pub use pace::Pace;
+pub use pages::Pages;
 pub use residency::{Action, Ask, Class, Definition, Refusal, RequestId, Rules, Scheduler};
 pub use sampler::{ParamError, Sampled, Sampler, SamplingParams, top_logprobs};

@@ -31,6 +31,38 @@
 //!   when they leave.
 //! * What cannot be is refused at once and with its arithmetic; what failed, with the reason and a
 //!   time after which it is tried again.
+//!
+//! ```
+//! use std::num::NonZeroU32;
+//! use std::time::Duration;
+//!
+//! use m40_sched::residency::{Action, Ask, Definition, Rules, Scheduler};
+//! use m40_sched::{Footprint, ModelName, Moment};
+//!
+//! let name = ModelName::from("small");
+//! let page_tokens = NonZeroU32::new(32).unwrap();
+//! let definition = Definition {
+//!     footprint: Footprint { weights: 600, scratch: 50, page_bytes: 10, page_tokens, context: 64 },
+//!     revision: 0,
+//!     slots: NonZeroU32::new(4).unwrap(),
+//!     priority: 0,
+//!     pinned: false,
+//!     preload: false,
+//!     idle: None,
+//!     load_time: Duration::from_secs(1),
+//! };
+//! let mut scheduler = Scheduler::new(Rules::default(), 1000);
+//! scheduler.configure(Moment::START, [(name.clone(), definition)].into())?;
+//!
+//! let (request, actions) = scheduler.request(Moment::START, Ask::new("small"))?;
+//! assert_eq!(actions, [Action::Load { model: name.clone() }]);
+//! let parts = *scheduler.ledger().account(&name).unwrap().parts();
+//! let later = Moment::START + Duration::from_secs(1);
+//! let actions = scheduler.loaded(later, &name, parts);
+//! assert_eq!(actions, [Action::Start { request, model: name }]);
+//! assert_eq!(scheduler.ledger().free(), 330);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod action;
 mod decide;
@@ -38,6 +70,7 @@ mod definition;
 mod entry;
 mod plan;
 mod queue;
+mod room;
 #[cfg(test)]
 mod tests;
 
@@ -209,6 +242,7 @@ impl Scheduler {
             return self.decide(actions);
         }
         entry.failure = None;
+        entry.kv_least = parts.kv;
         entry.state = State::Ready { since: self.now };
         if let Some(why) = then {
             self.start_waiting(&mut actions);
@@ -333,25 +367,6 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Whether a model fits if everything leaves that may.
-    fn check_room(&self, name: &ModelName, entry: &Entry) -> Result<(), Refusal> {
-        let budget = self.ledger.budget();
-        entry.definition.footprint.check(name, budget)?;
-        let others =
-            self.models.iter().filter(|(other, entry)| *other != name && entry.is_held_by_pin());
-        let bytes = |(name, entry): (&ModelName, &Entry)| {
-            let held = self.ledger.account(name).map(|account| account.parts().total());
-            (name.clone(), held.unwrap_or_else(|| entry.bytes()))
-        };
-        let pinned: Vec<_> = others.map(bytes).collect();
-        let held = pinned.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
-        let needed = entry.bytes();
-        if needed.saturating_add(held) <= budget {
-            return Ok(());
-        }
-        Err(Refusal::Pinned { model: name.clone(), needed, budget, pinned })
-    }
-
     fn load_refusal(&self, model: &ModelName, failure: &Failure) -> Refusal {
         Refusal::LoadFailed {
             model: model.clone(),
@@ -379,6 +394,7 @@ impl Scheduler {
         let _ = self.ledger.close(name);
         let Some(entry) = self.models.get_mut(name) else { return };
         entry.state = State::Stored;
+        entry.owes = 0;
         let over = std::mem::take(&mut entry.running);
         if entry.removed {
             self.models.remove(name);
@@ -437,6 +453,8 @@ fn leave(entry: &mut Entry, now: Moment, why: Why) {
         State::Loading { then, .. } => *then = (*then).max(Some(why)),
         State::Ready { since: loaded } => {
             entry.state = State::Leaving { loaded: *loaded, since: now, why };
+            // All of it comes back.
+            entry.owes = 0;
         }
         State::Leaving { since, why: before, .. } if *before < why => {
             (*since, *before) = (now, why);

@@ -36,6 +36,15 @@ pub enum Action {
         /// Which.
         model: ModelName,
     },
+    /// Have this model, which stays, give back KV cache that it has got by
+    /// [`grow_kv`](super::Scheduler::grow_kv), if need be by taking it from sequences; say
+    /// [`shrink_kv`](super::Scheduler::shrink_kv) when it is free.
+    ShrinkKv {
+        /// Which.
+        model: ModelName,
+        /// How many bytes at least: whole pages are more.
+        bytes: u64,
+    },
     /// Begin to take this model out of memory; say [`unloaded`](super::Scheduler::unloaded) when its
     /// memory is free.
     Unload {

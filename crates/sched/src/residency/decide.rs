@@ -3,7 +3,9 @@
 use std::cmp::Reverse;
 
 use super::action::{Action, Refusal, Why};
+use super::definition::Class;
 use super::entry::{Entry, State};
+use super::room::{Room, settles};
 use super::{Run, Scheduler, leave};
 use crate::footprint::ModelName;
 use crate::moment::Moment;
@@ -14,7 +16,8 @@ pub(super) struct Demand {
     pub model: ModelName,
     /// Since when somebody waits for it.
     pub since: Moment,
-    /// As [`Rules::level`](super::Rules); nobody but the model's definition asks where absent.
+    /// As [`Rules::level`](super::Rules::level); none where it is to be loaded only if that
+    /// troubles nobody.
     pub level: Option<u64>,
     priority: i32,
 }
@@ -105,27 +108,31 @@ impl Scheduler {
         let mut all_have_room = true;
         for demand in self.demands() {
             let Demand { model, since, level, .. } = &demand;
+            let modest = level.is_none();
             let Some(entry) = self.models.get(model) else { continue };
             if let Err(refusal) = self.check_room(model, entry) {
                 self.refuse_waiting(model, &refusal, actions);
                 continue;
             }
-            // What is loaded without being asked for has others leave only if it is to stay.
-            let modest = level.is_none() && !entry.definition.pinned;
-            let victims =
-                self.room_for(&demand).filter(|v| !modest || (v.is_empty() && all_have_room));
-            match victims {
-                Some(victims) => self.promise(model, &victims),
+            let fits = |room: &Room| !modest || (room.is_free() && all_have_room);
+            match self.room_for(&demand).filter(fits) {
+                Some(room) => self.promise(model, room, actions),
                 None if !modest && self.now.since(*since) >= self.rules.patience => return,
                 None => all_have_room = false,
             }
         }
     }
 
-    fn promise(&mut self, model: &ModelName, victims: &[ModelName]) {
-        for victim in victims {
+    fn promise(&mut self, model: &ModelName, room: Room, actions: &mut Vec<Action>) {
+        for victim in &room.victims {
             if let Some(entry) = self.models.get_mut(victim) {
                 leave(entry, self.now, Why::Room);
+            }
+        }
+        for (model, bytes) in room.returns {
+            if let Some(entry) = self.models.get_mut(&model) {
+                entry.owes += bytes;
+                actions.push(Action::ShrinkKv { model, bytes });
             }
         }
         let number = self.number();
@@ -187,19 +194,6 @@ impl Scheduler {
         claims.into_iter().map(|(_, name)| name).collect()
     }
 
-    /// Bytes that nobody holds, or whose holders are on their way out.
-    fn coming_free(&self) -> u64 {
-        let going = self.models.iter().filter(|(_, entry)| entry.is_going());
-        self.ledger.free() + going.map(|(name, _)| self.ledger.held_by(name)).sum::<u64>()
-    }
-
-    /// Bytes that are promised.
-    fn promised(&self) -> u64 {
-        let claiming = |entry: &&Entry| matches!(entry.state, State::Claiming { .. });
-        let claims = self.models.values().filter(claiming);
-        claims.fold(0u64, |sum, entry| sum.saturating_add(entry.bytes()))
-    }
-
     /// No more is promised than will be free: a definition may have changed, or a model that was to
     /// leave stays.
     fn take_back_promises(&mut self) {
@@ -223,7 +217,13 @@ impl Scheduler {
                     Some(Demand { model, since, level: Some(head.level), priority })
                 }
                 _ if entry.cools(self.now) => None,
-                _ => Some(Demand { model, since: entry.wanted?, level: None, priority }),
+                _ => {
+                    let since = entry.wanted?;
+                    let stays = entry.definition.pinned;
+                    let level =
+                        stays.then(|| self.rules.level(Class::Interactive, since, self.now));
+                    Some(Demand { model, since, level, priority })
+                }
             }
         };
         let mut demands: Vec<_> = self.models.iter().filter_map(demand).collect();
@@ -235,59 +235,6 @@ impl Scheduler {
         demands
     }
 
-    /// The models to send out, so that the one that is asked for has room; `None` if there is none
-    /// yet.
-    pub(super) fn room_for(&self, demand: &Demand) -> Option<Vec<ModelName>> {
-        let needed = self.models.get(&demand.model)?.bytes();
-        let spare = self.coming_free().saturating_sub(self.promised());
-        let missing = needed.saturating_sub(spare);
-        let mut order: Vec<_> =
-            self.models.iter().filter(|(_, e)| self.may_leave(e, demand)).collect();
-        order.sort_by_key(|(name, entry)| {
-            let worth = (entry.definition.priority, entry.last_used, entry.load_time());
-            (!entry.running.is_empty(), worth, *name)
-        });
-        let held = |name: &ModelName| self.ledger.held_by(name);
-        let mut gained = 0;
-        let mut victims = vec![];
-        for (name, _) in order {
-            if gained >= missing {
-                break;
-            }
-            gained += held(name);
-            victims.push(name);
-        }
-        if gained < missing {
-            return None;
-        }
-        // Who was chosen later may make earlier ones needless; the most valuable are last.
-        for at in (0..victims.len()).rev() {
-            let bytes = held(victims[at]);
-            if gained - bytes >= missing {
-                gained -= bytes;
-                victims.remove(at);
-            }
-        }
-        Some(victims.into_iter().cloned().collect())
-    }
-
-    /// Whether a model may be sent out for one that is asked for.
-    fn may_leave(&self, entry: &Entry, demand: &Demand) -> bool {
-        let Some(since) = settles(entry) else { return false };
-        if self.now.since(since) < self.rules.resident_least {
-            return false;
-        }
-        let had_its_turn = self.now.since(since.max(demand.since)) >= self.rules.patience;
-        entry.is_idle() || had_its_turn || self.level(entry) < demand.level
-    }
-
-    /// How urgent the most urgent request of a model is.
-    fn level(&self, entry: &Entry) -> Option<u64> {
-        let running = entry.running.iter().filter_map(|id| self.requests.get(id));
-        let running = running.map(|request| request.class as u64).max();
-        running.max(entry.waiting.head(&self.rules, self.now).map(|head| head.level))
-    }
-
     /// When a model has had the time that it has for ending its requests.
     fn drain_end(&self, entry: &Entry) -> Option<Moment> {
         match entry.state {
@@ -296,13 +243,5 @@ impl Scheduler {
             }
             _ => None,
         }
-    }
-}
-
-/// Since when a model is in memory that others may have leave one day.
-fn settles(entry: &Entry) -> Option<Moment> {
-    match entry.state {
-        State::Ready { since } if !entry.definition.pinned => Some(since),
-        _ => None,
     }
 }

@@ -60,6 +60,10 @@ pub(super) struct Entry {
     /// Since when it is to be in memory although nobody asks.
     pub wanted: Option<Moment>,
     pub failure: Option<Failure>,
+    /// Bytes of KV cache that it was loaded with, and keeps.
+    pub kv_least: u64,
+    /// Bytes of KV cache that it is to give back while it stays.
+    pub owes: u64,
     /// What the latest load took.
     pub load_took: Option<Duration>,
     answer_time: Option<Duration>,
@@ -76,6 +80,8 @@ impl Entry {
             running: BTreeSet::new(),
             last_used: now,
             failure: None,
+            kv_least: 0,
+            owes: 0,
             load_took: None,
             answer_time: None,
         }

@@ -8,6 +8,7 @@ use super::action::{Action, Refusal, Why};
 use super::decide::Demand;
 use super::definition::{Ask, Class, RequestId};
 use super::entry::{Entry, State};
+use super::room::Room;
 use crate::footprint::{ModelName, Parts};
 use crate::moment::Moment;
 
@@ -24,7 +25,9 @@ pub struct Plan {
     pub free: u64,
     /// Models that would leave for it, and the bytes that each frees.
     pub evicts: Vec<(ModelName, u64)>,
-    /// Of these, the ones whose requests are awaited first, and how many run.
+    /// Models that would give back KV cache for it, and how many bytes.
+    pub shrinks: Vec<(ModelName, u64)>,
+    /// Of those that would leave, the ones whose requests are awaited first, and how many run.
     pub awaits: Vec<(ModelName, usize)>,
     /// How long the load is thought to take, if there would be one.
     pub load_time: Option<Duration>,
@@ -111,12 +114,17 @@ pub struct Waiting {
 impl Scheduler {
     /// What would happen if this was asked for now. It is tried on a copy, so it is what would happen.
     pub fn plan(&self, now: Moment, ask: Ask) -> Plan {
-        let (model, class, mut trial) = (ask.model.clone(), ask.class, self.clone());
-        let entry = self.models.get(&model);
+        let (model, class) = (ask.model.clone(), ask.class);
+        let mut before = self.clone();
+        // What time alone brings about is not because of the request.
+        before.tick(now);
+        let mut trial = before.clone();
+        let entry = before.models.get(&model);
         let mut plan = Plan {
             needs: entry.map(|entry| entry.definition.footprint.parts()).unwrap_or_default(),
-            free: self.ledger.free(),
+            free: before.ledger.free(),
             evicts: vec![],
+            shrinks: vec![],
             awaits: vec![],
             load_time: None,
             ahead: 0,
@@ -125,7 +133,7 @@ impl Scheduler {
         };
         match trial.request(now, ask) {
             Err(refusal) => plan.outcome = Outcome::Refused(refusal),
-            Ok((id, actions)) => plan.follow(self, &trial, (id, class), &actions),
+            Ok((id, actions)) => plan.follow(&before, &trial, (id, class), &actions),
         }
         plan
     }
@@ -211,12 +219,13 @@ impl Plan {
         };
         let stays = matches!(self.outcome, Outcome::Starts | Outcome::WaitsForPlace);
         self.load_time = Some(is.load_time()).filter(|_| !stays);
-        let victims = match self.outcome {
-            Outcome::Loads => after.left_since(before),
-            Outcome::WaitsForRoom => after.victims_in_time(&self.model),
-            _ => vec![],
+        let room = match self.outcome {
+            Outcome::Loads => Room { victims: after.left_since(before), returns: shrunk(actions) },
+            Outcome::WaitsForRoom => after.room_in_time(&self.model),
+            _ => Room::default(),
         };
-        for name in victims {
+        self.shrinks = room.returns;
+        for name in room.victims {
             let running = after.models.get(&name).map_or(0, |entry| entry.running.len());
             self.awaits.extend((running > 0).then(|| (name.clone(), running)));
             let bytes = after.ledger.held_by(&name);
@@ -233,13 +242,22 @@ impl Scheduler {
         going.map(|(name, _)| name.clone()).collect()
     }
 
-    /// Models that would leave for a model if it had waited for as long as it has to and nothing else
-    /// changed.
-    fn victims_in_time(&self, model: &ModelName) -> Vec<ModelName> {
+    /// Where room for a model would come from if it had waited for as long as it has to and nothing
+    /// else changed.
+    fn room_in_time(&self, model: &ModelName) -> Room {
         let mut later = self.clone();
         let demand = |demand: &Demand| demand.model == *model;
-        let Some(demand) = later.demands().into_iter().find(demand) else { return vec![] };
+        let Some(demand) = later.demands().into_iter().find(demand) else { return Room::default() };
         later.now = later.now + later.rules.patience.max(later.rules.resident_least);
         later.room_for(&demand).unwrap_or_default()
     }
+}
+
+/// Models that are to give back KV cache.
+fn shrunk(actions: &[Action]) -> Vec<(ModelName, u64)> {
+    let shrinks = |action: &Action| match action {
+        Action::ShrinkKv { model, bytes } => Some((model.clone(), *bytes)),
+        _ => None,
+    };
+    actions.iter().filter_map(shrinks).collect()
 }

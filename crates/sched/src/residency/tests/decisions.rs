@@ -43,6 +43,51 @@ fn the_least_priority_leaves_first_then_the_least_recently_used_then_the_cheapes
 }
 
 #[test]
+fn idle_models_leave_before_busy_ones_of_less_priority() {
+    let mut world = World::new(10);
+    world.define("busy", 5, |definition| definition.priority = -1);
+    world.define("idle", 5, |_| {});
+    world.define("new", 5, |_| {});
+    after_loading(&mut world, &["busy", "idle"]);
+    world.answer = ms(20_000);
+    world.ask("busy");
+    world.advance(ms(6000));
+    world.news();
+    world.try_ask(agent("new", Class::Interactive)).unwrap();
+    assert_eq!(world.news(), ["unload idle, Room"]);
+}
+
+#[test]
+fn kv_cache_that_has_grown_is_given_back_before_anybody_leaves() {
+    let mut world = World::new(20);
+    world.define("a", 5, |definition| definition.pinned = true);
+    world.define("b", 5, |_| {});
+    world.define("new", 8, |_| {});
+    after_loading(&mut world, &["a", "b"]);
+    assert!(world.grow("a", 6) && world.grow("b", 3));
+    assert!(!world.grow("b", 2), "one byte is free");
+    let plan = world.scheduler.plan(world.now(), Ask::new("new"));
+    assert_eq!((plan.evicts, plan.shrinks.len()), (vec![], 2));
+    world.ask("new");
+    assert_eq!(world.news(), ["shrink a by 6", "shrink b by 1"], "a was used before b");
+    assert!(!world.grow("b", 1), "what comes back is promised");
+    world.settle();
+    assert_eq!(world.loads(), ["new"]);
+    assert_eq!(world.scheduler.ledger().free(), 0);
+
+    let mut world = World::new(20);
+    world.define("a", 5, |_| {});
+    world.define("b", 5, |_| {});
+    world.define("new", 14, |_| {});
+    after_loading(&mut world, &["a", "b"]);
+    assert!(world.grow("a", 3) && world.grow("b", 3));
+    world.ask("new");
+    assert_eq!(world.news(), ["shrink b by 2", "unload a, Room"], "what leaves need not shrink");
+    world.settle();
+    assert!(world.is_ready("b") && world.is_ready("new"));
+}
+
+#[test]
 fn pinned_sets_that_cannot_fit_are_refused_and_the_old_ones_stay() {
     let mut world = World::new(10 << 20);
     world.define("a", 6 << 20, |definition| definition.pinned = true);
@@ -321,4 +366,53 @@ fn what_is_told_of_the_wrong_model_or_too_late_changes_nothing() {
     assert_eq!(scheduler.cancel(now, request), []);
     assert_eq!(scheduler.unload(now, &x, true), Err(NotLoaded(x)));
     assert_eq!(scheduler.ledger().held(), 8);
+}
+
+#[test]
+fn ten_thousand_requests_of_64_clients_for_4_models_are_all_answered() {
+    let mut world = World::new(10);
+    let names = ["a", "b", "c", "d"];
+    for (name, bytes) in names.into_iter().zip([3, 4, 5, 6]) {
+        world.define(name, bytes, |definition| {
+            definition.slots = std::num::NonZeroU32::new(8).expect("it is above 0");
+            definition.load_time = ms(200);
+        });
+    }
+    let mut clients = [None; 64];
+    let mut asked = 0usize;
+    while asked < 10_000 {
+        for (number, client) in clients.iter_mut().enumerate() {
+            if client.is_none_or(|request| *world.fate(request) == Fate::Done) {
+                world.answer = ms(20 + (asked * 7 % 60) as u64);
+                *client = Some(world.ask(names[(number + asked / 64) % names.len()]));
+                asked += 1;
+            }
+        }
+        world.advance(ms(25));
+    }
+    world.settle();
+    assert!(world.fates.values().all(|fate| *fate == Fate::Done));
+    let swaps = world.loads().len();
+    assert!(swaps < asked / 50, "a load serves many: {swaps} loads");
+}
+
+#[test]
+fn a_pinned_model_that_is_to_be_preloaded_comes_in_spite_of_requests_for_others() {
+    let mut world = World::new(10);
+    world.define("a", 8, |_| {});
+    world.define("b", 8, |_| {});
+    let definition = |definition: &mut Definition| {
+        definition.pinned = true;
+        definition.preload = true;
+    };
+    for round in 0..400 {
+        let _ = world.try_ask(Ask::new(["a", "b"][round % 2]));
+        world.advance(ms(150));
+        if round == 50 {
+            world.define("pinned", 3, definition);
+        }
+    }
+    assert!(world.is_ready("pinned"));
+    world.settle();
+    assert!(matches!(world.try_ask(Ask::new("a")), Err(Refusal::Pinned { .. })));
 }

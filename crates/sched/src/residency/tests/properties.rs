@@ -14,6 +14,7 @@ enum Happening {
     Cancel(usize),
     Unload { force: bool },
     Break,
+    Grow(u64),
     FailNext,
     Pin(bool),
     Resize(u64),
@@ -47,6 +48,7 @@ fn happenings() -> impl Strategy<Value = Happening> {
         3 => any::<prop::sample::Index>().prop_map(|at| Happening::Cancel(at.index(1000))),
         1 => any::<bool>().prop_map(|force| Happening::Unload { force }),
         1 => Just(Happening::Break),
+        3 => (1u64..30).prop_map(Happening::Grow),
         1 => Just(Happening::FailNext),
         1 => any::<bool>().prop_map(Happening::Pin),
         1 => (1u64..=110).prop_map(Happening::Resize),
@@ -102,6 +104,9 @@ fn happen(world: &mut World, name: &str, happening: Happening) {
         }
         Happening::Break => {
             world.break_down(name);
+        }
+        Happening::Grow(bytes) => {
+            world.grow(name, bytes);
         }
         Happening::FailNext => {
             world.failures.entry(name.into()).or_default().push_back(true);
@@ -162,6 +167,7 @@ proptest! {
         }
         for (model, pause) in trace {
             world.advance(ms(pause));
+            world.tick();
             world.news();
             let ask = Ask::new(NAMES[model]);
             let plan = world.scheduler.plan(world.now(), ask.clone());
@@ -172,7 +178,7 @@ proptest! {
                 (Outcome::Refused(planned), Err(refusal)) => prop_assert_eq!(planned, refusal),
                 (Outcome::Starts, Ok(id)) => prop_assert_eq!(world.fate(id), &Fate::Runs),
                 (Outcome::Loads, Ok(_)) => {
-                    prop_assert!(!loads || plan.evicts.is_empty());
+                    prop_assert!(loads || !plan.evicts.is_empty() || world.scheduler.ledger().free() < plan.needs.total());
                     prop_assert_eq!(evicts + plan.awaits.len(), plan.evicts.len());
                 }
                 (Outcome::Refused(planned), Ok(id)) => {

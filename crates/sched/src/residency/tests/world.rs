@@ -16,6 +16,7 @@ enum Event {
     Loaded,
     LoadFailed,
     Unloaded,
+    Shrunk(u64),
     Ends(RequestId),
 }
 
@@ -54,6 +55,7 @@ pub(super) struct World {
     events: BTreeMap<(Moment, u64), (ModelName, Event)>,
     numbers: u64,
     memory: BTreeMap<ModelName, (Presence, u64)>,
+    waiting: BTreeMap<RequestId, ModelName>,
     running: BTreeMap<RequestId, ModelName>,
     asked: BTreeMap<RequestId, (ModelName, Moment, Duration)>,
 }
@@ -97,6 +99,7 @@ impl World {
             events: BTreeMap::new(),
             numbers: 0,
             memory: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             running: BTreeMap::new(),
             asked: BTreeMap::new(),
         }
@@ -134,6 +137,7 @@ impl World {
         let name = ask.model.clone();
         let (id, actions) = self.scheduler.request(self.now, ask)?;
         self.fates.insert(id, Fate::Waits);
+        self.waiting.insert(id, name.clone());
         self.asked.insert(id, (name, self.now, self.answer));
         self.act(actions);
         Ok(id)
@@ -143,6 +147,7 @@ impl World {
         let waits = self.fates[&id] == Fate::Waits;
         let actions = self.scheduler.cancel(self.now, id);
         if waits {
+            self.waiting.remove(&id);
             self.fates.insert(id, Fate::Cancelled);
         }
         self.act(actions);
@@ -164,6 +169,19 @@ impl World {
             self.act(actions);
         }
         here
+    }
+
+    /// A model has more KV cache, if there is room; says whether there was.
+    pub(super) fn grow(&mut self, name: &str, bytes: u64) -> bool {
+        let name = ModelName::from(name);
+        let grows = self.scheduler.grow_kv(self.now, &name, bytes).is_ok();
+        if grows {
+            let (presence, held) = self.memory.get_mut(&name).expect("it is there");
+            assert_eq!(*presence, Presence::Ready);
+            *held += bytes;
+        }
+        self.check();
+        grows
     }
 
     pub(super) fn now(&self) -> Moment {
@@ -197,12 +215,16 @@ impl World {
         self.now = end;
     }
 
+    pub(super) fn tick(&mut self) {
+        let actions = self.scheduler.tick(self.now);
+        self.act(actions);
+    }
+
     /// Lets time pass until nothing is left to happen but what time alone brings about, and nobody
     /// waits or runs.
     pub(super) fn settle(&mut self) {
         for _ in 0..STEPS_MAX {
-            let open = self.fates.values().any(|fate| matches!(fate, Fate::Waits | Fate::Runs));
-            if !open && self.events.is_empty() {
+            if self.waiting.is_empty() && self.running.is_empty() && self.events.is_empty() {
                 return;
             }
             assert!(self.step(), "nothing will happen, and there is work: {:#?}", self.scheduler);
@@ -222,10 +244,7 @@ impl World {
         let due = self.events.first_key_value().is_some_and(|((time, _), _)| *time <= self.now);
         match due.then(|| self.events.pop_first()).flatten() {
             Some((_, (model, event))) => self.happen(&model, event),
-            None => {
-                let actions = self.scheduler.tick(self.now);
-                self.act(actions);
-            }
+            None => self.tick(),
         }
         true
     }
@@ -246,6 +265,12 @@ impl World {
             Event::Unloaded => {
                 self.vanish(model);
                 self.scheduler.unloaded(self.now, model)
+            }
+            Event::Shrunk(bytes) => {
+                let (_, held) = self.memory.get_mut(model).expect("it takes memory");
+                *held -= bytes;
+                let actions = self.scheduler.shrink_kv(self.now, model, bytes);
+                actions.expect("it has had so much")
             }
             Event::Ends(id) => {
                 if self.running.remove(&id).is_none() {
@@ -277,6 +302,7 @@ impl World {
             match action {
                 Action::Start { request, model } => self.start(request, &model),
                 Action::Refuse { request, refusal } => {
+                    self.waiting.remove(&request);
                     let before = self.fates.insert(request, Fate::Refused(refusal.clone()));
                     assert_eq!(before, Some(Fate::Waits), "who was refused had no answer");
                     self.log.push(format!("refuse {}: {refusal}", request.0));
@@ -285,6 +311,11 @@ impl World {
                     let model = self.running[&request].clone();
                     self.log.push(format!("stop {}", request.0));
                     self.at(ms(1), &model, Event::Ends(request));
+                }
+                Action::ShrinkKv { model, bytes } => {
+                    self.log.push(format!("shrink {model} by {bytes}"));
+                    assert!(bytes > 0);
+                    self.at(ms(20), &model, Event::Shrunk(bytes));
                 }
                 Action::Load { model } => self.load(&model),
                 Action::Unload { model, why, cut_short } => self.send_out(&model, why, cut_short),
@@ -300,6 +331,7 @@ impl World {
         let (of, since, time) = self.asked[&request].clone();
         assert_eq!(of, *model);
         self.waits.insert(request, self.now.since(since));
+        self.waiting.remove(&request);
         self.running.insert(request, model.clone());
         self.at(time, model, Event::Ends(request));
     }
@@ -337,11 +369,8 @@ impl World {
         for status in self.scheduler.models() {
             let running = self.running.values().filter(|of| **of == status.model).count();
             assert_eq!(status.running, running);
-            let waits = |(id, fate): &(&RequestId, &Fate)| {
-                **fate == Fate::Waits
-                    && self.asked.get(id).is_some_and(|(m, ..)| *m == status.model)
-            };
-            assert_eq!(status.waiting, self.fates.iter().filter(waits).count());
+            let waiting = self.waiting.values().filter(|of| **of == status.model).count();
+            assert_eq!(status.waiting, waiting);
             if let Some(definition) = self.definitions.get(&status.model) {
                 let slots = definition.slots.get() as usize;
                 let ready = status.residence == Residence::Ready;

@@ -305,7 +305,7 @@ impl Scheduler {
 
     /// An operator sends a model out of memory: after the requests that run, or by `force` without
     /// waiting for them, and then who waits for it is refused. A load is not interrupted, the model
-    /// leaves after it. It is not loaded again before somebody asks.
+    /// leaves after it. It is not loaded again before somebody asks, but who waits has asked.
     ///
     /// # Errors
     /// [`NotLoaded`].
@@ -351,7 +351,7 @@ impl Scheduler {
         let name = &ask.model;
         let entry = self.models.get(name).filter(|entry| !entry.removed);
         let entry = entry.ok_or_else(|| Refusal::Unknown(name.clone()))?;
-        if matches!(entry.state, State::Stored) {
+        if matches!(entry.state, State::Stored) || entry.is_going() {
             self.check_room(name, entry)?;
             if let Some(failure) = entry.failure.as_ref().filter(|_| !ask.insists)
                 && entry.cools(self.now)
@@ -416,10 +416,10 @@ impl Scheduler {
     }
 
     fn refuse_waiting(&mut self, name: &ModelName, refusal: &Refusal, actions: &mut Vec<Action>) {
-        let waiting = self.models.get(name).map(|entry| entry.waiting.requests());
-        for request in waiting.unwrap_or_default() {
-            self.forget(request);
-            actions.push(Action::Refuse { request, refusal: refusal.clone() });
+        let Some(entry) = self.models.get(name) else { return };
+        for place in entry.waiting.in_order(&self.rules, self.now) {
+            self.forget(place.request);
+            actions.push(Action::Refuse { request: place.request, refusal: refusal.clone() });
         }
     }
 
@@ -472,8 +472,12 @@ fn redefine(entry: &mut Entry, definition: Definition, now: Moment) {
     if definition.preload != entry.definition.preload || returns {
         entry.wanted = definition.preload.then_some(now);
     }
-    if definition.revision != entry.definition.revision {
+    if (definition.revision, definition.footprint)
+        != (entry.definition.revision, entry.definition.footprint)
+    {
         entry.failure = None;
+    }
+    if definition.revision != entry.definition.revision {
         leave(entry, now, Why::Changed);
     } else {
         stay(entry, definition.pinned);

@@ -93,7 +93,7 @@ impl Rules {
     /// How urgent a request of `class` is that waits since `since`.
     pub(super) fn level(&self, class: Class, since: Moment, now: Moment) -> u64 {
         let aged = now.since(since).as_nanos() / self.aging.as_nanos().max(1);
-        class as u64 + u64::try_from(aged).unwrap_or(u64::MAX / 2)
+        u64::try_from(aged).unwrap_or(u64::MAX).saturating_add(class as u64)
     }
 }
 

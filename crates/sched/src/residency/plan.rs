@@ -114,7 +114,7 @@ pub struct Waiting {
 impl Scheduler {
     /// What would happen if this was asked for now. It is tried on a copy, so it is what would happen.
     pub fn plan(&self, now: Moment, ask: Ask) -> Plan {
-        let (model, class) = (ask.model.clone(), ask.class);
+        let model = ask.model.clone();
         let mut before = self.clone();
         // What time alone brings about is not because of the request.
         before.tick(now);
@@ -133,7 +133,7 @@ impl Scheduler {
         };
         match trial.request(now, ask) {
             Err(refusal) => plan.outcome = Outcome::Refused(refusal),
-            Ok((id, actions)) => plan.follow(&before, &trial, (id, class), &actions),
+            Ok((id, actions)) => plan.follow(&before, &trial, id, &actions),
         }
         plan
     }
@@ -153,25 +153,35 @@ impl Scheduler {
         self.models.iter().map(status).collect()
     }
 
-    /// A request that waits; `None` if it does not, or not any more. It takes a time that grows with
-    /// the number of requests that wait for the same model.
+    /// A request that waits; `None` if it does not, or not any more.
     pub fn waiting(&self, request: RequestId) -> Option<Waiting> {
-        let known = self.requests.get(&request)?;
-        let entry = self.models.get(&known.model)?;
-        let ahead = entry.waiting.ahead_of(request, known.class, &self.rules, self.now)?;
-        Some(Waiting {
-            request,
-            model: known.model.clone(),
-            class: known.class,
-            since: known.since,
-            ahead,
-            wait: entry.wait(ahead),
-        })
+        let (model, entry) = self.models.get_key_value(&self.requests.get(&request)?.model)?;
+        self.waiting_for(model, entry).find(|waiting| waiting.request == request)
     }
 
     /// All requests that wait, in the order in which they came.
     pub fn queue(&self) -> Vec<Waiting> {
-        self.requests.keys().filter_map(|request| self.waiting(*request)).collect()
+        let of_model = |(model, entry)| self.waiting_for(model, entry);
+        let mut all: Vec<_> = self.models.iter().flat_map(of_model).collect();
+        all.sort_unstable_by_key(|waiting| waiting.request);
+        all
+    }
+
+    /// The requests that wait for a model, the next first.
+    fn waiting_for<'a>(
+        &self,
+        model: &'a ModelName,
+        entry: &'a Entry,
+    ) -> impl Iterator<Item = Waiting> + 'a {
+        let places = entry.waiting.in_order(&self.rules, self.now);
+        places.into_iter().enumerate().map(|(ahead, place)| Waiting {
+            request: place.request,
+            model: model.clone(),
+            class: place.class,
+            since: place.since,
+            ahead,
+            wait: entry.wait(ahead),
+        })
     }
 
     fn residence(&self, entry: &Entry) -> Residence {
@@ -189,13 +199,7 @@ impl Scheduler {
 
 impl Plan {
     /// Reads what came of the request from what is different after it.
-    fn follow(
-        &mut self,
-        before: &Scheduler,
-        after: &Scheduler,
-        (id, class): (RequestId, Class),
-        actions: &[Action],
-    ) {
+    fn follow(&mut self, before: &Scheduler, after: &Scheduler, id: RequestId, actions: &[Action]) {
         let refused = actions.iter().find_map(|action| match action {
             Action::Refuse { request, refusal } if *request == id => Some(refusal.clone()),
             _ => None,
@@ -208,7 +212,7 @@ impl Plan {
         else {
             return;
         };
-        self.ahead = is.waiting.ahead_of(id, class, &after.rules, after.now).unwrap_or_default();
+        self.ahead = after.waiting(id).map_or(0, |waiting| waiting.ahead);
         self.outcome = match (was.state, is.state) {
             (State::Ready { .. }, _) if is.running.contains(&id) => Outcome::Starts,
             (State::Ready { .. }, _) => Outcome::WaitsForPlace,

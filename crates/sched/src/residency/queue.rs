@@ -1,5 +1,6 @@
 //! The requests that wait for one model: the most urgent first, of these the oldest.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use super::definition::{Class, RequestId, Rules};
@@ -17,6 +18,14 @@ pub(super) struct Head {
     pub class: Class,
     /// See [`Rules::level`].
     pub level: u64,
+}
+
+/// A request among others that wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub request: RequestId,
+    pub class: Class,
+    pub since: Moment,
 }
 
 impl Queue {
@@ -48,33 +57,20 @@ impl Queue {
             Some(Head { request, class, level })
         };
         let heads = Class::ALL.into_iter().filter_map(first);
-        heads.max_by_key(|head| (head.level, std::cmp::Reverse(head.request)))
+        heads.max_by_key(|head| (head.level, Reverse(head.request)))
     }
 
-    /// All of them, in the order in which they came.
-    pub(super) fn requests(&self) -> Vec<RequestId> {
-        let mut all: Vec<_> = self.0.iter().flat_map(BTreeMap::keys).copied().collect();
-        all.sort_unstable();
-        all
-    }
-
-    /// Requests that would be next before this one of `class` if nobody else came.
-    pub(super) fn ahead_of(
-        &self,
-        request: RequestId,
-        class: Class,
-        rules: &Rules,
-        now: Moment,
-    ) -> Option<usize> {
-        let since = *self.0[class as usize].get(&request)?;
-        let place =
-            |request, class, since| (std::cmp::Reverse(rules.level(class, since, now)), request);
-        let own = place(request, class, since);
+    /// All of them, in the order in which they would be next if nobody else came.
+    pub(super) fn in_order(&self, rules: &Rules, now: Moment) -> Vec<Place> {
         let of_class = |class: Class| {
-            let all = self.0[class as usize].iter();
-            all.filter(|&(&request, &since)| place(request, class, since) < own).count()
+            let place = move |(&request, &since)| Place { request, class, since };
+            self.0[class as usize].iter().map(place)
         };
-        Some(Class::ALL.into_iter().map(of_class).sum())
+        let mut all: Vec<_> = Class::ALL.into_iter().flat_map(of_class).collect();
+        all.sort_by_key(|place| {
+            (Reverse(rules.level(place.class, place.since, now)), place.request)
+        });
+        all
     }
 }
 
@@ -90,14 +86,14 @@ mod tests {
 
     fn order(mut queue: Queue, now: Moment) -> Vec<u64> {
         let rules = Rules { aging: Duration::from_secs(10), ..Rules::default() };
+        let foretold: Vec<_> = queue.in_order(&rules, now).iter().map(|p| p.request.0).collect();
         let mut order = vec![];
         while let Some(head) = queue.head(&rules, now) {
-            let ahead = queue.ahead_of(head.request, head.class, &rules, now);
-            assert_eq!(ahead, Some(0));
             assert!(queue.remove(head.request, head.class));
             order.push(head.request.0);
         }
         assert!(queue.is_empty());
+        assert_eq!(order, foretold);
         order
     }
 

@@ -75,13 +75,7 @@ impl Scheduler {
         entry.definition.footprint.check(name, budget)?;
         let pinned =
             |(other, entry): &(&ModelName, &Entry)| *other != name && entry.is_held_by_pin();
-        let bytes = |(name, entry): (&ModelName, &Entry)| {
-            let held = self.ledger.account(name).map(|account| account.parts().total());
-            (
-                name.clone(),
-                held.map_or_else(|| entry.bytes(), |held| held - self.grown(name, entry)),
-            )
-        };
+        let bytes = |(name, entry): (&ModelName, &Entry)| (name.clone(), self.keeps(name, entry));
         let pinned: Vec<_> = self.models.iter().filter(pinned).map(bytes).collect();
         let held = pinned.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
         let needed = entry.bytes();
@@ -89,6 +83,14 @@ impl Scheduler {
             return Ok(());
         }
         Err(Refusal::Pinned { model: name.clone(), needed, budget, pinned })
+    }
+
+    /// Bytes that a model has, or will have, for as long as it is in memory.
+    fn keeps(&self, name: &ModelName, entry: &Entry) -> u64 {
+        match self.ledger.account(name) {
+            Some(account) => account.parts().total() - self.grown(name, entry),
+            None => entry.bytes(),
+        }
     }
 
     /// Bytes that nobody holds, or that will come back.

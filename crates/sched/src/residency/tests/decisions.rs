@@ -292,8 +292,13 @@ fn a_model_that_takes_more_than_it_said_is_sent_out_where_there_is_no_room_for_t
     let actions = scheduler.loaded(Moment::START, &name, parts);
     assert!(matches!(actions[0], Action::Refuse { .. }));
     assert!(matches!(actions[1], Action::Unload { why: Why::TooLarge, cut_short: false, .. }));
+    let refusal = scheduler.request(Moment::START, Ask::new("a")).unwrap_err();
+    assert!(matches!(refusal, Refusal::LoadFailed { failures: 1, .. }), "{refusal}");
     scheduler.unloaded(Moment::START, &name);
     assert_eq!(scheduler.ledger().held(), 0);
+    let smaller = [(name.clone(), definition(7))].into();
+    scheduler.configure(Moment::START, smaller).unwrap();
+    assert!(scheduler.request(Moment::START, Ask::new("a")).is_ok(), "it is another load");
 }
 
 #[test]

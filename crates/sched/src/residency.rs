@@ -359,8 +359,8 @@ impl Scheduler {
                 return Err(self.load_refusal(name, failure));
             }
         }
-        let (limit, model) = (self.rules.waiting_max, name.clone());
-        if entry.waiting.len() >= limit && !entry.has_place() {
+        let (limit, model) = (self.rules.waiting_max.get(), name.clone());
+        if entry.waiting.len() >= limit {
             let retry_after = entry.wait(limit).unwrap_or_default().clamp(RETRY.0, RETRY.1);
             return Err(Refusal::QueueFull { model, limit, retry_after });
         }

@@ -1,7 +1,7 @@
 //! What is said of models and requests before anything is decided.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -52,7 +52,7 @@ pub struct Definition {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
     /// Requests that may wait for one model.
-    pub waiting_max: usize,
+    pub waiting_max: NonZeroUsize,
     /// How long requests of models in memory may go before one that waits for their room. After
     /// that they wait as well, until the other model had its turn.
     pub patience: Duration,
@@ -72,7 +72,7 @@ pub struct Rules {
 impl Default for Rules {
     fn default() -> Self {
         Self {
-            waiting_max: 256,
+            waiting_max: NonZeroUsize::new(256).unwrap_or(NonZeroUsize::MIN),
             patience: Duration::from_secs(5),
             resident_least: Duration::from_secs(2),
             aging: Duration::from_secs(30),

@@ -1,5 +1,7 @@
 //! The rules one by one.
 
+use std::num::NonZeroUsize;
+
 use super::super::*;
 use super::world::{Fate, World, definition, ms};
 
@@ -44,47 +46,19 @@ fn the_least_priority_leaves_first_then_the_least_recently_used_then_the_cheapes
 
 #[test]
 fn idle_models_leave_before_busy_ones_of_less_priority() {
-    let mut world = World::new(10);
+    let rules = Rules { resident_least: ms(10_000), ..Rules::default() };
+    let mut world = World::with(10, rules);
     world.define("busy", 5, |definition| definition.priority = -1);
     world.define("idle", 5, |_| {});
     world.define("new", 5, |_| {});
-    after_loading(&mut world, &["busy", "idle"]);
-    world.answer = ms(20_000);
+    world.ask("idle");
+    world.answer = ms(60_000);
     world.ask("busy");
-    world.advance(ms(6000));
+    world.advance(ms(2000));
+    world.ask("new");
     world.news();
-    world.try_ask(agent("new", Class::Interactive)).unwrap();
-    assert_eq!(world.news(), ["unload idle, Room"]);
-}
-
-#[test]
-fn kv_cache_that_has_grown_is_given_back_before_anybody_leaves() {
-    let mut world = World::new(20);
-    world.define("a", 5, |definition| definition.pinned = true);
-    world.define("b", 5, |_| {});
-    world.define("new", 8, |_| {});
-    after_loading(&mut world, &["a", "b"]);
-    assert!(world.grow("a", 6) && world.grow("b", 3));
-    assert!(!world.grow("b", 2), "one byte is free");
-    let plan = world.scheduler.plan(world.now(), Ask::new("new"));
-    assert_eq!((plan.evicts, plan.shrinks.len()), (vec![], 2));
-    world.ask("new");
-    assert_eq!(world.news(), ["shrink a by 6", "shrink b by 1"], "a was used before b");
-    assert!(!world.grow("b", 1), "what comes back is promised");
-    world.settle();
-    assert_eq!(world.loads(), ["new"]);
-    assert_eq!(world.scheduler.ledger().free(), 0);
-
-    let mut world = World::new(20);
-    world.define("a", 5, |_| {});
-    world.define("b", 5, |_| {});
-    world.define("new", 14, |_| {});
-    after_loading(&mut world, &["a", "b"]);
-    assert!(world.grow("a", 3) && world.grow("b", 3));
-    world.ask("new");
-    assert_eq!(world.news(), ["shrink b by 2", "unload a, Room"], "what leaves need not shrink");
-    world.settle();
-    assert!(world.is_ready("b") && world.is_ready("new"));
+    world.advance(ms(9000));
+    assert_eq!(world.news(), ["unload idle, Room"], "both have been there for as long");
 }
 
 #[test]
@@ -129,7 +103,7 @@ fn a_pin_that_comes_in_time_keeps_a_model_and_whoever_claimed_its_room_is_told()
 
 #[test]
 fn a_full_queue_refuses_and_says_when_to_come_again() {
-    let rules = Rules { waiting_max: 2, ..Rules::default() };
+    let rules = Rules { waiting_max: NonZeroUsize::MIN.saturating_add(1), ..Rules::default() };
     let mut world = World::with(10, rules);
     world.define("a", 8, |_| {});
     world.answer = ms(4000);
@@ -243,6 +217,20 @@ fn idle_models_leave_after_their_time_but_not_while_they_answer_or_are_pinned() 
 }
 
 #[test]
+fn a_preloaded_model_that_nobody_used_leaves_and_stays_away_until_it_is_asked_for() {
+    let mut world = World::new(10);
+    world.define("a", 8, |definition| {
+        definition.preload = true;
+        definition.idle = Some(ms(3000));
+    });
+    world.advance(ms(60_000));
+    assert_eq!(world.news(), ["load a", "unload a, Idle"]);
+    world.ask("a");
+    world.settle();
+    assert!(world.is_ready("a"));
+}
+
+#[test]
 fn a_new_revision_leaves_when_its_requests_are_done_and_others_are_not_touched() {
     let mut world = World::new(20);
     world.define("a", 8, |_| {});
@@ -279,6 +267,51 @@ fn a_definition_that_comes_back_in_time_keeps_its_model() {
     world.definitions = changed;
     world.configure().unwrap();
     assert_eq!(world.scheduler.models()[0].residence, Residence::Leaving(Why::Changed));
+}
+
+#[test]
+fn what_is_defined_while_a_model_loads_decides_whether_it_stays() {
+    let mut world = World::new(10);
+    world.define("a", 8, |_| {});
+    world.ask("a");
+    let kept = world.definitions.clone();
+    world.remove("a");
+    world.definitions = kept;
+    world.configure().unwrap();
+    world.advance(ms(1000));
+    assert!(world.is_ready("a"), "it is what it was");
+    assert_eq!(world.scheduler.models()[0].residence, Residence::Ready);
+
+    world.unload("a", true).unwrap();
+    world.settle();
+    world.ask("a");
+    world.change("a", |definition| definition.revision = 1);
+    let changed = world.definitions.clone();
+    world.remove("a");
+    world.definitions = changed;
+    world.configure().unwrap();
+    world.news();
+    world.settle();
+    assert_eq!(world.news(), ["unload a, Changed"], "it is another one");
+}
+
+#[test]
+fn failures_in_a_row_are_counted_from_the_latest_success() {
+    let mut world = World::new(10);
+    world.define("a", 8, |_| {});
+    world.failures.insert("a".into(), [true, false, true].into());
+    let mut failures = vec![];
+    for _ in 0..3 {
+        let request = world.ask("a");
+        world.settle();
+        if let Fate::Refused(Refusal::LoadFailed { failures: in_a_row, .. }) = world.fate(request) {
+            failures.push(*in_a_row);
+        }
+        world.advance(ms(10_000));
+        let _ = world.unload("a", false);
+        world.settle();
+    }
+    assert_eq!(failures, [1, 1]);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Random worlds: whatever happens in them, the world's checks hold and everybody has an answer.
 
+use std::num::NonZeroUsize;
+
 use proptest::prelude::*;
 
 use super::super::*;
@@ -62,7 +64,7 @@ fn rules() -> impl Strategy<Value = Rules> {
     let times = (0u64..4000, 0u64..3000, 1u64..20_000, 1u64..4000);
     (times, 1usize..20, prop::option::of(0u64..5000)).prop_map(
         |((patience, resident, aging, cooldown), waiting_max, drain)| Rules {
-            waiting_max,
+            waiting_max: NonZeroUsize::new(waiting_max).expect("it is above 0"),
             patience: ms(patience),
             resident_least: ms(resident),
             aging: ms(aging),
@@ -199,7 +201,7 @@ proptest! {
         trace in prop::collection::vec((0..NAMES.len(), 0u64..120, 1u64..500, 0usize..3), 300..600),
     ) {
         // Fewer wait for a model than fit in the time, so what keeps them is the other models.
-        let rules = Rules { waiting_max: 4, aging: ms(10_000), ..Rules::default() };
+        let rules = Rules { waiting_max: NonZeroUsize::MIN.saturating_add(3), aging: ms(10_000), ..Rules::default() };
         let mut world = World::with(BUDGET, rules);
         for (name, bytes) in NAMES.into_iter().zip(sizes) {
             world.define(name, bytes, |definition| definition.load_time = ms(300));

@@ -453,8 +453,6 @@ fn leave(entry: &mut Entry, now: Moment, why: Why) {
         State::Loading { then, .. } => *then = (*then).max(Some(why)),
         State::Ready { since: loaded } => {
             entry.state = State::Leaving { loaded: *loaded, since: now, why };
-            // All of it comes back.
-            entry.owes = 0;
         }
         State::Leaving { since, why: before, .. } if *before < why => {
             (*since, *before) = (now, why);

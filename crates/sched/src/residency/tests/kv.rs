@@ -94,6 +94,23 @@ fn it_is_asked_back_once() {
 }
 
 #[test]
+fn what_is_promised_to_one_is_not_gained_again_when_its_holder_leaves() {
+    let mut world = world_with(&["a", "b"]);
+    define(&mut world, "new", 8);
+    define(&mut world, "newer", 8);
+    assert!(world.grow("a", 10));
+    world.ask("new");
+    world.ask("newer");
+    assert_eq!(
+        world.news(),
+        ["shrink a by 8", "unload a, Room", "unload b, Room"],
+        "a has 7 bytes for it"
+    );
+    world.settle();
+    assert!(world.is_ready("new") && world.is_ready("newer"));
+}
+
+#[test]
 fn what_a_model_was_to_give_back_is_forgotten_when_it_is_gone() {
     for breaks in [false, true] {
         let mut world = world_with(&["a"]);

@@ -1,0 +1,171 @@
+//! A file whose hash is wrong is made right: first what the disk did not keep, then what the origin
+//! sends otherwise the second time. Only the bytes that differ are replaced.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::Advice;
+use tracing::{debug, info};
+
+use super::Download;
+use super::error::{FetchError, shown};
+use super::retry::Tries;
+use crate::client::check_status;
+use crate::error::failed;
+use crate::import::PIECE_BYTES;
+use crate::sha256::{CHUNK_BYTES, Hasher, Sha256};
+use crate::store::PARTIAL;
+use crate::verify::bad_chunks;
+
+/// So often a file is compared with the origin's, and if it still is another, that is all.
+const PASSES_MAX: usize = 3;
+
+impl Download<'_> {
+    /// Makes the file hash to this, or says why it cannot be done.
+    pub(super) async fn repair(
+        &self,
+        mut hasher: Hasher,
+        expected: Sha256,
+    ) -> Result<Hasher, FetchError> {
+        if let Some(first) = self.repair_disk(&hasher).await? {
+            hasher = self.hash_again(&hasher, first)?;
+        }
+        for _ in 0..PASSES_MAX {
+            if hasher.finish() == expected {
+                return Ok(hasher);
+            }
+            // A second connection, and another origin where there is one.
+            self.url.set((self.url.get() + 1) % self.job.urls.len());
+            match self.compare(0, hasher.length()).await? {
+                Some(first) => hasher = self.hash_again(&hasher, first)?,
+                None => return Err(self.other_file(expected, hasher.finish())),
+            }
+        }
+        if hasher.finish() == expected {
+            return Ok(hasher);
+        }
+        Err(FetchError::Inconsistent { url: shown(self.address()), expected })
+    }
+
+    /// Fetches the chunks again that the disk gives otherwise than they were hashed, and returns
+    /// the place of the first change.
+    async fn repair_disk(&self, hasher: &Hasher) -> Result<Option<u64>, FetchError> {
+        let data = self.partial.data();
+        // Memory would say what was written, not what the disk kept.
+        if let Err(error) = rustix::fs::fadvise(data, 0, None, Advice::DontNeed) {
+            debug!(%error, "the page cache keeps the file");
+        }
+        let bad = bad_chunks(data, hasher.chain());
+        let bad = bad.map_err(failed("read", &self.partial.data_path()))?;
+        let mut first = None;
+        for chunk in bad {
+            info!(chunk, "the disk did not keep what was written");
+            let start = chunk * CHUNK_BYTES;
+            let changed = self.compare(start, start + CHUNK_BYTES).await?;
+            // What was hashed is not what is there now, changed again or not.
+            first = first.or(changed).or(Some(start));
+        }
+        Ok(first)
+    }
+
+    /// Compares bytes of the file with the origin's and replaces those that differ. Returns the
+    /// place of the first that did.
+    async fn compare(&self, start: u64, end: u64) -> Result<Option<u64>, FetchError> {
+        let mut tries = Tries::default();
+        let mut at = start;
+        let mut first = None;
+        while at < end {
+            let before = at;
+            if let Err(error) = self.compare_some(&mut at, end, &mut first).await {
+                if !error.is_passing() {
+                    return Err(error);
+                }
+                if at > before + CHUNK_BYTES {
+                    tries.reset();
+                }
+                self.wait(&mut tries, error).await?;
+            }
+        }
+        if first.is_some() {
+            let flushed = self.partial.data().sync_data();
+            flushed.map_err(failed("flush", &self.partial.data_path()))?;
+        }
+        Ok(first)
+    }
+
+    async fn compare_some(
+        &self,
+        at: &mut u64,
+        end: u64,
+        first: &mut Option<u64>,
+    ) -> Result<(), FetchError> {
+        let url = self.address().clone();
+        let range = (reqwest::header::RANGE, format!("bytes={at}-{}", end - 1));
+        let (response, url) = self.client.get(&url, &[range]).await?;
+        let mut response = check_status(response, &url)?;
+        // An origin without ranges begins at the start, and has that compared as well.
+        let is_part = response.status() == reqwest::StatusCode::PARTIAL_CONTENT;
+        let mut place = if is_part { *at } else { 0 };
+        let mut mine = vec![0; PIECE_BYTES];
+        while let Some(piece) = self.client.piece(&mut response, &url).await? {
+            self.throttle(piece.len() as u64).await;
+            for theirs in piece.chunks(PIECE_BYTES) {
+                let theirs = &theirs[..theirs.len().min(end.saturating_sub(place) as usize)];
+                self.compare_piece(theirs, &mut mine[..theirs.len()], place, first)?;
+                place += theirs.len() as u64;
+                *at = place.max(*at);
+            }
+        }
+        if *at < end {
+            let reason = format!("it ended after {at} of {end} bytes");
+            return Err(FetchError::Broken { url: shown(&url), reason });
+        }
+        Ok(())
+    }
+
+    fn compare_piece(
+        &self,
+        theirs: &[u8],
+        mine: &mut [u8],
+        place: u64,
+        first: &mut Option<u64>,
+    ) -> Result<(), FetchError> {
+        let data = self.partial.data();
+        data.read_exact_at(mine, place).map_err(failed("read", &self.partial.data_path()))?;
+        let Some(differs) = mine.iter().zip(theirs).position(|(mine, theirs)| mine != theirs)
+        else {
+            return Ok(());
+        };
+        let differs = place + differs as u64;
+        info!(byte = differs, "a byte is another the second time");
+        *first = Some(first.map_or(differs, |first| first.min(differs)));
+        let written = self.inner.host.write_at(data, theirs, place);
+        written.map_err(|error| self.write_failed(error, place))
+    }
+
+    /// Hashes the file from the chunk on in which it changed.
+    fn hash_again(&self, hasher: &Hasher, changed: u64) -> Result<Hasher, FetchError> {
+        let known = ((changed / CHUNK_BYTES) as usize).min(hasher.chain().len());
+        let mut again = Hasher::after(&hasher.chain()[..known]);
+        let mut piece = vec![0; PIECE_BYTES];
+        while again.length() < hasher.length() {
+            let left = (hasher.length() - again.length()).min(PIECE_BYTES as u64);
+            let piece = &mut piece[..left as usize];
+            let read = self.partial.data().read_exact_at(piece, again.length());
+            read.map_err(failed("read", &self.partial.data_path()))?;
+            again.update(piece);
+        }
+        self.partial.keep(known, &again.chain()[known..])?;
+        Ok(again)
+    }
+
+    /// The origin has another file than was said. It is kept under its own hash, where a download
+    /// finds it that wants just that.
+    fn other_file(&self, expected: Sha256, found: Sha256) -> FetchError {
+        let dir = self.inner.dir.join(PARTIAL).join(found.to_string());
+        if let Err(error) = fs::rename(self.partial.dir(), &dir) {
+            debug!(%error, "what came stays where it is");
+        }
+        FetchError::Digest { url: shown(self.address()), expected, found }
+    }
+}

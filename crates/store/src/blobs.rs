@@ -104,6 +104,14 @@ impl Blobs {
         Ok(blobs)
     }
 
+    /// References whose files are gone.
+    pub(crate) fn dangling(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let mut paths: Vec<PathBuf> =
+            names_in(&self.blobs)?.iter().map(|name| self.blobs.join(name)).collect();
+        paths.retain(|path| path.is_symlink() && !path.exists());
+        Ok(paths)
+    }
+
     /// Makes a file a blob by renaming it. It and its chain are what was hashed, and on disk.
     pub(crate) fn admit(
         &self,

@@ -92,13 +92,6 @@ impl Transfer {
         }
     }
 
-    /// Somebody does not want it any more; without anybody who does, it ends.
-    pub(crate) fn leave(&self) {
-        if self.interested.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.cancelled.send_replace(true);
-        }
-    }
-
     /// If it ends because nobody wants it: waits until its files are not in use any more.
     pub(crate) async fn left(&self) {
         if *self.cancelled.borrow() {
@@ -117,6 +110,15 @@ impl Inner {
             };
             // Its files are in use until it is over.
             let _ = ending.done().await;
+        }
+    }
+
+    /// Somebody does not want a file any more; without anybody who does, its download ends.
+    pub(crate) fn leave(&self, transfer: &Transfer) {
+        // While nobody joins.
+        let _transfers = self.transfers();
+        if transfer.interested.fetch_sub(1, Ordering::Relaxed) == 1 {
+            transfer.cancelled.send_replace(true);
         }
     }
 
@@ -217,14 +219,14 @@ impl<'a> Download<'a> {
             let _ = fs::remove_dir_all(&dir);
             return Ok(blob);
         }
-        let download = Self::open(inner, job, dir, meter)?;
+        let download = Self::open(inner, job, dir, meter).await?;
         download.fetch().await?;
         let hasher = download.hashed()?;
         download.settle(hasher).await
     }
 
     /// Finds out what an earlier download left, by hashing it.
-    fn open(
+    async fn open(
         inner: &'a Inner,
         job: Job,
         dir: PathBuf,
@@ -237,7 +239,7 @@ impl<'a> Download<'a> {
             meter.total(size);
         }
         meter.phase(Phase::Checking);
-        let hasher = partial.check(&mut |bytes| meter.found(bytes))?;
+        let hasher = partial.check(&|bytes| meter.found(bytes)).await?;
         let have = Have::up_to(hasher.length());
         let follower = Follower::start(&partial, hasher, meter)?;
         Ok(Self {

@@ -15,7 +15,8 @@ use crate::store::{Inner, PARTIAL, unix_s};
 pub struct Pruned {
     /// Blobs that nothing refers to.
     pub blobs: Vec<Sha256>,
-    /// Files in quarantine and downloads that nobody went on with.
+    /// Files in quarantine, downloads that nobody went on with, and references to files that are
+    /// gone.
     pub leftovers: Vec<PathBuf>,
     /// Bytes of all of these. Those of a file that has another name elsewhere stay taken.
     pub bytes: u64,
@@ -43,6 +44,12 @@ impl Inner {
                 pruned.bytes += blob.size_bytes;
             }
             pruned.blobs.push(blob.sha256);
+        }
+        for path in self.blobs.dangling()? {
+            if remove {
+                remove_all(&path)?;
+            }
+            pruned.leftovers.push(path);
         }
         for dir in ["quarantine", PARTIAL].map(|dir| self.dir.join(dir)) {
             for name in names_in(&dir)? {

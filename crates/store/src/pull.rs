@@ -269,7 +269,7 @@ impl Task {
     async fn download(&self, job: &Job, total: Option<u64>) -> Result<Blob, FetchError> {
         let transfer = self.inner.transfer(job).await?;
         *self.current.borrow_mut() = Some(Arc::clone(&transfer));
-        let _interest = Interest(&transfer);
+        let _interest = Interest { inner: &self.inner, transfer: &transfer };
         let base = self.done_bytes();
         let mut progress = transfer.progress();
         let mut done = std::pin::pin!(transfer.done());
@@ -334,11 +334,15 @@ struct Pieces {
     fresh: BTreeSet<Sha256>,
 }
 
-struct Interest<'a>(&'a Transfer);
+/// That a pull waits for a download.
+struct Interest<'a> {
+    inner: &'a Inner,
+    transfer: &'a Transfer,
+}
 
 impl Drop for Interest<'_> {
     fn drop(&mut self) {
-        self.0.leave();
+        self.inner.leave(self.transfer);
     }
 }
 

@@ -87,7 +87,8 @@ impl Partial {
     }
 
     /// Hashes what is there, as far as it is what the chain says. `progress` hears how far it is.
-    pub(crate) fn check(&self, progress: &mut dyn FnMut(u64)) -> Result<Hasher, StoreError> {
+    /// It may be dropped on its way.
+    pub(crate) async fn check(&self, progress: &dyn Fn(u64)) -> Result<Hasher, StoreError> {
         let path = self.data_path();
         let length = |file: &File| file.metadata().map(|found| found.len());
         let data_bytes = length(&self.data).map_err(failed("read", &path))?;
@@ -107,6 +108,7 @@ impl Partial {
             }
             good.push(state);
             progress((index + 1) * CHUNK_BYTES);
+            tokio::task::yield_now().await;
         }
         Ok(Hasher::after(&good))
     }

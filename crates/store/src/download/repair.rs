@@ -5,11 +5,12 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::Advice;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::Download;
-use super::error::{FetchError, shown};
+use super::error::{FetchError, shown, size_error};
 use super::retry::Tries;
+use super::round::{check_is_file, content_range};
 use crate::client::check_status;
 use crate::error::failed;
 use crate::import::PIECE_BYTES;
@@ -36,9 +37,14 @@ impl Download<'_> {
             }
             // A second connection, and another origin where there is one.
             self.url.set((self.url.get() + 1) % self.job.urls.len());
-            match self.compare(0, hasher.length()).await? {
-                Some(first) => hasher = self.hash_again(&hasher, first)?,
-                None => return Err(self.other_file(expected, hasher.finish())),
+            match self.compare(0, hasher.length(), hasher.length()).await {
+                Ok(Some(first)) => hasher = self.hash_again(&hasher, first)?,
+                Ok(None) => return Err(self.other_file(expected, hasher.finish())),
+                // Another mirror may still do.
+                Err(error) if error.is_the_origins() && self.job.urls.len() > 1 => {
+                    warn!(%error, "a file could not be compared");
+                }
+                Err(error) => return Err(error),
             }
         }
         if hasher.finish() == expected {
@@ -61,22 +67,22 @@ impl Download<'_> {
         for chunk in bad {
             info!(chunk, "the disk did not keep what was written");
             let start = chunk * CHUNK_BYTES;
-            let changed = self.compare(start, start + CHUNK_BYTES).await?;
+            let changed = self.compare(start, start + CHUNK_BYTES, hasher.length()).await?;
             // What was hashed is not what is there now, changed again or not.
             first = first.or(changed).or(Some(start));
         }
         Ok(first)
     }
 
-    /// Compares bytes of the file with the origin's and replaces those that differ. Returns the
-    /// place of the first that did.
-    async fn compare(&self, start: u64, end: u64) -> Result<Option<u64>, FetchError> {
+    /// Compares bytes of the file, which has this length, with the origin's and replaces those that
+    /// differ. Returns the place of the first that did.
+    async fn compare(&self, start: u64, end: u64, length: u64) -> Result<Option<u64>, FetchError> {
         let mut tries = Tries::default();
         let mut at = start;
         let mut first = None;
         while at < end {
             let before = at;
-            if let Err(error) = self.compare_some(&mut at, end, &mut first).await {
+            if let Err(error) = self.compare_some(&mut at, end, length, &mut first).await {
                 if !error.is_passing() {
                     return Err(error);
                 }
@@ -97,15 +103,29 @@ impl Download<'_> {
         &self,
         at: &mut u64,
         end: u64,
+        length: u64,
         first: &mut Option<u64>,
     ) -> Result<(), FetchError> {
         let url = self.address().clone();
         let range = (reqwest::header::RANGE, format!("bytes={at}-{}", end - 1));
         let (response, url) = self.client.get(&url, &[range]).await?;
         let mut response = check_status(response, &url)?;
-        // An origin without ranges begins at the start, and has that compared as well.
+        // What is not this file must not be written over it.
+        check_is_file(&response, &url)?;
         let is_part = response.status() == reqwest::StatusCode::PARTIAL_CONTENT;
-        let mut place = if is_part { *at } else { 0 };
+        let (range, total) = match content_range(&response) {
+            Some((Some(range), total)) if is_part => (range, total),
+            _ if is_part => return Err(self.ranges_error("it does not say which part it sends")),
+            // An origin without ranges begins at the start, and has that compared as well.
+            _ => (0..length, response.content_length()),
+        };
+        if is_part && range != (*at..end) {
+            return Err(self.ranges_error(format!("bytes {at}.. were asked for, {range:?} came")));
+        }
+        if let Some(total) = total.filter(|&total| total != length) {
+            return Err(size_error(&url, length, total));
+        }
+        let mut place = range.start;
         let mut mine = vec![0; PIECE_BYTES];
         while let Some(piece) = self.client.piece(&mut response, &url).await? {
             self.throttle(piece.len() as u64).await;

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use futures_util::future::try_join_all;
 use reqwest::header::{
-    CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName, IF_RANGE, LAST_MODIFIED, RANGE,
+    CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderName, IF_RANGE, LAST_MODIFIED,
+    RANGE, TRANSFER_ENCODING,
 };
 use reqwest::{Response, StatusCode};
 use url::Url;
@@ -254,6 +255,11 @@ impl Download<'_> {
         {
             return Err(size_error(url, expected, size));
         }
+        let is_framed = size.is_some() || response.headers().contains_key(TRANSFER_ENCODING);
+        if !is_framed && self.job.sha256.is_none() && self.job.size_bytes.is_none() {
+            let reason = "it says neither how long the file is nor where it ends: give a hash";
+            return Err(FetchError::Answer { url: shown(url), reason: reason.to_owned() });
+        }
         if found == known {
             return Ok(());
         }
@@ -285,7 +291,7 @@ fn validator(response: &Response) -> Option<String> {
     text(ETAG).filter(|tag| !tag.starts_with("W/")).or_else(|| text(LAST_MODIFIED))
 }
 
-fn check_is_file(response: &Response, url: &Url) -> Result<(), FetchError> {
+pub(super) fn check_is_file(response: &Response, url: &Url) -> Result<(), FetchError> {
     let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
     if header(CONTENT_TYPE).is_some_and(|kind| kind.starts_with("text/html")) {
         return Err(FetchError::WebPage { url: shown(url) });
@@ -300,7 +306,7 @@ fn check_is_file(response: &Response, url: &Url) -> Result<(), FetchError> {
 }
 
 /// The range and the length of the whole that `Content-Range` says, each if it does.
-fn content_range(response: &Response) -> Option<(Option<Range<u64>>, Option<u64>)> {
+pub(super) fn content_range(response: &Response) -> Option<(Option<Range<u64>>, Option<u64>)> {
     let text = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
     let total: Option<u64> = total.parse().ok();

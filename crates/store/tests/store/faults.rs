@@ -39,8 +39,16 @@ fn a_broken_connection_is_taken_up_where_it_broke() {
 
 #[test]
 fn a_stalled_connection_is_given_up_and_taken_up_again() {
-    let site = survives(1, 3 * CHUNK, &[Fault::HoldAfter(CHUNK as u64)]);
-    assert_eq!(site.starts("/m.gguf"), [0, CHUNK as u64]);
+    let site = Site::new();
+    let bytes = noise(19, 3 * CHUNK);
+    site.origin.file("/m.gguf", bytes.clone());
+    site.origin.fault("/m.gguf", Fault::HoldAfter(CHUNK as u64));
+    let mut settings = site.settings(1);
+    settings.stall_timeout = Duration::from_secs(1);
+    let store = site.store_with(settings);
+    let pulled = site.pull(&store, site.request("/m.gguf", &bytes)).unwrap();
+    assert!(contents(&store, &pulled) == bytes);
+    assert_eq!(site.starts("/m.gguf")[..2], [0, CHUNK as u64]);
 }
 
 #[test]
@@ -171,7 +179,9 @@ fn a_file_that_changes_at_the_origin_is_never_mixed() {
         site.origin.fault("/m.gguf", Fault::ResetAfter(2 * CHUNK as u64));
         site.origin.fault("/m.gguf", Fault::HoldAfter(0));
         let held = site.origin.seen().len() + 2;
-        let store = site.store();
+        let mut settings = site.settings(1);
+        settings.stall_timeout = Duration::from_secs(1);
+        let store = site.store_with(settings);
         let pull = store.pull(Request::new(site.source("/m.gguf")));
         site.origin.wait_for_requests("/m.gguf", held);
         site.origin.file("/m.gguf", new.clone());

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATION,
+    ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LINK, LOCATION,
 };
 use reqwest::{Method, Response};
 use tokio::time::timeout;
@@ -63,8 +63,18 @@ impl Client {
         url: &Url,
         headers: &[(HeaderName, String)],
     ) -> Result<String, FetchError> {
+        Ok(self.page(url, headers).await?.0)
+    }
+
+    /// The body of a small answer, and where it goes on.
+    pub(crate) async fn page(
+        &self,
+        url: &Url,
+        headers: &[(HeaderName, String)],
+    ) -> Result<(String, Option<Url>), FetchError> {
         let (response, url) = self.get(url, headers).await?;
         let mut response = check_status(response, &url)?;
+        let next = response.headers().get(LINK).and_then(|link| next_page(&url, link));
         let mut bytes = Vec::new();
         while let Some(piece) = self.piece(&mut response, &url).await? {
             bytes.extend_from_slice(&piece);
@@ -73,8 +83,10 @@ impl Client {
                 return Err(FetchError::Answer { url: shown(&url), reason });
             }
         }
-        String::from_utf8(bytes)
-            .map_err(|_| FetchError::Answer { url: shown(&url), reason: "not UTF-8".to_owned() })
+        let reason = || "it is not UTF-8".to_owned();
+        let text = String::from_utf8(bytes)
+            .map_err(|_| FetchError::Answer { url: shown(&url), reason: reason() })?;
+        Ok((text, next))
     }
 
     /// The next bytes of a body.
@@ -171,6 +183,14 @@ fn next_hop(from: &Url, location: &HeaderValue) -> Result<Url, FetchError> {
         ("https", "http") => Err(refuse("redirected from https to http, where anybody may answer")),
         _ => Err(refuse("redirected to something that is not on the web")),
     }
+}
+
+/// Where `Link: <url>; rel="next"` leads, if it is of the same registry.
+fn next_page(from: &Url, link: &HeaderValue) -> Option<Url> {
+    let next = link.to_str().ok()?.split(',').find(|link| link.contains("rel=\"next\""))?;
+    let (_, address) = next.split_once('<')?;
+    let url = from.join(address.split_once('>')?.0).ok()?;
+    (url.origin() == from.origin()).then_some(url)
 }
 
 fn is_host(url: &Url, host: &str) -> bool {

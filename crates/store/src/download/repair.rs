@@ -1,5 +1,5 @@
-//! A file whose hash is wrong is made right: first what the disk did not keep, then what the origin
-//! sends otherwise the second time. Only the bytes that differ are replaced.
+//! A file whose hash is wrong is made right: the disk is read again, then the file is compared with
+//! what the origin sends the second time. Only the bytes that differ are replaced.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -28,16 +28,14 @@ impl Download<'_> {
         mut hasher: Hasher,
         expected: Sha256,
     ) -> Result<Hasher, FetchError> {
-        if let Some(first) = self.repair_disk(&hasher).await? {
-            hasher = self.hash_again(&hasher, first)?;
-        }
+        hasher = self.hash_again(&hasher, self.differs_on_disk(&hasher)?)?;
         for _ in 0..PASSES_MAX {
             if hasher.finish() == expected {
                 return Ok(hasher);
             }
             // A second connection, and another origin where there is one.
             self.url.set((self.url.get() + 1) % self.job.urls.len());
-            match self.compare(0, hasher.length(), hasher.length()).await {
+            match self.compare(hasher.length()).await {
                 Ok(Some(first)) => hasher = self.hash_again(&hasher, first)?,
                 Ok(None) => return Err(self.other_file(expected, hasher.finish())),
                 // Another mirror may still do.
@@ -53,36 +51,28 @@ impl Download<'_> {
         Err(FetchError::Inconsistent { url: shown(self.address()), expected })
     }
 
-    /// Fetches the chunks again that the disk gives otherwise than they were hashed, and returns
-    /// the place of the first change.
-    async fn repair_disk(&self, hasher: &Hasher) -> Result<Option<u64>, FetchError> {
+    /// Where the disk begins to have other bytes than those that were hashed: the memory between the
+    /// two may be bad, and the disk right. What is behind the last whole chunk may always be other.
+    fn differs_on_disk(&self, hasher: &Hasher) -> Result<u64, FetchError> {
         let data = self.partial.data();
-        // Memory would say what was written, not what the disk kept.
+        // Memory would say again what it said.
         if let Err(error) = rustix::fs::fadvise(data, 0, None, Advice::DontNeed) {
             debug!(%error, "the page cache keeps the file");
         }
         let bad = bad_chunks(data, hasher.chain());
         let bad = bad.map_err(failed("read", &self.partial.data_path()))?;
-        let mut first = None;
-        for chunk in bad {
-            info!(chunk, "the disk did not keep what was written");
-            let start = chunk * CHUNK_BYTES;
-            let changed = self.compare(start, start + CHUNK_BYTES, hasher.length()).await?;
-            // What was hashed is not what is there now, changed again or not.
-            first = first.or(changed).or(Some(start));
-        }
-        Ok(first)
+        Ok(bad.first().map_or_else(|| hasher.length(), |chunk| chunk * CHUNK_BYTES))
     }
 
     /// Compares bytes of the file, which has this length, with the origin's and replaces those that
     /// differ. Returns the place of the first that did.
-    async fn compare(&self, start: u64, end: u64, length: u64) -> Result<Option<u64>, FetchError> {
+    async fn compare(&self, length: u64) -> Result<Option<u64>, FetchError> {
         let mut tries = Tries::default();
-        let mut at = start;
+        let mut at = 0;
         let mut first = None;
-        while at < end {
+        while at < length {
             let before = at;
-            if let Err(error) = self.compare_some(&mut at, end, length, &mut first).await {
+            if let Err(error) = self.compare_some(&mut at, length, &mut first).await {
                 if !error.is_passing() {
                     return Err(error);
                 }
@@ -102,12 +92,11 @@ impl Download<'_> {
     async fn compare_some(
         &self,
         at: &mut u64,
-        end: u64,
         length: u64,
         first: &mut Option<u64>,
     ) -> Result<(), FetchError> {
         let url = self.address().clone();
-        let range = (reqwest::header::RANGE, format!("bytes={at}-{}", end - 1));
+        let range = (reqwest::header::RANGE, format!("bytes={at}-{}", length - 1));
         let (response, url) = self.client.get(&url, &[range]).await?;
         let mut response = check_status(response, &url)?;
         // What is not this file must not be written over it.
@@ -119,7 +108,7 @@ impl Download<'_> {
             // An origin without ranges begins at the start, and has that compared as well.
             _ => (0..length, response.content_length()),
         };
-        if is_part && range != (*at..end) {
+        if is_part && range != (*at..length) {
             return Err(self.ranges_error(format!("bytes {at}.. were asked for, {range:?} came")));
         }
         if let Some(total) = total.filter(|&total| total != length) {
@@ -130,14 +119,14 @@ impl Download<'_> {
         while let Some(piece) = self.client.piece(&mut response, &url).await? {
             self.throttle(piece.len() as u64).await;
             for theirs in piece.chunks(PIECE_BYTES) {
-                let theirs = &theirs[..theirs.len().min(end.saturating_sub(place) as usize)];
+                let theirs = &theirs[..theirs.len().min(length.saturating_sub(place) as usize)];
                 self.compare_piece(theirs, &mut mine[..theirs.len()], place, first)?;
                 place += theirs.len() as u64;
                 *at = place.max(*at);
             }
         }
-        if *at < end {
-            let reason = format!("it ended after {at} of {end} bytes");
+        if *at < length {
+            let reason = format!("it ended after {at} of {length} bytes");
             return Err(FetchError::Broken { url: shown(&url), reason });
         }
         Ok(())

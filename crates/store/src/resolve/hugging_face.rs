@@ -11,6 +11,8 @@ use crate::download::error::FetchError;
 use crate::sha256::Sha256;
 use crate::source::{HuggingFace, Pick, Source};
 
+/// Most pages of a list of files; the registry puts a thousand on each.
+const PAGES_MAX: usize = 20;
 /// Most names in an error.
 const NAMES_SHOWN_MAX: usize = 40;
 
@@ -67,8 +69,7 @@ async fn quantization(
     let folders = ["api", "models"].into_iter().chain(repository.split('/')).chain(["tree"]);
     let mut url = below(base, folders.chain(wanted.revision().split('/')))?;
     url.set_query(Some("recursive=true"));
-    let text = client.text(&url, &[]).await?;
-    let entries: Vec<Entry> = parse(&url, &text)?;
+    let entries = entries(client, &url).await?;
     let paths: Vec<&str> = entries.iter().map(|entry| entry.path.as_str()).collect();
     let chosen = choose(&paths, name).map_err(|reason| FetchError::NotThere {
         source_text: Source::HuggingFace(wanted.clone()).to_string(),
@@ -88,6 +89,19 @@ async fn quantization(
         });
     }
     Ok(Found { files, ollama: None })
+}
+
+/// All files of a repository.
+async fn entries(client: &Client, url: &Url) -> Result<Vec<Entry>, FetchError> {
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut next = Some(url.clone());
+    for _ in 0..PAGES_MAX {
+        let Some(url) = next else { return Ok(entries) };
+        let (text, following) = client.page(&url, &[]).await?;
+        entries.append(&mut parse(&url, &text)?);
+        next = following;
+    }
+    Err(answer(url, format!("the repository has more than {PAGES_MAX} pages of files")))
 }
 
 /// The files of a quantization: one, or all of a split. Else what there is.

@@ -87,6 +87,60 @@ fn wrong_bytes_are_found_and_only_they_are_replaced() {
 }
 
 #[test]
+fn what_is_not_this_file_is_not_compared_with_it() {
+    let length = 2 * CHUNK as u64;
+    for fault in [Fault::LieAboutRange, Fault::Html, Fault::Short(length - 1)] {
+        let site = Site::new();
+        let bytes = noise(18, length as usize);
+        site.origin.file("/m.gguf", bytes.clone());
+        site.origin.fault("/m.gguf", Fault::Corrupt(7));
+        site.origin.fault("/m.gguf", fault.clone());
+        let store = site.store();
+        let mirrors = vec![site.origin.url("/m.gguf?mirror").parse().unwrap()];
+        let request = Request { mirrors, ..site.request("/m.gguf", &bytes) };
+        let pulled = site.pull(&store, request).unwrap_or_else(|e| panic!("{fault:?}: {e}"));
+        assert!(contents(&store, &pulled) == bytes);
+    }
+}
+
+#[test]
+fn where_memory_was_wrong_and_the_disk_is_right_nothing_is_fetched_again() {
+    let site = Site::new();
+    let bytes = noise(17, 3 * CHUNK);
+    site.origin.file("/m.gguf", bytes.clone());
+    site.origin.fault("/m.gguf", Fault::HoldAfter(2 * CHUNK as u64));
+    site.stage.spoils_at.store(100, Ordering::Relaxed);
+    let store = site.store();
+    let pull = store.pull(site.request("/m.gguf", &bytes));
+    let mut progress = pull.progress();
+    site.wait(progress.wait_for(|progress| progress.done_bytes == 2 * CHUNK as u64)).unwrap();
+    // The wrong byte is hashed by now.
+    let [key] = site.partial().try_into().unwrap();
+    let data = site.root.path().join("state/partial").join(key).join("data");
+    let data = fs::File::options().write(true).open(data).unwrap();
+    data.write_all_at(&bytes[100..101], 100).unwrap();
+    site.origin.release();
+    let pulled = site.wait(pull.done()).unwrap();
+    assert!(contents(&store, &pulled) == bytes);
+    assert_eq!(site.origin.seen().len(), 1);
+}
+
+#[test]
+fn a_disk_that_spoils_a_byte_is_found_out() {
+    let site = Site::new();
+    let bytes = noise(16, 3 * CHUNK);
+    site.origin.file("/m.gguf", bytes.clone());
+    site.stage.spoils_at.store(CHUNK as u64 + 100, Ordering::Relaxed);
+    let store = site.store();
+    let error = site.pull(&store, site.request("/m.gguf", &bytes)).unwrap_err();
+    assert!(matches!(error, FetchError::Inconsistent { .. }), "{error}");
+    assert!(store.list().unwrap().is_empty());
+    site.stage.spoils_at.store(u64::MAX, Ordering::Relaxed);
+    let pulled = site.pull(&store, site.request("/m.gguf", &bytes)).unwrap();
+    assert!(contents(&store, &pulled) == bytes);
+}
+
+#[test]
 fn a_busy_origin_is_left_alone_for_as_long_as_it_asks() {
     let busy = [Fault::Status(429, Some("7")), Fault::Status(503, None)];
     let site = survives(3, CHUNK, &busy);

@@ -24,6 +24,8 @@ pub(crate) const CHUNK: usize = CHUNK_BYTES as usize;
 pub(crate) struct Stage {
     pub(crate) slept: Mutex<Vec<Duration>>,
     pub(crate) free_bytes: AtomicU64,
+    /// The byte at this place of a file gets another value on its way to the disk.
+    pub(crate) spoils_at: AtomicU64,
     /// Bytes that may still be written before the disk is full.
     pub(crate) room_bytes: AtomicU64,
 }
@@ -53,7 +55,14 @@ impl Host for Stage {
     fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
         let takes = |room: u64| room.checked_sub(bytes.len() as u64);
         match self.room_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, takes) {
-            Ok(_) => Machine.write_at(file, bytes, offset),
+            Ok(_) => {
+                let mut bytes = bytes.to_vec();
+                let spoilt = self.spoils_at.load(Ordering::Relaxed).checked_sub(offset);
+                if let Some(byte) = spoilt.and_then(|at| bytes.get_mut(at as usize)) {
+                    *byte ^= 1;
+                }
+                Machine.write_at(file, &bytes, offset)
+            }
             Err(_) => Err(io::ErrorKind::StorageFull.into()),
         }
     }
@@ -72,6 +81,7 @@ impl Site {
         let stage = Stage {
             slept: Mutex::default(),
             free_bytes: AtomicU64::new(u64::MAX),
+            spoils_at: AtomicU64::new(u64::MAX),
             room_bytes: AtomicU64::new(u64::MAX),
         };
         Self {

@@ -36,7 +36,8 @@ impl Origin {
         self.put(&at, bytes, etag, "application/octet-stream", headers);
     }
 
-    /// Says which large files a repository of Hugging Face has: path, hash and size of each.
+    /// Says which large files a repository of Hugging Face has: path, hash and size of each. The list
+    /// has pages of two entries.
     pub fn hugging_face_tree(&self, repository: &str, files: &[(&str, &str, u64)]) {
         let entry = |(path, sha256, size): &(&str, &str, u64)| {
             let lfs = json!({"oid": sha256, "size": size, "pointerSize": 135});
@@ -45,8 +46,17 @@ impl Origin {
         let mut entries: Vec<_> = files.iter().map(entry).collect();
         entries.push(json!({"type": "file", "oid": "bb", "size": 7, "path": "README.md"}));
         entries.push(json!({"type": "directory", "oid": "cc", "size": 0, "path": "images"}));
-        let at = format!("/api/models/{repository}/tree/main");
-        self.put(&at, json!(entries).to_string().into(), None, "application/json", Vec::new());
+        let at = |page: usize| match page {
+            0 => format!("/api/models/{repository}/tree/main"),
+            page => format!("/pages/{repository}/{page}"),
+        };
+        let pages: Vec<_> = entries.chunks(2).collect();
+        for (page, entries) in pages.iter().enumerate() {
+            let next = format!("<{}>; rel=\"next\"", self.url(&at(page + 1)));
+            let link = if page + 1 < pages.len() { vec![("link", next)] } else { Vec::new() };
+            let text = json!(entries).to_string();
+            self.put(&at(page), text.into(), None, "application/json", link);
+        }
     }
 
     /// Puts a model (`namespace/name`, and a tag) and its layers into an Ollama registry.

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use crate::blobs::{Kept, names_in};
 use crate::error::{StoreError, failed};
 use crate::sha256::Sha256;
-use crate::store::{Inner, PARTIAL, unix_s};
+use crate::store::{Inner, PARTIAL, UNFINISHED, unix_s};
 
 /// What was removed, or would be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,10 +51,13 @@ impl Inner {
             }
             pruned.leftovers.push(path);
         }
+        // No download begins meanwhile.
+        let transfers = self.transfers();
         for dir in ["quarantine", PARTIAL].map(|dir| self.dir.join(dir)) {
             for name in names_in(&dir)? {
                 let path = dir.join(&name);
-                if self.is_busy(&name) || !is_unused(&path, now, unused_for) {
+                let is_busy = name.starts_with(UNFINISHED) || transfers.contains_key(&name);
+                if is_busy || !is_unused(&path, now, unused_for) {
                     continue;
                 }
                 pruned.bytes += bytes_of(&path);

@@ -24,7 +24,7 @@ use crate::verify::Verified;
 /// Folder of what is being downloaded or imported.
 pub(crate) const PARTIAL: &str = "partial";
 /// Prefix of imports that are not blobs yet.
-const UNFINISHED: &str = "import-";
+pub(crate) const UNFINISHED: &str = "import-";
 
 /// Model files by the hash of what is in them. A cheap handle; the folder is locked until the last
 /// one is gone, and no transfer runs.
@@ -167,11 +167,6 @@ impl Inner {
     pub(crate) fn transfers(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Transfer>>> {
         // Every change to the map is one insert or remove, so a panic elsewhere leaves it whole.
         self.transfers.lock().unwrap_or_else(|poison| poison.into_inner())
-    }
-
-    /// Whether something in the folder of unfinished files is in use.
-    pub(crate) fn is_busy(&self, name: &str) -> bool {
-        name.starts_with(UNFINISHED) || self.transfers().contains_key(name)
     }
 
     /// While this is held no blob comes or goes.

@@ -20,6 +20,7 @@ use m40_control::{
     ModelEntry, ModelList, RunEvent, RunRequest, Status, UnloadRequest,
 };
 use m40_sched::sampler::SamplingParams;
+use m40_store::StoreError as BlobError;
 use m40llm::GenerateParams;
 use serde::Serialize;
 use serde_json::{Map, json};
@@ -268,19 +269,26 @@ impl From<BodyError> for ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         let code = match &error {
-            StoreError::NotAbsolute { .. } | StoreError::NotAFile { .. } | StoreError::Name(_) => {
-                ErrorCode::InvalidRequest
-            }
-            StoreError::NoFile { .. } | StoreError::MissingShard { .. } => ErrorCode::NotFound,
-            StoreError::NameTaken { .. } | StoreError::Changed { .. } => ErrorCode::Conflict,
+            StoreError::Name(_) => ErrorCode::InvalidRequest,
+            StoreError::MissingShard { .. } => ErrorCode::NotFound,
+            StoreError::NameTaken { .. } => ErrorCode::Conflict,
             StoreError::BadModel { .. } => ErrorCode::BadModel,
-            StoreError::Io { source, .. }
-                if source.kind() == std::io::ErrorKind::PermissionDenied =>
-            {
-                ErrorCode::Forbidden
-            }
-            StoreError::Io { .. } => ErrorCode::Internal,
+            StoreError::Blob(error) => blob_error(error),
         };
         Self::new(code, error.to_string())
+    }
+}
+
+fn blob_error(error: &BlobError) -> ErrorCode {
+    match error {
+        BlobError::NotAbsolute { .. }
+        | BlobError::NotAFile { .. }
+        | BlobError::NotAdoptable { .. } => ErrorCode::InvalidRequest,
+        BlobError::NoFile { .. } | BlobError::NoBlob { .. } => ErrorCode::NotFound,
+        BlobError::Changed { .. } => ErrorCode::Conflict,
+        BlobError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            ErrorCode::Forbidden
+        }
+        BlobError::NoSpace { .. } | BlobError::Io { .. } => ErrorCode::Internal,
     }
 }

@@ -1,8 +1,7 @@
-//! Models on disk, in the state folder.
+//! Models on disk, in the state folder: which there are, and what their files are called. The files
+//! themselves are blobs of [`m40_store`], which has the rest of the folder.
 //!
 //! ```text
-//! lock                      held by the running daemon
-//! blobs/sha256/<hex>        the files, named by what is in them
 //! files/<name>/<file>       links to the blobs under the files' own names (splits need them)
 //! models/<name>.toml        what there is; a model exists exactly when this file does
 //! ```
@@ -10,20 +9,18 @@
 //! An import ends with the rename of the last one, and everything before it is on disk by then:
 //! a crash leaves either a whole model or an unlisted remainder that the next start removes.
 
-mod blobs;
-
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use m40_control::{NameError, check_model_name, model_name_of_file};
+use m40_store::{OpenError, Settings, StoreError as BlobError};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::exit::Failure;
-use blobs::Blobs;
 
 /// A stored model, as its file in `models/` says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -67,12 +64,6 @@ pub(crate) struct Description {
 /// Why a model was not stored or not found.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
-    #[error("the path {} is not absolute", path.display())]
-    NotAbsolute { path: PathBuf },
-    #[error("there is no file {}", path.display())]
-    NoFile { path: PathBuf },
-    #[error("{} is not a file", path.display())]
-    NotAFile { path: PathBuf },
     #[error("{} belongs to a split model and {} is missing beside it", path.display(), shard.display())]
     MissingShard { path: PathBuf, shard: PathBuf },
     #[error(transparent)]
@@ -81,10 +72,8 @@ pub(crate) enum StoreError {
     NameTaken { name: String },
     #[error("{message}")]
     BadModel { message: String },
-    #[error("{} changed while it was imported: try again when nothing writes to it", path.display())]
-    Changed { path: PathBuf },
-    #[error("cannot {action} {}: {source}", path.display())]
-    Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Blob(#[from] m40_store::StoreError),
 }
 
 /// What to import.
@@ -99,10 +88,9 @@ pub(crate) struct Import<'a> {
 #[derive(Debug)]
 pub(crate) struct Store {
     dir: PathBuf,
-    blobs: Blobs,
+    blobs: m40_store::Store,
     // Two imports of one name or one blob at a time would race for the same files.
     importing: Mutex<()>,
-    _lock: File,
 }
 
 impl Store {
@@ -113,21 +101,16 @@ impl Store {
             let path = path.to_path_buf();
             move |source| Failure::Create { action: "make the state folder", path, source }
         };
-        for part in ["models", "files", "blobs/sha256"] {
+        for part in ["models", "files"] {
             let part = dir.join(part);
             fs::create_dir_all(&part).map_err(create(&part))?;
         }
-        let path = dir.join("lock");
-        let lock = File::create(&path).map_err(create(&path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Failure::StateInUse { dir: dir.to_path_buf() });
-            }
-            Err(TryLockError::Error(source)) => return Err(create(&path)(source)),
-        }
-        let blobs = Blobs::open(&dir.join("blobs/sha256"));
-        Ok(Self { dir: dir.to_path_buf(), blobs, importing: Mutex::new(()), _lock: lock })
+        let opened = m40_store::Store::open(dir, Settings::default());
+        let blobs = opened.map_err(|error| match error {
+            OpenError::InUse { dir } => Failure::StateInUse { dir },
+            OpenError::Io { path, source } => create(&path)(source),
+        })?;
+        Ok(Self { dir: dir.to_path_buf(), blobs, importing: Mutex::new(()) })
     }
 
     /// The stored models, sorted by name. A manifest that cannot be read is left out and logged.
@@ -225,12 +208,12 @@ impl Store {
         let mut done = 0;
         let mut files = Vec::with_capacity(sources.len());
         for source in sources {
-            let sha256 = self.blobs.add(&source.path, &mut |bytes| {
+            let blob = self.blobs.import(&source.path, &mut |bytes| {
                 done += bytes;
                 progress(done, total);
             })?;
-            let name = file_name(&source.path);
-            files.push(StoredFile { name, sha256, size_bytes: source.size_bytes });
+            let (name, sha256) = (file_name(&source.path), blob.sha256.to_string());
+            files.push(StoredFile { name, sha256, size_bytes: blob.size_bytes });
         }
         Ok(files)
     }
@@ -253,11 +236,8 @@ impl Store {
     fn write_manifest(&self, manifest: &Manifest) -> Result<(), StoreError> {
         let path = self.manifest_path(&manifest.name);
         let fresh = path.with_extension("toml.new");
-        let text = toml::to_string(manifest).map_err(|error| StoreError::Io {
-            action: "write",
-            path: path.clone(),
-            source: io::Error::other(error),
-        })?;
+        let text = toml::to_string(manifest).map_err(io::Error::other);
+        let text = text.map_err(failed("write", &path))?;
         let write = || {
             let mut file = File::create(&fresh)?;
             io::Write::write_all(&mut file, text.as_bytes())?;
@@ -283,7 +263,7 @@ struct Source {
 
 fn find_sources(path: &Path) -> Result<Vec<Source>, StoreError> {
     if !path.is_absolute() {
-        return Err(StoreError::NotAbsolute { path: path.to_path_buf() });
+        return Err(BlobError::NotAbsolute { path: path.to_path_buf() }.into());
     }
     let given = source_at(path)?;
     let Some(shards) = m40_gguf::split::shard_names(&file_name(path)) else {
@@ -292,7 +272,7 @@ fn find_sources(path: &Path) -> Result<Vec<Source>, StoreError> {
     let shard = |name: String| {
         let shard = path.with_file_name(name);
         source_at(&shard).map_err(|error| match error {
-            StoreError::NoFile { path: shard } => {
+            StoreError::Blob(BlobError::NoFile { path: shard }) => {
                 StoreError::MissingShard { path: path.to_path_buf(), shard }
             }
             other => other,
@@ -303,11 +283,11 @@ fn find_sources(path: &Path) -> Result<Vec<Source>, StoreError> {
 
 fn source_at(path: &Path) -> Result<Source, StoreError> {
     let metadata = fs::metadata(path).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => StoreError::NoFile { path: path.to_path_buf() },
-        _ => StoreError::Io { action: "read", path: path.to_path_buf(), source },
+        io::ErrorKind::NotFound => BlobError::NoFile { path: path.to_path_buf() },
+        _ => BlobError::Io { action: "read", path: path.to_path_buf(), source },
     })?;
     if !metadata.is_file() {
-        return Err(StoreError::NotAFile { path: path.to_path_buf() });
+        return Err(BlobError::NotAFile { path: path.to_path_buf() }.into());
     }
     Ok(Source { path: path.to_path_buf(), size_bytes: metadata.len() })
 }
@@ -326,7 +306,7 @@ fn unix_s(time: SystemTime) -> u64 {
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_path_buf();
-    move |source| StoreError::Io { action, path, source }
+    move |source| BlobError::Io { action, path, source }.into()
 }
 
 // A rename is on disk only when its folder is.

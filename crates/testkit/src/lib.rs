@@ -1,5 +1,5 @@
 //! Test support: the real models, seeded tiny ones and ones of real size, and a guard around a
-//! running daemon, kernels compiled for the host.
+//! running daemon, kernels compiled for the host, an HTTP origin with faults.
 //!
 //! Never shipped: only dev-dependencies name this crate.
 #![forbid(unsafe_code)]
@@ -9,5 +9,6 @@ pub mod emulation;
 pub mod gguf;
 pub mod http;
 pub mod models;
+pub mod origin;
 pub mod shapes;
 pub mod tiny_golden;

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use m40_control::{ApiError, ErrorCode, RunStats};
+use m40_manifest::Text;
 use m40_sched::sampler::ParamError;
-use m40_tokenizer::{TemplateError, TemplateInput};
+use m40_tokenizer::{ChatTemplate, TemplateError, TemplateInput};
 use m40llm::{CancelToken, Completion, FinishReason, GenerateError, GenerateParams};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::models::worker::{Event, Job, JobError, Reason, Refusal};
@@ -25,6 +26,17 @@ pub(crate) enum Input {
         /// More variables for the template.
         extra: Map<String, Value>,
     },
+}
+
+impl Input {
+    /// Puts a system prompt before a conversation that has none of its own.
+    fn begin_with(&mut self, system: Option<&Text>) {
+        if let (Self::Chat { messages: Value::Array(messages), .. }, Some(system)) = (self, system)
+            && !messages.iter().any(|message| message["role"] == "system")
+        {
+            messages.insert(0, json!({"role": "system", "content": &*system.content}));
+        }
+    }
 }
 
 /// Why a question cannot be queued.
@@ -68,12 +80,19 @@ impl Answer {
     pub(crate) async fn start(
         models: &Models,
         loaded: Arc<Loaded>,
-        input: Input,
-        params: GenerateParams,
+        mut input: Input,
+        mut params: GenerateParams,
     ) -> Result<Self, AskError> {
         params.sampling.validate()?;
         check_bias(&params, loaded.model.info().vocab)?;
-        let prompt = encode(Arc::clone(&loaded), input).await?;
+        let definition = models.definition(Some(&loaded.name));
+        let mut template = None;
+        if let Some(definition) = definition {
+            params.stop.extend(definition.stop.iter().cloned());
+            input.begin_with(definition.system.as_ref());
+            template = definition.template.clone();
+        }
+        let prompt = encode(Arc::clone(&loaded), input, template).await?;
         let context = loaded.model.info().context;
         if prompt.is_empty() {
             return Err(AskError::EmptyPrompt);
@@ -124,7 +143,11 @@ fn check_bias(params: &GenerateParams, vocab: u32) -> Result<(), AskError> {
 }
 
 // A long prompt takes a while to tokenise, which must not hold up other connections.
-async fn encode(loaded: Arc<Loaded>, input: Input) -> Result<Vec<u32>, AskError> {
+async fn encode(
+    loaded: Arc<Loaded>,
+    input: Input,
+    newer: Option<Text>,
+) -> Result<Vec<u32>, AskError> {
     let task = tokio::task::spawn_blocking(move || match input {
         Input::Text(text) => Ok(loaded.model.tokenizer().encode_prompt(&text)),
         Input::Chat { messages, extra } => {
@@ -135,8 +158,15 @@ async fn encode(loaded: Arc<Loaded>, input: Input) -> Result<Vec<u32>, AskError>
                 extra: Some(&extra),
                 now: Some(unix_s()),
             };
-            let text = loaded.model.chat_template().render(&template)?;
-            Ok(loaded.model.tokenizer().encode_prompt(&text))
+            let (own, tokenizer) = (loaded.model.chat_template(), loaded.model.tokenizer());
+            let text = match newer {
+                // A manifest changed it since the model was loaded.
+                Some(other) if *other.content != *own.source() => {
+                    ChatTemplate::for_tokenizer(&other.content, tokenizer)?.render(&template)?
+                }
+                _ => own.render(&template)?,
+            };
+            Ok(tokenizer.encode_prompt(&text))
         }
     });
     task.await.unwrap_or_else(|error| {

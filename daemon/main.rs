@@ -3,7 +3,8 @@
 //! Reads its arguments and configuration, then hands over to [`lifecycle`]. The map of the
 //! modules: [`config`] what the file says · [`lifecycle`] start, signals, stop · [`net`]
 //! connections · [`http`] what clients on the network speak · [`control`] what `m40ctl` speaks ·
-//! [`models`] what is loaded · [`generation`] one answer · [`store`] what is on disk.
+//! [`manifests`] which models there are · [`models`] what is loaded · [`generation`] one answer ·
+//! [`store`] what is on disk.
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -14,6 +15,7 @@ mod generation;
 mod http;
 mod lifecycle;
 mod logging;
+mod manifests;
 mod models;
 mod net;
 mod socket;

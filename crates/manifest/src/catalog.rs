@@ -101,6 +101,11 @@ impl Catalog {
         self.models.get(self.aliases.get(name).map_or(name, String::as_str))
     }
 
+    /// Whether there is no model.
+    pub fn is_empty(&self) -> bool {
+        self.models.is_empty()
+    }
+
     /// All models, sorted by name.
     pub fn models(&self) -> impl Iterator<Item = &Model> {
         self.models.values()

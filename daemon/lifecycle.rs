@@ -8,6 +8,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use m40_control::paths::Env;
@@ -228,8 +229,15 @@ struct Serving<'a> {
 impl Serving<'_> {
     /// Keeps the service manager's line true, and reloads on SIGHUP, until a signal says to stop.
     async fn until_stopped(&self, signals: &mut Signals) {
-        let mut catalog = self.manifests.subscribe();
-        systemd::ready(&self.status(&catalog.borrow_and_update()));
+        let catalog = self.manifests.subscribe();
+        systemd::ready(&self.status());
+        tokio::select! {
+            () = self.until_signalled(signals) => {}
+            () = self.tell_problems(catalog) => {}
+        }
+    }
+
+    async fn until_signalled(&self, signals: &mut Signals) {
         loop {
             tokio::select! {
                 _ = signals.term.recv() => return,
@@ -238,17 +246,25 @@ impl Serving<'_> {
                     systemd::reloading();
                     self.reread_config();
                     self.manifests.reload(false).await;
-                    systemd::ready(&self.status(&catalog.borrow_and_update()));
-                }
-                Ok(()) = catalog.changed() => {
-                    systemd::status(&self.status(&catalog.borrow_and_update()));
+                    systemd::ready(&self.status());
                 }
             }
         }
     }
 
-    fn status(&self, catalog: &Catalog) -> String {
+    /// Tells the service manager of each change of the manifests. Never returns.
+    async fn tell_problems(&self, mut catalog: watch::Receiver<Arc<Catalog>>) {
+        while catalog.changed().await.is_ok() {
+            let status = self.status();
+            // A service manager that does not listen must not hold up signals. What it misses
+            // while it does not, it need not know: the last state counts.
+            let _ = tokio::task::spawn_blocking(move || systemd::status(&status)).await;
+        }
+    }
+
+    fn status(&self) -> String {
         let serving = format!("serving on {}", self.address);
+        let catalog = self.manifests.current();
         match catalog.problems() {
             [] => serving,
             [problem] => format!("{serving}; a manifest is wrong: {problem}"),

@@ -17,10 +17,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use m40_control::{Change, ManifestProblem, Reload};
-use m40_manifest::{Catalog, Input};
+use m40_manifest::Catalog;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use crate::exit::Failure;
 use events::Events;
 use scan::Disk;
 use watches::Watches;
@@ -50,6 +51,18 @@ struct Inner {
     events: Arc<Events>,
     // Held for a whole reload, so that they count in the order in which they looked.
     watches: Mutex<Watches>,
+}
+
+/// Checks the manifests of a folder, which need not be there. Blocking.
+///
+/// # Errors
+/// [`Failure::Manifests`], with all that is wrong.
+pub(crate) fn check(dir: &Path) -> Result<(), Failure> {
+    let (catalog, _) = read(dir, What::Everything, &Catalog::default(), &Events::default());
+    match catalog.problems() {
+        [] => Ok(()),
+        problems => Err(Failure::Manifests(problems.to_vec())),
+    }
 }
 
 impl Manifests {
@@ -136,29 +149,36 @@ impl Inner {
 
     /// The catalog of what is there now, and whether more has to be watched than was.
     fn look(&self, what: What, old: &Catalog, watches: &mut Watches) -> (Catalog, bool) {
-        let disk = Disk::default();
-        let mut found = scan::read_all(&self.dir);
-        if what == What::Settled {
-            // Asked after reading, so that who began to write meanwhile is known.
-            let written = |input: &&mut Input| self.events.is_written(&input.file);
-            for input in found.iter_mut().flatten().filter(written) {
-                input.text = Err("is being written: it counts when that ends".to_owned());
-            }
-        }
-        let new = match &found {
-            Ok(inputs) => old.next(inputs, &disk),
-            Err(error) if error.is_absence() && old.is_empty() => Catalog::default(),
-            Err(error) => old.kept(ManifestProblem {
-                file: self.dir.clone(),
+        let (catalog, paths) = read(&self.dir, what, old, &self.events);
+        (catalog, watches.set(&self.dir, paths.into_iter()))
+    }
+}
+
+/// The catalog of what is in a folder now, and the paths that were read for it.
+fn read(dir: &Path, what: What, old: &Catalog, events: &Events) -> (Catalog, Vec<PathBuf>) {
+    let mut inputs = match scan::read_all(dir) {
+        Ok(inputs) => inputs,
+        Err(error) if error.is_absence() && old.is_empty() => return Default::default(),
+        Err(error) => {
+            let problem = ManifestProblem {
+                file: dir.to_path_buf(),
                 place: None,
                 message: format!("{error}: what the manifests said goes on"),
                 serving_old: true,
-            }),
-        };
-        let files = found.iter().flatten().map(|input| input.file.clone());
-        let grown = watches.set(&self.dir, files.chain(disk.into_paths()));
-        (new, grown)
+            };
+            return (old.kept(problem), Vec::new());
+        }
+    };
+    if what == What::Settled {
+        // Asked after reading, so that who began to write meanwhile is known.
+        for input in inputs.iter_mut().filter(|input| events.is_written(&input.file)) {
+            input.text = Err("is being written: it counts when that ends".to_owned());
+        }
     }
+    let disk = Disk::default();
+    let catalog = old.next(&inputs, &disk);
+    let files = inputs.into_iter().map(|input| input.file);
+    (catalog, files.chain(disk.into_paths()).collect())
 }
 
 /// Those that were not there before, so that each is logged once.

@@ -128,7 +128,7 @@ impl Models {
     pub(crate) async fn load(&self, wanted: &ModelRef) -> Result<Arc<Loaded>, ModelError> {
         let name = match wanted {
             ModelRef::Name(name) => self.own_name(name),
-            ModelRef::File(path) => name_of_file(path)?,
+            ModelRef::File(path) => self.own_name(&name_of_file(path)?),
         };
         loop {
             let slot = self.slot(&name, wanted)?;

@@ -1,6 +1,6 @@
 //! Reading the folder: which manifests there are, and what is in them.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
@@ -15,6 +15,8 @@ use nix::libc::O_NONBLOCK;
 const FILES_MAX: usize = 1024;
 /// Most entries of a folder that are looked at.
 const ENTRIES_MAX: usize = 16_384;
+/// Most bytes of all manifests together, and of all files that they name.
+const BYTES_MAX: usize = 64 << 20;
 
 /// Why a folder cannot be read as a whole.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +27,8 @@ pub(super) enum ScanError {
     TooManyFiles,
     #[error("the folder has more than {ENTRIES_MAX} entries")]
     TooManyEntries,
+    #[error("the manifests have more than {BYTES_MAX} bytes together")]
+    TooManyBytes,
 }
 
 impl ScanError {
@@ -37,6 +41,7 @@ impl ScanError {
 /// Every `*.toml` of a folder, sorted by path. Names with a leading dot are editors' own.
 pub(super) fn read_all(dir: &Path) -> Result<Vec<Input>, ScanError> {
     let mut inputs = Vec::new();
+    let mut bytes = 0;
     for (count, entry) in fs::read_dir(dir)?.enumerate() {
         if count == ENTRIES_MAX {
             return Err(ScanError::TooManyEntries);
@@ -51,6 +56,10 @@ pub(super) fn read_all(dir: &Path) -> Result<Vec<Input>, ScanError> {
         }
         let file = dir.join(name);
         let text = read_text(&file, FILE_BYTES_MAX);
+        bytes += text.as_ref().map_or(0, String::len);
+        if bytes > BYTES_MAX {
+            return Err(ScanError::TooManyBytes);
+        }
         inputs.push(Input { file, text });
     }
     inputs.sort_by(|a, b| a.file.cmp(&b.file));
@@ -81,6 +90,7 @@ fn read_text(path: &Path, bytes_max: usize) -> Result<String, String> {
 #[derive(Debug, Default)]
 pub(super) struct Disk {
     paths: RefCell<BTreeSet<PathBuf>>,
+    bytes: Cell<usize>,
 }
 
 impl Disk {
@@ -93,7 +103,10 @@ impl Disk {
 impl Surroundings for Disk {
     fn read(&self, path: &Path, bytes_max: usize) -> Result<String, String> {
         self.paths.borrow_mut().insert(path.to_path_buf());
-        read_text(path, bytes_max).map_err(|why| format!("{}: {why}", path.display()))
+        let most = bytes_max.min(BYTES_MAX.saturating_sub(self.bytes.get()));
+        let text = read_text(path, most).map_err(|why| format!("{}: {why}", path.display()))?;
+        self.bytes.set(self.bytes.get() + text.len());
+        Ok(text)
     }
 
     fn check_template(&self, template: &str) -> Result<(), String> {

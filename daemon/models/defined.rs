@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use m40_control::{Effect, ModelEntry, ModelRef};
+use m40_control::{Change, Effect, ModelChange, ModelEntry, ModelRef};
 use m40_manifest::{self as manifest, Catalog, Definition, changed_keys};
 use m40llm::{KvType, ModelOptions};
 use tracing::{info, warn};
@@ -83,7 +83,7 @@ impl Models {
         loop {
             let new = Arc::clone(&catalog.borrow_and_update());
             for change in old.changes(&new) {
-                self.apply(&change.model);
+                self.apply(&change);
             }
             old = new;
             if catalog.changed().await.is_err() {
@@ -92,30 +92,46 @@ impl Models {
         }
     }
 
-    fn apply(&self, name: &str) {
-        let now = self.defined(name);
-        let preloads = now.as_ref().is_some_and(|model| model.definition.preload);
-        let slot = self.slots().get(name).cloned();
-        let leaves = slot.is_some_and(|slot| match (slot.source().definition(), &now) {
-            (Some(old), Some(now)) => {
-                let keys = changed_keys(old, &now.definition);
-                keys.iter().any(|key| key.effect == Effect::Reload)
-            }
-            // The name means something else than it did.
-            (old, now) => old.is_some() || now.is_some(),
-        });
-        if !leaves && !preloads {
+    fn apply(&self, change: &ModelChange) {
+        let now = self.defined(&change.model);
+        let leaves = self.is_outdated(&change.model, now.as_ref());
+        let is_asked = match &change.change {
+            Change::Added => true,
+            Change::Removed => false,
+            Change::Changed { keys } => leaves || keys.iter().any(|key| key.key == "preload"),
+        };
+        let preloads = is_asked && now.as_ref().is_some_and(|model| model.definition.preload);
+        // A file that was loaded where it is, by a name that no longer leads to it.
+        let aliases = now.iter().flat_map(|model| model.definition.aliases.clone());
+        let hidden = aliases.filter(|alias| self.slots().contains_key(alias));
+        let leaving: Vec<String> =
+            leaves.then(|| change.model.clone()).into_iter().chain(hidden).collect();
+        if leaving.is_empty() && !preloads {
             return;
         }
-        let (models, name) = (self.clone(), name.to_owned());
+        let (models, name) = (self.clone(), change.model.clone());
         tokio::spawn(async move {
-            // It may have left by itself meanwhile.
-            if leaves && models.unload_own(&name, false).await.is_ok() {
-                info!(model = name, "out of memory: it is defined otherwise now");
+            for name in leaving {
+                // It may have left by itself meanwhile.
+                if models.unload_own(&name, false).await.is_ok() {
+                    info!(model = name, "out of memory: the name is defined otherwise now");
+                }
             }
             if preloads && let Err(error) = models.load(&ModelRef::Name(name.clone())).await {
                 warn!(model = name, %error, "cannot preload");
             }
         });
+    }
+
+    /// Whether what is in memory by this name is not what the name means now.
+    fn is_outdated(&self, name: &str, now: Option<&manifest::Model>) -> bool {
+        let Some(slot) = self.slots().get(name).cloned() else { return false };
+        match (slot.source().definition(), now) {
+            (Some(old), Some(now)) => {
+                let keys = changed_keys(old, &now.definition);
+                keys.iter().any(|key| key.effect == Effect::Reload)
+            }
+            (old, now) => old.is_some() || now.is_some(),
+        }
     }
 }

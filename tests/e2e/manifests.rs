@@ -3,13 +3,17 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use m40_testkit::daemon::{Builder, Daemon};
 use m40_testkit::gguf::TinyModel;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::{ENDLESS_CONTEXT, builder, check_healthy, ctl, path_str, tiny};
+use crate::{Done, ENDLESS_CONTEXT, builder, check_healthy, ctl, path_str, tiny};
 
 /// The folder of manifests of a daemon that is or will be in this folder.
 fn dir(root: &Path) -> PathBuf {
@@ -270,6 +274,138 @@ fn a_source_elsewhere_is_listed_and_refused_with_its_name() {
 fn a_context_that_the_model_does_not_have_is_refused_when_it_is_loaded() {
     let daemon = defined("context_tokens = 100000").start();
     ctl(&daemon, &["load", "m"]).fails(65, &["100000 tokens", "1 to 256"]);
+}
+
+#[test]
+fn the_check_of_the_configuration_checks_the_manifests() {
+    let builder = defined("");
+    let check = |builder: &Builder| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_m40d"));
+        command.env_clear().env("HOME", "/nonexistent").arg("--check-config");
+        command.env("CONFIGURATION_DIRECTORY", builder.dir());
+        Done::from(&command.output().expect("m40d must run"))
+    };
+    assert_eq!(check(&builder).ok().err, "");
+    write(builder.dir(), "one", "sorce = 1\n");
+    write(builder.dir(), "two", "source = \"/a\"\nname = \"m\"\n");
+    let done = check(&builder);
+    assert_eq!(done.code, 78);
+    let lines: Vec<&str> = done.err.lines().collect();
+    assert_eq!(lines.len(), 2, "{}", done.err);
+    assert!(lines[0].contains("one.toml:1:1: unknown key `sorce`"), "{}", done.err);
+    assert!(lines[1].contains("two.toml:2:8: the name \"m\" is taken by "), "{}", done.err);
+}
+
+#[test]
+fn an_alias_takes_a_name_from_a_file_that_was_loaded_where_it_is() {
+    let daemon = defined("").start();
+    let other = daemon.dir().join("other.gguf");
+    fs::copy(daemon.dir().join("tiny.gguf"), &other).unwrap();
+    ctl(&daemon, &["load", path_str(&other)]).ok();
+    write(daemon.dir(), "m", &format!("{}aliases = [\"other\"]\n", source(&daemon)));
+    ctl(&daemon, &["reload"]).ok();
+    assert_eq!(answer(&daemon, &chat("other"))["model"], "m");
+    // The file is found by its path no more, and leaves memory.
+    ctl(&daemon, &["load", path_str(&other)]).fails(1, &["\"m\" is defined by"]);
+    until("one model in memory", || {
+        let models = &ctl(&daemon, &["status", "--json"]).ok().json()["models"];
+        models.as_array().is_some_and(|models| models.len() == 1)
+    });
+    ctl(&daemon, &["unload", "other"]).ok();
+    ctl(&daemon, &["unload", "other"]).fails(1, &["not loaded"]);
+}
+
+/// Asks until it is so.
+#[track_caller]
+fn until(what: &str, is: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is() {
+        assert!(Instant::now() < deadline, "never {what}");
+    }
+}
+
+/// True until it is dropped, also by a failing test.
+struct Edits<'a>(&'a AtomicBool);
+
+impl Drop for Edits<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_thousand_edits_right_and_wrong_fail_no_request_for_another_model() {
+    let builder = builder();
+    let file = tiny(builder.dir(), "tiny.gguf");
+    let source = format!("source = {:?}\n", path_str(&file));
+    write(builder.dir(), "kept", &format!("{source}pin = true\n"));
+    let mut daemon = builder.start();
+    ctl(&daemon, &["load", "kept"]).ok();
+    let texts = [
+        source.clone(),
+        format!("{source}priority = 7\n"),
+        format!("{source}context_tokens = 64\n"),
+        format!("{source}aliases = [\"kept\"]\n"),
+        format!("{source}name = \"x\"\n"),
+        format!("[[model]]\nname = \"x\"\n{source}[[model]]\nname = \"y\"\n{source}"),
+        "source = \"hf:org/repo:Q8_0\"\n".to_owned(),
+        format!("{source}contxt_tokens = 1\n"),
+        source[..source.len() / 2].to_owned(),
+        String::new(),
+    ];
+    let dir = dir(daemon.dir());
+    let editing = AtomicBool::new(true);
+    let served = thread::scope(|scope| {
+        let edits = Edits(&editing);
+        let asking = scope.spawn(|| {
+            let mut served = 0;
+            while editing.load(Ordering::Relaxed) {
+                answer(&daemon, &chat("kept"));
+                served += 1;
+            }
+            served
+        });
+        // An ordinary linear congruential generator: the same edits each time.
+        let mut state = 4_u32;
+        let mut random = |below: usize| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 16) as usize % below
+        };
+        for edit in 0..1000 {
+            let path = dir.join(format!("edited-{}.toml", random(8)));
+            let text = &texts[random(texts.len())];
+            match random(4) {
+                0 => drop(fs::remove_file(&path)),
+                1 => fs::write(&path, text).expect("a manifest"),
+                _ => {
+                    let fresh = dir.join("fresh");
+                    fs::write(&fresh, text).expect("a manifest");
+                    fs::rename(&fresh, &path).expect("a manifest");
+                }
+            }
+            if edit % 25 == 0 {
+                let reload = ctl(&daemon, &["reload"]);
+                assert!(matches!(reload.code, 0 | 65), "{}", reload.err);
+                // Whatever the rest is: the one that is loaded stays defined.
+                let list = ctl(&daemon, &["list", "--json"]).ok().json();
+                let models = list["models"].as_array().expect("a list");
+                assert!(models.iter().any(|model| model["name"] == "kept"), "{list}");
+            }
+        }
+        drop(edits);
+        asking.join().expect("no request may fail")
+    });
+    assert!(served > 0);
+    for n in 0..8 {
+        let _ = fs::remove_file(dir.join(format!("edited-{n}.toml")));
+    }
+    write(daemon.dir(), "last", &source);
+    ctl(&daemon, &["reload"]).ok();
+    let list = ctl(&daemon, &["list", "--json"]).ok().json();
+    let names: Vec<_> = list["models"].as_array().unwrap().iter().map(|m| &m["name"]).collect();
+    assert_eq!(names, ["kept", "last"]);
+    assert!(!daemon.log().contains("unloading"), "{}", daemon.log());
+    check_healthy(&mut daemon);
 }
 
 #[test]

@@ -40,8 +40,9 @@ impl Mistake {
 pub(crate) fn place(text: &str, byte: usize) -> Place {
     let before = text.get(..byte).unwrap_or(text);
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    let chars_before = before[line_start..].chars().count();
     let line = text[line_start..].lines().next().unwrap_or_default();
+    // The place may be the line's end, and that two characters.
+    let chars_before = before[line_start..].chars().count().min(line.chars().count());
     let (text, caret) = window(line, chars_before);
     Place { line: before.matches('\n').count() + 1, column: chars_before + 1, text, caret }
 }

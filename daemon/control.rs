@@ -155,7 +155,8 @@ async fn reload(
     body: Body,
 ) -> Result<Json<Reload>, Refused> {
     let request: ReloadRequest = read_json(&headers, body, context.body_limits).await?;
-    Ok(Json(context.manifests.reload(request.dry_run).await))
+    let reload = context.manifests.reload(request.dry_run).await;
+    Ok(Json(reload.map_err(|_| internal())?))
 }
 
 async fn import(

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use m40_control::{ApiError, ErrorCode, RunStats};
+use m40_control::{ApiError, ErrorCode, ModelRef, RunStats};
 use m40_manifest::Text;
 use m40_sched::sampler::ParamError;
 use m40_tokenizer::{ChatTemplate, TemplateError, TemplateInput};
@@ -37,6 +37,15 @@ impl Input {
             messages.insert(0, json!({"role": "system", "content": &*system.content}));
         }
     }
+}
+
+/// What is asked, with all that a definition adds.
+#[derive(Debug)]
+struct Question {
+    input: Input,
+    /// The chat template of the definition, if it has one.
+    template: Option<Text>,
+    params: GenerateParams,
 }
 
 /// Why a question cannot be queued.
@@ -76,15 +85,15 @@ impl Drop for Answer {
 }
 
 impl Answer {
-    /// Queues a question for a model that is ready.
+    /// Queues a question for a model that is ready, or, where it leaves memory meanwhile, for the
+    /// same one when it is loaded again.
     pub(crate) async fn start(
         models: &Models,
-        loaded: Arc<Loaded>,
+        mut loaded: Arc<Loaded>,
         mut input: Input,
         mut params: GenerateParams,
     ) -> Result<Self, AskError> {
         params.sampling.validate()?;
-        check_bias(&params, loaded.model.info().vocab)?;
         let definition = models.definition(Some(&loaded.name));
         let mut template = None;
         if let Some(definition) = definition {
@@ -92,7 +101,28 @@ impl Answer {
             input.begin_with(definition.system.as_ref());
             template = definition.template.clone();
         }
-        let prompt = encode(Arc::clone(&loaded), input, template).await?;
+        let question = Arc::new(Question { input, template, params });
+        loop {
+            let name = loaded.name.clone();
+            if let Some(answer) = Self::submit(models, loaded, &question).await? {
+                return Ok(answer);
+            }
+            loaded = match models.load(&ModelRef::Name(name.clone())).await {
+                // It was a file used in place, which no name leads to.
+                Err(ModelError::Unknown { .. }) => Err(ModelError::Unloading { name }),
+                again => again,
+            }?;
+        }
+    }
+
+    /// Queues a question, unless the model takes no more.
+    async fn submit(
+        models: &Models,
+        loaded: Arc<Loaded>,
+        question: &Arc<Question>,
+    ) -> Result<Option<Self>, AskError> {
+        check_bias(&question.params, loaded.model.info().vocab)?;
+        let prompt = encode(Arc::clone(&loaded), Arc::clone(question)).await?;
         let context = loaded.model.info().context;
         if prompt.is_empty() {
             return Err(AskError::EmptyPrompt);
@@ -106,17 +136,18 @@ impl Answer {
         let (sender, events) = unbounded_channel();
         let job = Job {
             prompt,
-            params,
+            params: question.params.clone(),
             cancel: cancel.clone(),
             events: sender,
             counted: models.jobs().count(),
         };
-        let name = || loaded.name.clone();
-        loaded.worker.submit(job).map_err(|refusal| match refusal {
-            Refusal::QueueFull { limit } => ModelError::QueueFull { name: name(), limit },
-            Refusal::Ending => ModelError::Unloading { name: name() },
-        })?;
-        Ok(Self { loaded, events, cancel, ended: false })
+        match loaded.worker.submit(job) {
+            Ok(()) => Ok(Some(Self { loaded, events, cancel, ended: false })),
+            Err(Refusal::QueueFull { limit }) => {
+                Err(ModelError::QueueFull { name: loaded.name.clone(), limit }.into())
+            }
+            Err(Refusal::Ending) => Ok(None),
+        }
     }
 
     /// Name of the model that answers.
@@ -143,28 +174,24 @@ fn check_bias(params: &GenerateParams, vocab: u32) -> Result<(), AskError> {
 }
 
 // A long prompt takes a while to tokenise, which must not hold up other connections.
-async fn encode(
-    loaded: Arc<Loaded>,
-    input: Input,
-    newer: Option<Text>,
-) -> Result<Vec<u32>, AskError> {
-    let task = tokio::task::spawn_blocking(move || match input {
-        Input::Text(text) => Ok(loaded.model.tokenizer().encode_prompt(&text)),
+async fn encode(loaded: Arc<Loaded>, question: Arc<Question>) -> Result<Vec<u32>, AskError> {
+    let task = tokio::task::spawn_blocking(move || match &question.input {
+        Input::Text(text) => Ok(loaded.model.tokenizer().encode_prompt(text)),
         Input::Chat { messages, extra } => {
-            let template = TemplateInput {
-                messages: &messages,
+            let input = TemplateInput {
+                messages,
                 tools: None,
                 add_generation_prompt: true,
-                extra: Some(&extra),
+                extra: Some(extra),
                 now: Some(unix_s()),
             };
             let (own, tokenizer) = (loaded.model.chat_template(), loaded.model.tokenizer());
-            let text = match newer {
+            let text = match &question.template {
                 // A manifest changed it since the model was loaded.
-                Some(other) if *other.content != *own.source() => {
-                    ChatTemplate::for_tokenizer(&other.content, tokenizer)?.render(&template)?
+                Some(newer) if *newer.content != *own.source() => {
+                    ChatTemplate::for_tokenizer(&newer.content, tokenizer)?.render(&input)?
                 }
-                _ => own.render(&template)?,
+                _ => own.render(&input)?,
             };
             Ok(tokenizer.encode_prompt(&text))
         }

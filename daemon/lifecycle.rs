@@ -245,7 +245,9 @@ impl Serving<'_> {
                 _ = signals.hangup.recv() => {
                     systemd::reloading();
                     self.reread_config();
-                    self.manifests.reload(false).await;
+                    if let Err(error) = self.manifests.reload(false).await {
+                        error!(%error, "rereading the manifests failed");
+                    }
                     systemd::ready(&self.status());
                 }
             }

@@ -19,7 +19,8 @@ use std::sync::{Arc, Mutex};
 use m40_control::{Change, ManifestProblem, Reload};
 use m40_manifest::Catalog;
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tokio::task::JoinError;
+use tracing::{info, warn};
 
 use crate::exit::Failure;
 use events::Events;
@@ -99,14 +100,12 @@ impl Manifests {
     }
 
     /// Rereads everything, also what is being written, or says what that would change.
-    pub(crate) async fn reload(&self, dry_run: bool) -> Reload {
+    ///
+    /// # Errors
+    /// That it panicked.
+    pub(crate) async fn reload(&self, dry_run: bool) -> Result<Reload, JoinError> {
         let inner = Arc::clone(&self.inner);
-        let reload = move || inner.reload(What::Everything, dry_run);
-        let reloaded = tokio::task::spawn_blocking(reload).await;
-        reloaded.unwrap_or_else(|error| {
-            error!(%error, "a reload of the manifests panicked");
-            Reload::default()
-        })
+        tokio::task::spawn_blocking(move || inner.reload(What::Everything, dry_run)).await
     }
 
     /// Rereads the manifests whenever they change. Never returns.
@@ -163,7 +162,7 @@ fn read(dir: &Path, what: What, old: &Catalog, events: &Events) -> (Catalog, Vec
             let problem = ManifestProblem {
                 file: dir.to_path_buf(),
                 place: None,
-                message: format!("{error}: what the manifests said goes on"),
+                message: error.to_string(),
                 serving_old: true,
             };
             return (old.kept(problem), Vec::new());

@@ -144,7 +144,7 @@ async fn who_asks_for_a_reload_does_not_wait_for_a_writer() {
     let followed = Followed::with_dir();
     let mut file = fs::File::create(followed.path("models.d/a.toml")).unwrap();
     file.write_all(manifest(1).as_bytes()).unwrap();
-    let reload = followed.manifests.reload(false).await;
+    let reload = followed.manifests.reload(false).await.unwrap();
     assert_eq!(reload.problems, []);
     assert_eq!(names(&followed.manifests.current()), ["a"]);
     drop(file);
@@ -313,11 +313,11 @@ async fn a_dry_run_tells_and_changes_nothing() {
     fs::create_dir(root.path().join("models.d")).unwrap();
     fs::write(root.path().join("models.d/a.toml"), manifest(1)).unwrap();
     for _ in 0..2 {
-        let told = manifests.reload(true).await;
+        let told = manifests.reload(true).await.unwrap();
         assert!(told.dry_run && told.changes.len() == 1 && told.changes[0].model == "a");
         assert!(manifests.current().is_empty());
     }
-    assert_eq!(manifests.reload(false).await.changes.len(), 1);
+    assert_eq!(manifests.reload(false).await.unwrap().changes.len(), 1);
     assert_eq!(names(&manifests.current()), ["a"]);
-    assert_eq!(manifests.reload(false).await.changes, []);
+    assert_eq!(manifests.reload(false).await.unwrap().changes, []);
 }

@@ -20,8 +20,8 @@ const NAMES_MAX: usize = 16_384;
 /// The watches of a folder of manifests.
 #[derive(Debug)]
 pub(super) struct Watches {
-    watcher: Option<RecommendedWatcher>,
-    events: Option<Arc<Events>>,
+    /// Absent where the system has no way to watch.
+    watcher: Option<(RecommendedWatcher, Arc<Events>)>,
     dirs: BTreeSet<PathBuf>,
     has_failed: bool,
 }
@@ -31,19 +31,19 @@ impl Watches {
     pub(super) fn new(events: &Arc<Events>) -> notify::Result<Self> {
         let to = Arc::clone(events);
         let watcher = notify::recommended_watcher(move |event| to.happened(event))?;
-        let events = Some(Arc::clone(events));
-        Ok(Self { watcher: Some(watcher), events, dirs: BTreeSet::new(), has_failed: false })
+        let watcher = Some((watcher, Arc::clone(events)));
+        Ok(Self { watcher, ..Self::none() })
     }
 
     /// Never watches anything.
     pub(super) fn none() -> Self {
-        Self { watcher: None, events: None, dirs: BTreeSet::new(), has_failed: false }
+        Self { watcher: None, dirs: BTreeSet::new(), has_failed: false }
     }
 
     /// Watches what matters for a folder and these files, and nothing else. Says whether that is
     /// more than before.
     pub(super) fn set(&mut self, dir: &Path, files: impl Iterator<Item = PathBuf>) -> bool {
-        let (Some(watcher), Some(events)) = (&mut self.watcher, &self.events) else { return false };
+        let Some((watcher, events)) = &mut self.watcher else { return false };
         let way = Way::to(dir, files);
         let grown = !way.dirs.is_subset(&self.dirs);
         events.expect(way.inside, way.names);

@@ -409,6 +409,36 @@ fn a_thousand_edits_right_and_wrong_fail_no_request_for_another_model() {
 }
 
 #[test]
+fn a_model_whose_source_changes_all_the_time_loses_no_request() {
+    let builder = builder();
+    let files = ["one.gguf", "two.gguf"].map(|name| tiny(builder.dir(), name));
+    let define = |root: &Path, n: usize| {
+        write(root, "m", &format!("source = {:?}\n", path_str(&files[n % 2])));
+    };
+    define(builder.dir(), 0);
+    let daemon = builder.start();
+    let editing = AtomicBool::new(true);
+    thread::scope(|scope| {
+        let edits = Edits(&editing);
+        let ask = || {
+            while editing.load(Ordering::Relaxed) {
+                answer(&daemon, &chat("m"));
+            }
+        };
+        let asking = [scope.spawn(ask), scope.spawn(ask)];
+        for n in 1..40 {
+            define(daemon.dir(), n);
+            ctl(&daemon, &["reload"]).ok();
+        }
+        drop(edits);
+        for asking in asking {
+            asking.join().expect("no request may fail");
+        }
+    });
+    assert!(daemon.log().contains("unloading"), "{}", daemon.log());
+}
+
+#[test]
 fn a_manifest_that_is_wrong_at_the_start_does_not_keep_the_others_from_serving() {
     let builder = defined("");
     write(builder.dir(), "wrong", "sorce = 1\n");

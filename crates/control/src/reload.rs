@@ -1,7 +1,7 @@
 //! What a reload of the manifests changes, and what is wrong with them.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -118,9 +118,15 @@ pub struct Place {
     pub caret: usize,
 }
 
+/// A path as text that stays in its line: a file's name may hold anything.
+fn harmless(path: &Path) -> String {
+    let shown = path.display().to_string();
+    shown.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
 impl fmt::Display for ManifestProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:", self.file.display())?;
+        write!(f, "{}:", harmless(&self.file))?;
         if let Some(Place { line, column, .. }) = self.place {
             write!(f, "{line}:{column}:")?;
         }
@@ -154,7 +160,7 @@ impl fmt::Display for Reload {
                 Change::Removed => ('-', &[]),
                 Change::Changed { keys } => ('~', keys),
             };
-            writeln!(f, "{sign} {model}  ({})", file.display())?;
+            writeln!(f, "{sign} {model}  ({})", harmless(file))?;
             for KeyChange { key, effect, from, to } in keys {
                 let word = |value: &Option<String>| value.as_deref().unwrap_or("unset").to_owned();
                 let (from, to, when) = (word(from), word(to), effect.words());
@@ -223,6 +229,14 @@ mod tests {
 ";
         assert_eq!(reload().to_string(), text);
         assert_eq!(Reload::default().to_string(), "nothing changes\n");
+    }
+
+    #[test]
+    fn a_file_name_leaves_no_line() {
+        let [mut problem] = <[_; 1]>::try_from(reload().problems).unwrap();
+        problem.file = "models.d/a\nREADY=1\x1b[2J.toml".into();
+        let said = problem.to_string();
+        assert!(said.starts_with("models.d/a\u{fffd}READY=1\u{fffd}[2J.toml:12:3: "), "{said:?}");
     }
 
     #[test]

@@ -197,8 +197,7 @@ fn losers(candidates: &BTreeMap<PathBuf, Candidate<'_>>) -> Vec<(PathBuf, Mistak
             Some((name, place, (other, at))) => {
                 let (other, line, column) = (other.display(), at.line, at.column);
                 let message = format!("the name {name:?} is taken by {other}:{line}:{column}");
-                let mistake = Mistake { place: Some(place.clone()), message };
-                losers.push((file.clone(), mistake));
+                losers.push((file.clone(), Mistake::there(place, &message)));
             }
         }
     }

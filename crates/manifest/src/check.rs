@@ -115,7 +115,7 @@ fn check_distinct(models: &[Defined]) -> Result<(), Mistake> {
     for (name, place) in models.iter().flat_map(Defined::names) {
         if let Some(first) = seen.insert(name, place) {
             let message = format!("the name {name:?} is taken in line {}", first.line);
-            return Err(Mistake { place: Some(place.clone()), message });
+            return Err(Mistake::there(place, &message));
         }
     }
     Ok(())

@@ -24,6 +24,11 @@ impl Mistake {
         Self { place: Some(place(text, byte)), message: one_line(message) }
     }
 
+    /// A mistake at a place that is known.
+    pub(crate) fn there(place: &Place, message: &str) -> Self {
+        Self { place: Some(place.clone()), message: one_line(message) }
+    }
+
     /// A mistake in the text as a whole.
     pub fn whole(message: &str) -> Self {
         Self { place: None, message: one_line(message) }

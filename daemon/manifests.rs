@@ -13,7 +13,7 @@ mod events;
 mod scan;
 mod watches;
 
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 use std::sync::{Arc, Mutex};
 
 use m40_control::{Change, ManifestProblem, Reload};
@@ -74,8 +74,10 @@ impl Manifests {
             warn!(%error, "cannot follow changes of manifests: `m40ctl reload` rereads them");
             Watches::none()
         });
+        // So that its parent can be watched, and mistakes name files that can be found.
+        let dir = absolute(dir).unwrap_or_else(|_| dir.to_path_buf());
         let inner = Inner {
-            dir: dir.to_path_buf(),
+            dir,
             catalog: watch::Sender::new(Arc::default()),
             events,
             watches: Mutex::new(watches),

@@ -68,8 +68,8 @@ pub struct KeyChange {
     pub to: Option<String>,
 }
 
-/// When a changed key counts. The later ones are greater.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// When a changed key counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Effect {
     /// At once, also for a loaded model.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use m40_control::{Place, check_model_name};
 use m40_sched::sampler::ParamError;
 use m40_source::{Source, WebUrl};
+use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::Surroundings;
@@ -76,13 +77,24 @@ pub(crate) fn models(
         dir: file.parent().unwrap_or_else(|| Path::new("")),
         surroundings,
     };
-    if !has_several(table) {
-        let raw = toml::from_str::<RawModel>(text).map_err(wrong)?;
-        let stem = file.file_stem().and_then(|stem| stem.to_str());
-        let models = vec![checker(table, 0, stem).model(raw)?];
-        return check_distinct(&models).map(|()| models);
-    }
-    let raw = toml::from_str::<RawFile>(text).map_err(wrong)?.model;
+    let models = match has_several(table) {
+        true => several(text, table, |table, start| checker(table, start, None))?,
+        false => {
+            let raw = toml::from_str::<RawModel>(text).map_err(wrong)?;
+            let stem = file.file_stem().and_then(|stem| stem.to_str());
+            vec![checker(table, 0, stem).model(raw)?]
+        }
+    };
+    check_distinct(&models).map(|()| models)
+}
+
+/// The models of a file that has a table for each.
+fn several<'a>(
+    text: &'a str,
+    table: &'a DeTable<'a>,
+    checker: impl Fn(&'a DeTable<'a>, usize) -> Checker<'a>,
+) -> Result<Vec<Defined>, Mistake> {
+    let raw = toml::from_str::<RawFile>(text).map_err(|error| Mistake::of(text, &error))?.model;
     let tables = table.get("model").and_then(|model| model.get_ref().as_array());
     let tables = tables.map_or(&[][..], |tables| &tables[..]);
     if raw.len() > MODELS_MAX {
@@ -90,14 +102,13 @@ pub(crate) fn models(
         let message = format!("the file has {} models, the most is {MODELS_MAX}", raw.len());
         return Err(Mistake::at(text, at, &message));
     }
-    let models = raw.into_iter().zip(tables).map(|(raw, table)| {
+    let model = |(raw, table): (RawModel, &'a Spanned<DeValue<'a>>)| {
         let start = table.span().start;
         let table = table.get_ref().as_table();
         let table = table.ok_or_else(|| Mistake::at(text, start, "[[model]] must be a table"))?;
-        checker(table, start, None).model(raw)
-    });
-    let models = models.collect::<Result<Vec<_>, _>>()?;
-    check_distinct(&models).map(|()| models)
+        checker(table, start).model(raw)
+    };
+    raw.into_iter().zip(tables).map(model).collect()
 }
 
 /// Whether a file holds tables of models rather than the keys of one: no key of a model is a list

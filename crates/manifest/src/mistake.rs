@@ -20,7 +20,7 @@ pub struct Mistake {
 
 impl Mistake {
     /// A mistake at this byte of the text.
-    pub fn at(text: &str, byte: usize, message: &str) -> Self {
+    pub(crate) fn at(text: &str, byte: usize, message: &str) -> Self {
         Self { place: Some(place(text, byte)), message: one_line(message) }
     }
 
@@ -30,7 +30,7 @@ impl Mistake {
     }
 
     /// A mistake in the text as a whole.
-    pub fn whole(message: &str) -> Self {
+    pub(crate) fn whole(message: &str) -> Self {
         Self { place: None, message: one_line(message) }
     }
 

@@ -153,13 +153,15 @@ fn in_place_entry(name: &str, path: &Path) -> ModelEntry {
     }
 }
 
-/// The entry of a model that a manifest defines and whose file is here.
+/// The entry of a model that a manifest defines and whose file is here, or should be.
 pub(super) fn defined_entry(model: &manifest::Model, path: &Path) -> ModelEntry {
     let definition = &model.definition;
+    let failure = (!path.exists()).then(|| format!("there is no file {}", path.display()));
     ModelEntry {
         aliases: definition.aliases.clone(),
         manifest: Some(model.file.clone()),
-        state: ModelState::Stored,
+        state: if failure.is_some() { ModelState::Failed } else { ModelState::Stored },
+        failure,
         ..in_place_entry(&definition.name, path)
     }
 }
@@ -170,6 +172,7 @@ pub(super) fn remote_entry(model: &manifest::Model) -> ModelEntry {
     let source = PathBuf::from(definition.source.to_string());
     ModelEntry {
         state: ModelState::Remote,
+        failure: None,
         size_bytes: definition.size_bytes.unwrap_or(0),
         ..defined_entry(model, &source)
     }

@@ -257,8 +257,9 @@ fn a_model_is_loaded_before_anybody_asks_when_its_definition_says_so() {
 }
 
 #[test]
-fn a_source_elsewhere_is_listed_and_refused_with_its_name() {
+fn a_source_that_is_not_here_is_listed_as_such_and_refused_with_its_name() {
     let daemon = builder();
+    write(daemon.dir(), "near", "source = \"/nowhere/m.gguf\"\n");
     write(daemon.dir(), "far", "source = \"hf:org/repo:Q4_K_M\"\nsize_bytes = 5000000000\n");
     let daemon = daemon.start();
     let list = ctl(&daemon, &["list"]).ok().out;
@@ -268,6 +269,10 @@ fn a_source_elsewhere_is_listed_and_refused_with_its_name() {
     );
     ctl(&daemon, &["load", "far"]).fails(1, &["\"far\"", "not downloaded", "hf:org/repo:Q4_K_M"]);
     assert_eq!(daemon.post("/v1/chat/completions", &chat("far")).status, 409);
+    let missing =
+        |line: &str| line.starts_with("near ") && line.contains("failed: there is no file");
+    assert!(list.lines().any(missing), "{list}");
+    ctl(&daemon, &["load", "near"]).fails(66, &["/nowhere/m.gguf", "does not exist"]);
 }
 
 #[test]

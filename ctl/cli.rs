@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bench, load, pull, run, unload};
+use crate::commands::{bench, load, pull, reload, run, unload};
 
 /// Administer m40d: models, status, and a chat in the terminal.
 ///
-/// Exit codes: 0 done · 1 refused in this state · 64 wrong command line · 65 not a usable model ·
-/// 66 no such model or file · 69 m40d is not running · 70 m40d failed · 74 input or output failed
-/// · 75 busy, try again · 77 not permitted · 130 interrupted.
+/// Exit codes: 0 done · 1 refused in this state · 64 wrong command line · 65 not a usable model,
+/// or a wrong manifest · 66 no such model or file · 69 m40d is not running · 70 m40d failed · 74
+/// input or output failed · 75 busy, try again · 77 not permitted · 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(name = "m40ctl", version)]
 pub(crate) struct Cli {
@@ -36,4 +36,5 @@ pub(crate) enum Command {
     Unload(unload::UnloadArgs),
     Run(run::RunArgs),
     Bench(bench::BenchArgs),
+    Reload(reload::ReloadArgs),
 }

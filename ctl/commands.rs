@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod list;
 pub(crate) mod load;
 pub(crate) mod pull;
+pub(crate) mod reload;
 pub(crate) mod run;
 pub(crate) mod status;
 pub(crate) mod unload;
@@ -30,6 +31,7 @@ pub(crate) async fn run(
         Command::Unload(args) => unload::run(args, client, output).await,
         Command::Bench(args) => bench::run(args, client, output).await,
         Command::Run(args) => run::run(args, client, output).await,
+        Command::Reload(args) => reload::run(args, client, output).await,
     }
 }
 

@@ -33,6 +33,7 @@ pub(crate) struct Config {
     pub queued_jobs_max: usize,
     pub shutdown_grace: Duration,
     pub state_dir: PathBuf,
+    pub manifests_dir: PathBuf,
     /// An `EnvFilter` directive list that was checked to parse.
     pub log_filter: String,
 }
@@ -121,17 +122,19 @@ impl Config {
             }
             Err(source) => return Err(ConfigError::Read { file, source }.into()),
         };
-        let raw = raw::parse(&text).map_err(|error| ConfigError::Syntax {
-            file: file.clone(),
-            line: error.line,
-            column: error.column,
-            message: error.message,
+        let raw = raw::parse(&text).map_err(|mistake| {
+            let place = mistake.place.map_or((1, 1), |place| (place.line, place.column));
+            let (file, (line, column), message) = (file.clone(), place, mistake.message);
+            ConfigError::Syntax { file, line, column, message }
         })?;
         Self::resolve(raw, Some(file), env)
     }
 
     fn resolve(raw: RawConfig, file: Option<PathBuf>, env: &Env) -> Result<Self, Failure> {
         let state_dir = raw.paths.state_dir.map_or_else(|| paths::state_dir(env), Ok)?;
+        let beside = |dir: PathBuf| dir.join(paths::MANIFESTS_NAME);
+        let manifests_dir = raw.paths.manifests_dir;
+        let manifests_dir = manifests_dir.map_or_else(|| paths::config_dir(env).map(beside), Ok)?;
         let runtime_dir = raw.paths.runtime_dir.map_or_else(|| paths::runtime_dir(env), Ok);
         let socket = match raw.control.socket {
             Some(socket) => socket,
@@ -161,6 +164,7 @@ impl Config {
             queued_jobs_max: raw.limits.queued_jobs_max.to_usize(),
             shutdown_grace: seconds(raw.limits.shutdown_grace_s.get()),
             state_dir,
+            manifests_dir,
             log_filter: raw.log.level.0,
         })
     }
@@ -180,6 +184,7 @@ impl Config {
             ("limits.queued_jobs_max", self.queued_jobs_max != other.queued_jobs_max),
             ("limits.shutdown_grace_s", self.shutdown_grace != other.shutdown_grace),
             ("paths.state_dir", self.state_dir != other.state_dir),
+            ("paths.manifests_dir", self.manifests_dir != other.manifests_dir),
             ("log.level", self.log_filter != other.log_filter),
         ];
         differences.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
@@ -225,6 +230,7 @@ mod tests {
         let config = load("").unwrap();
         assert_eq!(config.http.listen, "127.0.0.1:11434".parse().unwrap());
         assert_eq!(config.state_dir, Path::new("/home/u/.local/state/m40d"));
+        assert_eq!(config.manifests_dir, Path::new("/home/u/.config/m40d/models.d"));
         assert_eq!(config.control.socket, Path::new("/home/u/.local/state/m40d/run/control.sock"));
     }
 

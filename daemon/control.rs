@@ -17,7 +17,8 @@ use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use m40_control::{
     ApiError, BenchRequest, ErrorBody, ErrorCode, ImportEvent, ImportRequest, LoadRequest,
-    ModelEntry, ModelList, RunEvent, RunRequest, Status, UnloadRequest,
+    ModelEntry, ModelList, ModelRef, Reload, ReloadRequest, RunEvent, RunRequest, Status,
+    UnloadRequest,
 };
 use m40_sched::sampler::SamplingParams;
 use m40_store::StoreError as BlobError;
@@ -29,6 +30,7 @@ use tokio::sync::mpsc;
 use crate::bench;
 use crate::generation::{self, Answer, Input};
 use crate::http::{BodyError, BodyLimits, read_json};
+use crate::manifests::Manifests;
 use crate::models::Models;
 use crate::models::worker::Event;
 use crate::net::{Peer, Phase};
@@ -42,6 +44,7 @@ const PROGRESS_BYTES: u64 = 16 << 20;
 #[derive(Debug, Clone)]
 pub(crate) struct Context {
     pub models: Models,
+    pub manifests: Manifests,
     pub body_limits: BodyLimits,
     pub access: Access,
     pub started: Instant,
@@ -61,6 +64,7 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/models/unload", post(unload))
         .route("/models/bench", post(bench_model))
         .route("/run", post(run))
+        .route("/reload", post(reload))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn_with_state(context.clone(), check_peer))
@@ -110,6 +114,8 @@ async fn status(State(context): State<Context>) -> Json<Status> {
         control_socket: context.control_socket,
         config_file: context.config_file,
         state_dir: context.state_dir,
+        manifests_dir: context.manifests.dir().to_path_buf(),
+        manifest_problems: context.manifests.current().problems().to_vec(),
         stopping: *context.models.phase().borrow() != Phase::Serving,
         models: context.models.active(),
     })
@@ -144,6 +150,16 @@ async fn unload(
     Ok(Json(context.models.unload(&request.model, request.force).await?))
 }
 
+async fn reload(
+    State(context): State<Context>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Reload>, Refused> {
+    let request: ReloadRequest = read_json(&headers, body, context.body_limits).await?;
+    let reload = context.manifests.reload(request.dry_run).await;
+    Ok(Json(reload.map_err(|_| internal())?))
+}
+
 async fn import(
     State(context): State<Context>,
     headers: HeaderMap,
@@ -157,7 +173,7 @@ async fn import(
         // A client that left does not want the events.
         let send = |event| drop(sender.send(event));
         send(match run_import(&models, &request, &send) {
-            Ok(model) => ImportEvent::Imported { model },
+            Ok(model) => ImportEvent::Imported { model: Box::new(model) },
             Err(error) => ImportEvent::Error { error: error.into() },
         });
     });
@@ -203,9 +219,14 @@ async fn run(
     body: Body,
 ) -> Result<Response, Refused> {
     let request: RunRequest = read_json(&headers, body, context.body_limits).await?;
-    let defaults = SamplingParams::default();
+    let definition = match &request.model {
+        ModelRef::Name(name) => context.models.definition(Some(name)),
+        ModelRef::File(_) => None,
+    };
+    let defaults = definition.map(|definition| definition.sampling.params()).unwrap_or_default();
     let temperature = request.temperature.unwrap_or(defaults.temperature);
-    let sampling = SamplingParams { temperature, seed: request.seed, ..defaults };
+    let seed = request.seed.or(defaults.seed);
+    let sampling = SamplingParams { temperature, seed, ..defaults };
     let params =
         GenerateParams { sampling, max_tokens: request.max_tokens, ..GenerateParams::default() };
     let messages = request.messages.iter().map(|message| json!(message)).collect();

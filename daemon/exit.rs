@@ -10,13 +10,14 @@
 //! | 71 | the GPU stopped working for the process: a restart may help |
 //! | 73 | a folder, file or socket cannot be created |
 //! | 77 | not permitted to bind the address |
-//! | 78 | the configuration is wrong, or asks for a device that this build does not have |
+//! | 78 | the configuration, or for `--check-config` a manifest, is wrong; or it asks for a device that this build does not have |
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use m40_control::ManifestProblem;
 use m40_control::paths::PathError;
 
 use crate::config::ConfigError;
@@ -26,6 +27,8 @@ use crate::config::ConfigError;
 pub(crate) enum Failure {
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error("{}", listed(.0))]
+    Manifests(Vec<ManifestProblem>),
     #[error("{0}")]
     Paths(#[from] PathError),
     #[error("engine.device is \"cuda\": {0}; set it to \"cpu\" to do without a GPU")]
@@ -62,7 +65,7 @@ pub(crate) enum Failure {
 impl Failure {
     fn code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Paths(_) | Self::NoGroup { .. } => 78,
+            Self::Config(_) | Self::Manifests(_) | Self::Paths(_) | Self::NoGroup { .. } => 78,
             Self::Device(error) if error.is_of_build() => 78,
             Self::AddressInUse { .. }
             | Self::SocketInUse { .. }
@@ -75,6 +78,11 @@ impl Failure {
             Self::GroupLookup { .. } | Self::System { .. } => 70,
         }
     }
+}
+
+/// Each problem in a line.
+fn listed(problems: &[ManifestProblem]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 impl From<&Failure> for ExitCode {

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use m40_control::{ApiError, ErrorCode, RunStats};
+use m40_control::{ApiError, ErrorCode, ModelRef, RunStats};
+use m40_manifest::Text;
 use m40_sched::sampler::ParamError;
-use m40_tokenizer::{TemplateError, TemplateInput};
+use m40_tokenizer::{ChatTemplate, TemplateError, TemplateInput};
 use m40llm::{CancelToken, Completion, FinishReason, GenerateError, GenerateParams};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::models::worker::{Event, Job, JobError, Reason, Refusal};
@@ -25,6 +26,26 @@ pub(crate) enum Input {
         /// More variables for the template.
         extra: Map<String, Value>,
     },
+}
+
+impl Input {
+    /// Puts a system prompt before a conversation that has none of its own.
+    fn begin_with(&mut self, system: Option<&Text>) {
+        if let (Self::Chat { messages: Value::Array(messages), .. }, Some(system)) = (self, system)
+            && !messages.iter().any(|message| message["role"] == "system")
+        {
+            messages.insert(0, json!({"role": "system", "content": &*system.content}));
+        }
+    }
+}
+
+/// What is asked, with all that a definition adds.
+#[derive(Debug)]
+struct Question {
+    input: Input,
+    /// The chat template of the definition, if it has one.
+    template: Option<Text>,
+    params: GenerateParams,
 }
 
 /// Why a question cannot be queued.
@@ -64,16 +85,44 @@ impl Drop for Answer {
 }
 
 impl Answer {
-    /// Queues a question for a model that is ready.
+    /// Queues a question for a model that is ready, or, where it leaves memory meanwhile, for the
+    /// same one when it is loaded again.
     pub(crate) async fn start(
         models: &Models,
-        loaded: Arc<Loaded>,
-        input: Input,
-        params: GenerateParams,
+        mut loaded: Arc<Loaded>,
+        mut input: Input,
+        mut params: GenerateParams,
     ) -> Result<Self, AskError> {
         params.sampling.validate()?;
-        check_bias(&params, loaded.model.info().vocab)?;
-        let prompt = encode(Arc::clone(&loaded), input).await?;
+        let definition = models.definition(Some(&loaded.name));
+        let mut template = None;
+        if let Some(definition) = definition {
+            params.stop.extend(definition.stop.iter().cloned());
+            input.begin_with(definition.system.as_ref());
+            template = definition.template.clone();
+        }
+        let question = Arc::new(Question { input, template, params });
+        loop {
+            let name = loaded.name.clone();
+            if let Some(answer) = Self::submit(models, loaded, &question).await? {
+                return Ok(answer);
+            }
+            loaded = match models.load(&ModelRef::Name(name.clone())).await {
+                // It was a file used in place, which no name leads to.
+                Err(ModelError::Unknown { .. }) => Err(ModelError::Unloading { name }),
+                again => again,
+            }?;
+        }
+    }
+
+    /// Queues a question, unless the model takes no more.
+    async fn submit(
+        models: &Models,
+        loaded: Arc<Loaded>,
+        question: &Arc<Question>,
+    ) -> Result<Option<Self>, AskError> {
+        check_bias(&question.params, loaded.model.info().vocab)?;
+        let prompt = encode(Arc::clone(&loaded), Arc::clone(question)).await?;
         let context = loaded.model.info().context;
         if prompt.is_empty() {
             return Err(AskError::EmptyPrompt);
@@ -87,17 +136,18 @@ impl Answer {
         let (sender, events) = unbounded_channel();
         let job = Job {
             prompt,
-            params,
+            params: question.params.clone(),
             cancel: cancel.clone(),
             events: sender,
             counted: models.jobs().count(),
         };
-        let name = || loaded.name.clone();
-        loaded.worker.submit(job).map_err(|refusal| match refusal {
-            Refusal::QueueFull { limit } => ModelError::QueueFull { name: name(), limit },
-            Refusal::Ending => ModelError::Unloading { name: name() },
-        })?;
-        Ok(Self { loaded, events, cancel, ended: false })
+        match loaded.worker.submit(job) {
+            Ok(()) => Ok(Some(Self { loaded, events, cancel, ended: false })),
+            Err(Refusal::QueueFull { limit }) => {
+                Err(ModelError::QueueFull { name: loaded.name.clone(), limit }.into())
+            }
+            Err(Refusal::Ending) => Ok(None),
+        }
     }
 
     /// Name of the model that answers.
@@ -124,19 +174,26 @@ fn check_bias(params: &GenerateParams, vocab: u32) -> Result<(), AskError> {
 }
 
 // A long prompt takes a while to tokenise, which must not hold up other connections.
-async fn encode(loaded: Arc<Loaded>, input: Input) -> Result<Vec<u32>, AskError> {
-    let task = tokio::task::spawn_blocking(move || match input {
-        Input::Text(text) => Ok(loaded.model.tokenizer().encode_prompt(&text)),
+async fn encode(loaded: Arc<Loaded>, question: Arc<Question>) -> Result<Vec<u32>, AskError> {
+    let task = tokio::task::spawn_blocking(move || match &question.input {
+        Input::Text(text) => Ok(loaded.model.tokenizer().encode_prompt(text)),
         Input::Chat { messages, extra } => {
-            let template = TemplateInput {
-                messages: &messages,
+            let input = TemplateInput {
+                messages,
                 tools: None,
                 add_generation_prompt: true,
-                extra: Some(&extra),
+                extra: Some(extra),
                 now: Some(unix_s()),
             };
-            let text = loaded.model.chat_template().render(&template)?;
-            Ok(loaded.model.tokenizer().encode_prompt(&text))
+            let (own, tokenizer) = (loaded.model.chat_template(), loaded.model.tokenizer());
+            let text = match &question.template {
+                // A manifest changed it since the model was loaded.
+                Some(newer) if *newer.content != *own.source() => {
+                    ChatTemplate::for_tokenizer(&newer.content, tokenizer)?.render(&input)?
+                }
+                _ => own.render(&input)?,
+            };
+            Ok(tokenizer.encode_prompt(&text))
         }
     });
     task.await.unwrap_or_else(|error| {

@@ -8,9 +8,11 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use m40_control::paths::Env;
+use m40_manifest::Catalog;
 use m40llm::{Engine, EngineOptions};
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -20,6 +22,7 @@ use tracing::{error, info, warn};
 use crate::config::{Config, Device};
 use crate::exit::Failure;
 use crate::http::BodyLimits;
+use crate::manifests::Manifests;
 use crate::models::{self, Models};
 use crate::net::{self, Phase};
 use crate::socket::{self, Access, SocketFile};
@@ -119,7 +122,8 @@ async fn serve(
         context_tokens_max: config.context_tokens_max,
         kv_type: config.kv_type,
     };
-    let models = Models::new(engine, store, limits, phase_receiver.clone());
+    let manifests = Manifests::open(&config.manifests_dir);
+    let models = Models::new(engine, store, &manifests, limits, phase_receiver.clone());
     let Bound { http, http_address, control, control_file } = bound;
     let (alive, connections) = mpsc::channel(1);
     let http_limits = net::Limits {
@@ -128,15 +132,22 @@ async fn serve(
     };
     let control_limits = net::Limits { connections_max: CONTROL_CONNECTIONS_MAX, ..http_limits };
     let http_router = http::router(http_context(&config, &models));
-    let control_router = control::router(control_context(&config, &models, access, http_address));
+    let context = control_context(&config, &models, &manifests, access, http_address);
+    let control_router = control::router(context);
     tokio::spawn(net::serve(http, http_router, http_limits, phase_receiver.clone(), alive.clone()));
     tokio::spawn(net::serve(control, control_router, control_limits, phase_receiver, alive));
 
-    let serving = format!("serving on http://{http_address}, {}", models.device());
+    tokio::spawn(manifests.clone().follow());
+    tokio::spawn(models.clone().follow_catalog());
+    let serving = Serving {
+        config: &config,
+        env,
+        address: format!("http://{http_address}, {}", models.device()),
+        manifests: &manifests,
+    };
     info!(%http_address, device = models.device(), "ready");
-    systemd::ready(&serving);
     let lost = tokio::select! {
-        () = wait_for_stop(&mut signals, &config, env, &serving) => None,
+        () = serving.until_stopped(&mut signals) => None,
         error = models.device_lost() => Some(error),
     };
 
@@ -160,11 +171,13 @@ fn http_context(config: &Config, models: &Models) -> http::Context {
 fn control_context(
     config: &Config,
     models: &Models,
+    manifests: &Manifests,
     access: Access,
     http_address: SocketAddr,
 ) -> control::Context {
     control::Context {
         models: models.clone(),
+        manifests: manifests.clone(),
         body_limits: body_limits(config),
         access,
         started: Instant::now(),
@@ -205,28 +218,74 @@ impl Signals {
     }
 }
 
-async fn wait_for_stop(signals: &mut Signals, config: &Config, env: &Env, serving: &str) {
-    loop {
+/// The time between start and stop.
+struct Serving<'a> {
+    config: &'a Config,
+    env: &'a Env,
+    address: String,
+    manifests: &'a Manifests,
+}
+
+impl Serving<'_> {
+    /// Keeps the service manager's line true, and reloads on SIGHUP, until a signal says to stop.
+    async fn until_stopped(&self, signals: &mut Signals) {
+        let catalog = self.manifests.subscribe();
+        systemd::ready(&self.status());
         tokio::select! {
-            _ = signals.term.recv() => return,
-            _ = signals.interrupt.recv() => return,
-            _ = signals.hangup.recv() => {
-                systemd::reloading();
-                reload(config, env);
-                systemd::ready(serving);
+            () = self.until_signalled(signals) => {}
+            () = self.tell_problems(catalog) => {}
+        }
+    }
+
+    async fn until_signalled(&self, signals: &mut Signals) {
+        loop {
+            tokio::select! {
+                _ = signals.term.recv() => return,
+                _ = signals.interrupt.recv() => return,
+                _ = signals.hangup.recv() => {
+                    systemd::reloading();
+                    self.reread_config();
+                    if let Err(error) = self.manifests.reload(false).await {
+                        error!(%error, "rereading the manifests failed");
+                    }
+                    systemd::ready(&self.status());
+                }
             }
         }
     }
-}
 
-/// Rereads the configuration and says what a restart would change. A wrong file changes nothing.
-fn reload(config: &Config, env: &Env) {
-    match Config::load(config.file.as_deref(), env) {
-        Err(error) => error!(%error, "the configuration is wrong, going on with the old one"),
-        Ok(new) => match config.keys_changed(&new).as_slice() {
-            [] => info!("configuration reread, nothing changed"),
-            keys => warn!(keys = keys.join(", "), "changed keys take effect after a restart"),
-        },
+    /// Tells the service manager of each change of the manifests. Never returns.
+    async fn tell_problems(&self, mut catalog: watch::Receiver<Arc<Catalog>>) {
+        while catalog.changed().await.is_ok() {
+            let status = self.status();
+            // A service manager that does not listen must not hold up signals. What it misses
+            // while it does not, it need not know: the last state counts.
+            let _ = tokio::task::spawn_blocking(move || systemd::status(&status)).await;
+        }
+    }
+
+    fn status(&self) -> String {
+        let serving = format!("serving on {}", self.address);
+        let catalog = self.manifests.current();
+        match catalog.problems() {
+            [] => serving,
+            [problem] => format!("{serving}; a manifest is wrong: {problem}"),
+            [first, ..] => {
+                let count = catalog.problems().len();
+                format!("{serving}; {count} manifests are wrong, the first: {first}")
+            }
+        }
+    }
+
+    /// Says what a restart would change of the configuration. A wrong file changes nothing.
+    fn reread_config(&self) {
+        match Config::load(self.config.file.as_deref(), self.env) {
+            Err(error) => error!(%error, "the configuration is wrong, going on with the old one"),
+            Ok(new) => match self.config.keys_changed(&new).as_slice() {
+                [] => info!("configuration reread, nothing changed"),
+                keys => warn!(keys = keys.join(", "), "changed keys take effect after a restart"),
+            },
+        }
     }
 }
 

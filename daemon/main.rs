@@ -3,7 +3,8 @@
 //! Reads its arguments and configuration, then hands over to [`lifecycle`]. The map of the
 //! modules: [`config`] what the file says · [`lifecycle`] start, signals, stop · [`net`]
 //! connections · [`http`] what clients on the network speak · [`control`] what `m40ctl` speaks ·
-//! [`models`] what is loaded · [`generation`] one answer · [`store`] what is on disk.
+//! [`manifests`] which models there are · [`models`] what is loaded · [`generation`] one answer ·
+//! [`store`] what is on disk.
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -14,6 +15,7 @@ mod generation;
 mod http;
 mod lifecycle;
 mod logging;
+mod manifests;
 mod models;
 mod net;
 mod socket;
@@ -37,7 +39,7 @@ struct Args {
     /// Read this configuration file instead of the default one, which may be absent
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Check the configuration, print nothing when it is good, and exit
+    /// Check the configuration and the manifests, print nothing when they are good, and exit
     #[arg(long)]
     check_config: bool,
     /// Say what GPU there is, have it compute something, and exit
@@ -75,7 +77,7 @@ fn run(args: &Args, env: &Env) -> Result<(), Failure> {
     }
     let config = Config::load(args.config.as_deref(), env)?;
     if args.check_config {
-        return Ok(());
+        return manifests::check(&config.manifests_dir);
     }
     logging::start(&config.log_filter, env);
     lifecycle::run(config, env)

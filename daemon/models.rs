@@ -17,6 +17,7 @@
 //! * Only a ready model takes jobs. One that is unloading first ends its jobs (finished, or cut
 //!   short when forced), and who asks for it meanwhile waits and loads it again.
 
+mod defined;
 mod error;
 mod slot;
 pub(crate) mod worker;
@@ -27,10 +28,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use m40_control::{ErrorCode, LoadedModel, ModelEntry, ModelRef, ModelState, model_name_of_file};
+use m40_manifest::{Catalog, Definition};
 use m40llm::{Engine, GpuError, KvType, LoadError, Model, ModelOptions};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use crate::manifests::Manifests;
 use crate::net::{Phase, reached};
 use crate::store::{Description, Import, Store, StoreError};
 pub(crate) use error::{LoadFailure, ModelError};
@@ -66,6 +69,7 @@ pub(crate) struct Models {
 struct Inner {
     engine: Engine,
     store: Store,
+    catalog: watch::Receiver<Arc<Catalog>>,
     limits: Limits,
     slots: Mutex<BTreeMap<String, Arc<Slot>>>,
     jobs: JobCount,
@@ -78,13 +82,16 @@ impl Models {
     pub(crate) fn new(
         engine: Engine,
         store: Store,
+        manifests: &Manifests,
         limits: Limits,
         phase: watch::Receiver<Phase>,
     ) -> Self {
+        let catalog = manifests.subscribe();
         let slots = Mutex::default();
         let jobs = JobCount::default();
         let device_lost = watch::Sender::new(None);
-        Self { inner: Arc::new(Inner { engine, store, limits, slots, jobs, phase, device_lost }) }
+        let inner = Inner { engine, store, catalog, limits, slots, jobs, phase, device_lost };
+        Self { inner: Arc::new(inner) }
     }
 
     /// Returns when the GPU no longer works for this process, with the reason.
@@ -120,8 +127,8 @@ impl Models {
     /// Loads a model, or waits for its load, and returns it when it is ready.
     pub(crate) async fn load(&self, wanted: &ModelRef) -> Result<Arc<Loaded>, ModelError> {
         let name = match wanted {
-            ModelRef::Name(name) => name.clone(),
-            ModelRef::File(path) => name_of_file(path)?,
+            ModelRef::Name(name) => self.own_name(name),
+            ModelRef::File(path) => self.own_name(&name_of_file(path)?),
         };
         loop {
             let slot = self.slot(&name, wanted)?;
@@ -136,9 +143,14 @@ impl Models {
 
     /// Ends a model: after its jobs, or now when forced. Returns when it is out of memory.
     pub(crate) async fn unload(&self, name: &str, force: bool) -> Result<ModelEntry, ModelError> {
+        self.unload_own(&self.own_name(name), force).await
+    }
+
+    /// As [`Self::unload`], for a name that is a model's own.
+    async fn unload_own(&self, name: &str, force: bool) -> Result<ModelEntry, ModelError> {
         let slot = self.slots().get(name).cloned();
         let Some(slot) = slot else {
-            let known = self.inner.store.find(name).is_some();
+            let known = self.defined(name).is_some() || self.inner.store.find(name).is_some();
             return Err(if known { self.not_loaded(name) } else { self.unknown(name) });
         };
         let mut state = slot.subscribe();
@@ -173,7 +185,7 @@ impl Models {
     // otherwise be met on first use.
     fn describe(&self, path: &Path) -> Result<Description, String> {
         let inspect = |options: &_| self.inner.engine.inspect(path, options);
-        let info = self.inner.with_context(inspect).map_err(|error| error.to_string())?;
+        let info = self.inner.with_options(None, inspect).map_err(|error| error.to_string())?;
         Ok(Description {
             architecture: info.architecture,
             quantization: info.quantization,
@@ -188,6 +200,7 @@ impl Models {
             .iter()
             .map(|manifest| (manifest.name.clone(), slot::stored_entry(manifest)))
             .collect();
+        entries.extend(self.defined_entries().map(|entry| (entry.name.clone(), entry)));
         entries.extend(self.active().into_iter().map(|entry| (entry.name.clone(), entry)));
         entries.into_values().collect()
     }
@@ -232,6 +245,10 @@ impl Models {
                     path: slot.source().path.clone(),
                 });
             }
+            // Its manifest is gone, and it is on its way out.
+            if source.is_none() && slot.source().definition().is_some() {
+                return Err(self.unknown(name));
+            }
             if !matches!(slot.state(), State::Failed(_)) {
                 return Ok(Arc::clone(slot));
             }
@@ -249,8 +266,12 @@ impl Models {
         Ok(slot)
     }
 
-    /// Where a model's file is; `None` for a name that is not stored (but may be loaded).
+    /// Where a model's file is; `None` for a name that is neither defined nor stored (but may be
+    /// loaded). What a manifest defines comes before what is stored.
     fn source(&self, name: &str, wanted: &ModelRef) -> Result<Option<Source>, ModelError> {
+        if let Some(model) = self.defined(name) {
+            return defined::source(model, wanted).map(Some);
+        }
         let stored = self.inner.store.find(name);
         match (wanted, stored) {
             (ModelRef::File(path), Some(manifest)) if manifest.source != *path => {
@@ -280,7 +301,7 @@ impl Models {
             let started = Instant::now();
             let path = &slot.source().path;
             info!(model = slot.name(), path = %path.display(), "loading");
-            match models.inner.load(path) {
+            match models.inner.load(slot.source()) {
                 Ok(model) => models.start_worker(&slot, model, started.elapsed()),
                 Err(error) => {
                     let failure = LoadFailure::from(&error);
@@ -291,7 +312,7 @@ impl Models {
                     slot.set(State::Failed(Arc::new(failure)));
                     // Whoever asked has the reason; a path that was never a model has no name to
                     // keep it under.
-                    if !slot.source().is_stored() {
+                    if !slot.source().is_known() {
                         models.forget(slot.name(), &slot);
                     }
                 }
@@ -303,7 +324,9 @@ impl Models {
         let (models, ending_slot) = (self.clone(), Arc::clone(slot));
         let ended = move |ending| models.worker_ended(&ending_slot, ending);
         let limit = self.inner.limits.queued_jobs_max;
-        let side_by_side = model.sessions_side_by_side();
+        let most = slot.source().definition().and_then(|definition| definition.sequences_max);
+        let most = most.map_or(usize::MAX, |most| most as usize);
+        let side_by_side = model.sessions_side_by_side().min(most);
         match Worker::spawn(slot.name(), &model, side_by_side, limit, ended) {
             Ok(worker) => {
                 info!(model = slot.name(), ms = load_time.as_millis() as u64, "loaded");
@@ -382,18 +405,27 @@ impl Models {
 }
 
 impl Inner {
-    fn load(&self, path: &Path) -> Result<Model, LoadError> {
-        self.with_context(|options| self.engine.load(path, options))
+    fn load(&self, source: &Source) -> Result<Model, LoadError> {
+        let load = |options: &_| self.engine.load(&source.path, options);
+        self.with_options(source.definition(), load)
     }
 
-    /// With the context that a file was trained for, within the configured limit.
-    fn with_context<T>(
+    /// With what a definition asks for, and else as is configured; with the context that the
+    /// definition says, or else that the file was trained for, within the configured limit.
+    fn with_options<T>(
         &self,
+        definition: Option<&Definition>,
         open: impl Fn(&ModelOptions) -> Result<T, LoadError>,
     ) -> Result<T, LoadError> {
-        let kv_type = self.limits.kv_type;
-        let with = |context| open(&ModelOptions { context, kv_type, chat_template: None });
-        match with(self.limits.context_tokens_max) {
+        let options = definition.map(defined::options).unwrap_or_default();
+        let kv_type = definition.and_then(|definition| definition.kv_type);
+        let kv_type = kv_type.map_or(self.limits.kv_type, defined::kv_type);
+        let with = |context| open(&ModelOptions { context, kv_type, ..options.clone() });
+        let limit = self.limits.context_tokens_max;
+        if let Some(asked) = options.context {
+            return with(Some(limit.map_or(asked, |limit| limit.min(asked))));
+        }
+        match with(limit) {
             Err(LoadError::Context { trained, .. }) => with(Some(trained)),
             result => result,
         }
@@ -445,7 +477,9 @@ mod tests {
             kv_type: KvType::F16,
         };
         let engine = Engine::new(EngineOptions::default()).unwrap();
-        let models = Models::new(engine, Store::open(dir.path()).unwrap(), limits, phase);
+        let manifests = Manifests::open(&dir.path().join("models.d"));
+        let store = Store::open(dir.path()).unwrap();
+        let models = Models::new(engine, store, &manifests, limits, phase);
         let mut lost = pin!(models.device_lost());
 
         models.device_failed(CudaError::NoDriver.into());

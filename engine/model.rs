@@ -56,6 +56,8 @@ pub struct ModelOptions {
     pub kv_type: KvType,
     /// Chat template to use instead of the file's.
     pub chat_template: Option<String>,
+    /// A `tokenizer.json` to use instead of the file's own tokenizer.
+    pub tokenizer: Option<PathBuf>,
 }
 
 /// What is known of a loaded model.
@@ -247,7 +249,7 @@ impl Engine {
     fn open(&self, path: &Path, options: &ModelOptions) -> Result<Opened, LoadError> {
         let gguf = open(path)?;
         let program = self.program(path, &gguf, options)?;
-        let tokenizer = tokenizer(path, &gguf)?;
+        let tokenizer = tokenizer(path, &gguf, options)?;
         if tokenizer.vocab_size() > program.description.vocab {
             return Err(LoadError::Vocabulary {
                 path: path.into(),
@@ -312,14 +314,20 @@ fn open(path: &Path) -> Result<Gguf<Mmap>, LoadError> {
     Gguf::parse_shards(maps).map_err(|source| LoadError::Gguf { path: path.into(), source })
 }
 
-fn tokenizer(path: &Path, gguf: &Gguf<Mmap>) -> Result<Tokenizer, LoadError> {
+fn tokenizer(
+    path: &Path,
+    gguf: &Gguf<Mmap>,
+    options: &ModelOptions,
+) -> Result<Tokenizer, LoadError> {
     let beside = path.with_file_name("tokenizer.json");
-    let made = if gguf.get("tokenizer.ggml.model").is_none() && beside.is_file() {
-        let json = std::fs::read(&beside)
-            .map_err(|source| LoadError::Io { path: beside.clone(), source })?;
-        Tokenizer::from_json(&json, gguf)
-    } else {
-        Tokenizer::from_gguf(gguf)
+    let is_alone = gguf.get("tokenizer.ggml.model").is_none() && beside.is_file();
+    let made = match options.tokenizer.clone().or_else(|| is_alone.then_some(beside)) {
+        Some(file) => {
+            let json =
+                std::fs::read(&file).map_err(|source| LoadError::Io { path: file, source })?;
+            Tokenizer::from_json(&json, gguf)
+        }
+        None => Tokenizer::from_gguf(gguf),
     };
     made.map_err(|source| LoadError::Tokenizer { path: path.into(), source })
 }
@@ -330,9 +338,8 @@ fn chat_template(
     tokenizer: &Tokenizer,
     options: &ModelOptions,
 ) -> Result<ChatTemplate, LoadError> {
-    let text = |id: Option<u32>| id.map(|id| tokenizer.decode(&[id], true)).unwrap_or_default();
     let made = match &options.chat_template {
-        Some(source) => ChatTemplate::new(source, &text(tokenizer.bos()), &text(tokenizer.eos())),
+        Some(source) => ChatTemplate::for_tokenizer(source, tokenizer),
         None => ChatTemplate::from_gguf(gguf, tokenizer),
     };
     made.map_err(|source| LoadError::Template { path: path.into(), source })

@@ -21,6 +21,10 @@ pub(crate) async fn run(client: &Client, output: &mut Output) -> Result<(), Comm
         Some(file) => output.line(&format!("config   {}", file.display()))?,
         None => output.line("config   defaults")?,
     }
+    output.line(&format!("models   {}", status.manifests_dir.display()))?;
+    for problem in &status.manifest_problems {
+        output.line(&format!("wrong    {problem}; {}", problem.consequence()))?;
+    }
     if status.models.is_empty() {
         output.line("no model is loaded")?;
         return Ok(());

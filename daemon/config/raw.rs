@@ -4,67 +4,16 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use m40_manifest::mistake::Mistake;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 use tracing_subscriber::EnvFilter;
 
 use super::{Decode, Device, KvType};
 
-/// A mistake: where, counted from 1, and what.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct SyntaxError {
-    pub line: usize,
-    pub column: usize,
-    pub message: String,
-}
-
 /// Parses a configuration file.
-pub(super) fn parse(text: &str) -> Result<RawConfig, SyntaxError> {
-    toml::from_str(text).map_err(|error| {
-        let at = error.span().map_or(0, |span| span.start);
-        let before = text.get(..at).unwrap_or(text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        SyntaxError {
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
-            message: explain(error.message()),
-        }
-    })
-}
-
-// serde's text for an unknown field lists every field; people want the one they meant.
-fn explain(message: &str) -> String {
-    let one_line = message.replace('\n', "; ");
-    let Some(rest) = one_line.strip_prefix("unknown field `") else { return one_line };
-    let Some((key, rest)) = rest.split_once('`') else { return one_line };
-    let known: Vec<&str> = rest.split('`').skip(1).step_by(2).collect();
-    match closest(key, &known) {
-        Some(guess) => format!("unknown key `{key}`: did you mean `{guess}`?"),
-        None => format!("unknown key `{key}`: known here are {}", known.join(", ")),
-    }
-}
-
-/// The known word that is nearest, unless even that one is far off.
-fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    let nearest = known.iter().map(|known| (distance(word, known), *known)).min()?;
-    let near_enough = (word.chars().count() / 3).max(2);
-    (nearest.0 <= near_enough).then_some(nearest.1)
-}
-
-/// Levenshtein distance.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, cb) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(ca != *cb);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
+pub(super) fn parse(text: &str) -> Result<RawConfig, Mistake> {
+    toml::from_str(text).map_err(|error| Mistake::of(text, &error))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -154,6 +103,7 @@ impl Default for RawModels {
 pub(super) struct RawPaths {
     pub state_dir: Option<PathBuf>,
     pub runtime_dir: Option<PathBuf>,
+    pub manifests_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -274,7 +224,8 @@ mod tests {
     #[track_caller]
     fn check(text: &str, line: usize, column: usize, says: &[&str]) {
         let error = parse(text).unwrap_err();
-        assert_eq!((error.line, error.column), (line, column), "{error:?}");
+        let at = error.place.as_ref().map(|place| (place.line, place.column));
+        assert_eq!(at, Some((line, column)), "{error:?}");
         for part in says {
             assert!(error.message.contains(part), "{error:?} lacks {part:?}");
         }
@@ -291,12 +242,5 @@ mod tests {
         check("[limits]\nshutdown_grace_s = -1\n", 2, 20, &["from 0 to 3600"]);
         check("[engine]\ndevice = \"tpu\"\n", 2, 10, &["tpu", "cuda"]);
         check("[engine]\nthreads = \"é\"; x\n", 2, 14, &[]);
-    }
-
-    #[test]
-    fn distance_counts_edits() {
-        assert_eq!(distance("kitten", "sitting"), 3);
-        assert_eq!(distance("", "abc"), 3);
-        assert_eq!(distance("same", "same"), 0);
     }
 }

@@ -61,8 +61,10 @@ pub(super) async fn complete(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, HttpError> {
-    let (request, params) = params::read::<Request>(&headers, body, context.body_limits).await?;
+    let (request, fields) = params::read::<Request>(&headers, body, context.body_limits).await?;
     check_supported(&request)?;
+    let definition = context.models.definition(request.model.as_deref());
+    let params = fields.params(definition.as_deref())?;
     let input = Input::Chat {
         messages: template_messages(request.messages)?,
         extra: request.chat_template_kwargs.unwrap_or_default(),

@@ -41,7 +41,9 @@ pub(super) async fn generate(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, HttpError> {
-    let (request, params) = params::read::<Request>(&headers, body, context.body_limits).await?;
+    let (request, fields) = params::read::<Request>(&headers, body, context.body_limits).await?;
+    let definition = context.models.definition(request.model.as_deref());
+    let params = fields.params(definition.as_deref())?;
     if params.logprobs.is_some() {
         let message = "only /v1/chat/completions has them";
         return Err(HttpError::bad_param("logprobs", message));

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use axum::body::Body;
 use axum::http::HeaderMap;
+use m40_manifest::Definition;
 use m40_sched::sampler::SamplingParams;
 use m40llm::GenerateParams;
 use serde::Deserialize;
@@ -29,13 +30,14 @@ pub(super) async fn read<T: DeserializeOwned>(
     headers: &HeaderMap,
     body: Body,
     limits: BodyLimits,
-) -> Result<(T, GenerateParams), HttpError> {
+) -> Result<(T, Fields), HttpError> {
     let bytes = body::read(headers, body, limits).await?;
-    Ok((body::parse(&bytes)?, body::parse::<Fields>(&bytes)?.params()?))
+    Ok((body::parse(&bytes)?, body::parse(&bytes)?))
 }
 
+/// What a request says of sampling and stopping.
 #[derive(Debug, Default, Deserialize)]
-struct Fields {
+pub(super) struct Fields {
     temperature: Option<f32>,
     top_p: Option<f32>,
     /// 0 and negative mean off.
@@ -66,8 +68,12 @@ enum Stop {
 }
 
 impl Fields {
-    /// What the engine is asked for.
-    fn params(self) -> Result<GenerateParams, HttpError> {
+    /// What the engine is asked for; a model's definition says what the request leaves out.
+    pub(super) fn params(
+        self,
+        definition: Option<&Definition>,
+    ) -> Result<GenerateParams, HttpError> {
+        let defaults = definition.map(|definition| definition.sampling.params());
         let max_tokens = self.max_completion_tokens.or(self.max_tokens);
         if max_tokens == Some(0) {
             return Err(HttpError::bad_param("max_tokens", "must be at least 1"));
@@ -76,7 +82,7 @@ impl Fields {
             logprobs: self.logprobs()?,
             max_tokens,
             ignore_eos: self.ignore_eos.unwrap_or(false),
-            sampling: self.sampling()?,
+            sampling: self.sampling(defaults.unwrap_or_default())?,
             stop: stops(self.stop)?,
             stop_tokens: Vec::new(),
         })
@@ -97,8 +103,7 @@ impl Fields {
         }
     }
 
-    fn sampling(&self) -> Result<SamplingParams, HttpError> {
-        let defaults = SamplingParams::default();
+    fn sampling(&self, defaults: SamplingParams) -> Result<SamplingParams, HttpError> {
         let top_k = self.top_k.map(|k| u32::try_from(k.max(0)).unwrap_or(u32::MAX));
         let params = SamplingParams {
             temperature: self.temperature.unwrap_or(defaults.temperature),
@@ -110,7 +115,7 @@ impl Fields {
             repeat_last_n: self.repeat_last_n.unwrap_or(defaults.repeat_last_n),
             presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
-            seed: self.seed.and_then(|seed| u64::try_from(seed).ok()),
+            seed: self.seed.map_or(defaults.seed, |seed| u64::try_from(seed).ok()),
             logit_bias: biases(self.logit_bias.as_ref())?,
         };
         params.validate()?;
@@ -159,7 +164,7 @@ mod tests {
 
     fn params(json: &str) -> Result<GenerateParams, String> {
         let fields: Fields = serde_json::from_str(json).unwrap();
-        fields.params().map_err(|error| error.body()["error"]["param"].to_string())
+        fields.params(None).map_err(|error| error.body()["error"]["param"].to_string())
     }
 
     #[test]

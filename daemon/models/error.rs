@@ -27,6 +27,16 @@ pub(crate) enum ModelError {
         path.display()
     )]
     NameStored { name: String, path: PathBuf },
+    #[error(
+        "{name:?} is defined by {}: use its name, or load this file under another",
+        manifest.display()
+    )]
+    NameDefined { name: String, manifest: PathBuf },
+    #[error(
+        "the model {name:?} is not downloaded yet: its manifest names {source_text}, and only a \
+         path of this machine can be loaded"
+    )]
+    NotDownloaded { name: String, source_text: String },
     #[error("{} is not an absolute path of a file", path.display())]
     BadPath { path: PathBuf },
     #[error(
@@ -75,9 +85,11 @@ impl ModelError {
             Self::NoneLoaded | Self::SeveralLoaded { .. } | Self::BadPath { .. } => {
                 ErrorCode::InvalidRequest
             }
-            Self::NotLoaded { .. } | Self::NameTaken { .. } | Self::NameStored { .. } => {
-                ErrorCode::Conflict
-            }
+            Self::NotLoaded { .. }
+            | Self::NameTaken { .. }
+            | Self::NameStored { .. }
+            | Self::NameDefined { .. }
+            | Self::NotDownloaded { .. } => ErrorCode::Conflict,
             Self::TooManyLoaded { .. } | Self::QueueFull { .. } | Self::Unloading { .. } => {
                 ErrorCode::Busy
             }

@@ -1,9 +1,10 @@
 //! One model's place in memory and its state.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use m40_control::{ModelEntry, ModelState};
+use m40_manifest::{self as manifest, Definition};
 use tokio::sync::watch;
 
 use super::{LoadFailure, Loaded};
@@ -24,22 +25,44 @@ pub(super) enum State {
 pub(super) struct Source {
     /// The file to load.
     pub path: PathBuf,
-    /// What is stored of it; `None` for a file used in place.
-    manifest: Option<Manifest>,
+    origin: Origin,
+}
+
+/// Who knows of a model.
+#[derive(Debug, Clone)]
+enum Origin {
+    /// Whoever asked for its file.
+    InPlace,
+    /// The store.
+    Stored(Manifest),
+    /// A manifest.
+    Defined(manifest::Model),
 }
 
 impl Source {
     pub(super) fn in_place(path: PathBuf) -> Self {
-        Self { path, manifest: None }
+        Self { path, origin: Origin::InPlace }
     }
 
     pub(super) fn stored(path: PathBuf, manifest: Manifest) -> Self {
-        Self { path, manifest: Some(manifest) }
+        Self { path, origin: Origin::Stored(manifest) }
     }
 
-    /// Whether the store has it.
-    pub(super) fn is_stored(&self) -> bool {
-        self.manifest.is_some()
+    pub(super) fn defined(path: PathBuf, model: manifest::Model) -> Self {
+        Self { path, origin: Origin::Defined(model) }
+    }
+
+    /// Whether its name is known without its file having been asked for.
+    pub(super) fn is_known(&self) -> bool {
+        !matches!(self.origin, Origin::InPlace)
+    }
+
+    /// What a manifest said of it when it was loaded.
+    pub(super) fn definition(&self) -> Option<&Definition> {
+        match &self.origin {
+            Origin::Defined(model) => Some(&model.definition),
+            Origin::InPlace | Origin::Stored(_) => None,
+        }
     }
 }
 
@@ -93,9 +116,10 @@ impl Slot {
     }
 
     pub(super) fn entry(&self) -> ModelEntry {
-        let base = match &self.source.manifest {
-            Some(manifest) => stored_entry(manifest),
-            None => self.in_place_entry(),
+        let base = match &self.source.origin {
+            Origin::Stored(manifest) => stored_entry(manifest),
+            Origin::Defined(model) => defined_entry(model, &self.source.path),
+            Origin::InPlace => in_place_entry(&self.name, &self.source.path),
         };
         let (state, loaded, failure) = match self.state() {
             State::Loading => (ModelState::Loading, None, None),
@@ -109,20 +133,48 @@ impl Slot {
             Some(loaded) => describe_loaded(&loaded, ModelEntry { state, failure, ..base }),
         }
     }
+}
 
-    fn in_place_entry(&self) -> ModelEntry {
-        ModelEntry {
-            name: self.name.clone(),
-            state: ModelState::Loading,
-            failure: None,
-            size_bytes: std::fs::metadata(&self.source.path).map_or(0, |metadata| metadata.len()),
-            architecture: String::new(),
-            quantization: String::new(),
-            parameters: 0,
-            source: self.source.path.clone(),
-            imported_at_unix_s: None,
-            loaded: None,
-        }
+/// The entry of a file that nothing is known of yet.
+fn in_place_entry(name: &str, path: &Path) -> ModelEntry {
+    ModelEntry {
+        name: name.to_owned(),
+        aliases: Vec::new(),
+        manifest: None,
+        state: ModelState::Loading,
+        failure: None,
+        size_bytes: std::fs::metadata(path).map_or(0, |metadata| metadata.len()),
+        architecture: String::new(),
+        quantization: String::new(),
+        parameters: 0,
+        source: path.to_path_buf(),
+        imported_at_unix_s: None,
+        loaded: None,
+    }
+}
+
+/// The entry of a model that a manifest defines and whose file is here, or should be.
+pub(super) fn defined_entry(model: &manifest::Model, path: &Path) -> ModelEntry {
+    let definition = &model.definition;
+    let failure = (!path.exists()).then(|| format!("there is no file {}", path.display()));
+    ModelEntry {
+        aliases: definition.aliases.clone(),
+        manifest: Some(model.file.clone()),
+        state: if failure.is_some() { ModelState::Failed } else { ModelState::Stored },
+        failure,
+        ..in_place_entry(&definition.name, path)
+    }
+}
+
+/// The entry of a model that a manifest defines and whose file is elsewhere.
+pub(super) fn remote_entry(model: &manifest::Model) -> ModelEntry {
+    let definition = &model.definition;
+    let source = PathBuf::from(definition.source.to_string());
+    ModelEntry {
+        state: ModelState::Remote,
+        failure: None,
+        size_bytes: definition.size_bytes.unwrap_or(0),
+        ..defined_entry(model, &source)
     }
 }
 
@@ -141,6 +193,8 @@ fn describe_loaded(loaded: &Loaded, base: ModelEntry) -> ModelEntry {
 pub(super) fn stored_entry(manifest: &Manifest) -> ModelEntry {
     ModelEntry {
         name: manifest.name.clone(),
+        aliases: Vec::new(),
+        manifest: None,
         state: ModelState::Stored,
         failure: None,
         size_bytes: manifest.size_bytes(),

@@ -301,4 +301,17 @@ fn a_tokenizer_json_beside_the_model_stands_in_for_its_vocabulary() {
 
     fs::write(&beside, "{").unwrap();
     assert!(matches!(error(&file.path).0, LoadError::Tokenizer { .. }));
+
+    // One that is named comes before all, the file's own included.
+    let named = file.dir.path().join("other.json");
+    let options = ModelOptions { tokenizer: Some(named.clone()), ..ModelOptions::default() };
+    let whole = Tiny::new(&llama());
+    let missing = error_with(&whole.path, &options);
+    assert!(matches!(&missing, LoadError::Io { path, .. } if *path == named), "{missing}");
+    fs::write(&named, tokenizer_json(&Vocabulary::bpe("llama-bpe"))).unwrap();
+    let vocab = engine().load(&file.path, &options).unwrap().tokenizer().vocab_size();
+    assert_eq!(vocab, expected.4);
+    fs::write(&named, "{").unwrap();
+    let broken = error_with(&whole.path, &options);
+    assert!(matches!(broken, LoadError::Tokenizer { .. }), "{broken}");
 }

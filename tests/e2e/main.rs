@@ -10,6 +10,7 @@ mod errors;
 mod generate;
 mod hostile;
 mod lifecycle;
+mod manifests;
 mod models;
 mod real;
 

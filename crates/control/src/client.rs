@@ -17,7 +17,7 @@ use tokio::net::UnixStream;
 
 use crate::{
     ApiError, BenchEvent, BenchRequest, ErrorBody, ImportEvent, ImportRequest, LoadRequest,
-    ModelEntry, ModelList, RunEvent, RunRequest, Status, UnloadRequest,
+    ModelEntry, ModelList, Reload, ReloadRequest, RunEvent, RunRequest, Status, UnloadRequest,
 };
 
 /// Longest answer, and longest line of a streamed one, that the client takes. Far above what a
@@ -122,6 +122,14 @@ impl Client {
     /// Any [`ClientError`].
     pub async fn unload(&self, request: &UnloadRequest) -> Result<ModelEntry, ClientError> {
         self.call(Method::POST, "/models/unload", Some(request)).await
+    }
+
+    /// Rereads the manifests, or says what that would change.
+    ///
+    /// # Errors
+    /// Any [`ClientError`]. A wrong manifest is none: the answer tells of it.
+    pub async fn reload(&self, request: &ReloadRequest) -> Result<Reload, ClientError> {
+        self.call(Method::POST, "/reload", Some(request)).await
     }
 
     /// Measures a model. Dropping the events ends it after the line that is being measured.

@@ -1,7 +1,7 @@
 //! The control API of `m40d`: its types, its client, and the rules for where things live.
 //!
 //! `m40d` serves HTTP/1.1 with JSON bodies on a Unix socket and `m40ctl` speaks it through
-//! [`Client`]. Routes that take a while answer with newline-delimited JSON, one event a line.
+//! `Client`, which the feature `client` has. Routes that take a while answer with newline-delimited JSON, one event a line.
 //!
 //! | route | request | answer |
 //! |---|---|---|
@@ -12,16 +12,23 @@
 //! | `POST /models/unload` | [`UnloadRequest`] | [`ModelEntry`] |
 //! | `POST /models/bench` | [`BenchRequest`] | lines of [`BenchEvent`] |
 //! | `POST /run` | [`RunRequest`] | lines of [`RunEvent`] |
+//! | `POST /reload` | [`ReloadRequest`] | [`Reload`] |
 //!
 //! Every error is an [`ApiError`] with the status of [`ErrorCode::http_status`]. This crate never
 //! links the engine, prints nothing and reads no environment: [`paths::Env`] is handed in.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "client")]
 mod client;
 mod error;
 pub mod paths;
+mod reload;
 mod types;
 
+#[cfg(feature = "client")]
 pub use client::{Client, ClientError, Events};
 pub use error::{ApiError, ErrorCode};
+pub use reload::{
+    Change, Effect, KeyChange, ManifestProblem, ModelChange, Place, Reload, ReloadRequest,
+};
 pub use types::*;

@@ -17,6 +17,9 @@ pub const SOCKET_NAME: &str = "control.sock";
 /// Name of the configuration file in the configuration folder.
 pub const CONFIG_NAME: &str = "m40d.toml";
 
+/// Name of the folder of manifests in the configuration folder.
+pub const MANIFESTS_NAME: &str = "models.d";
+
 const SYSTEM_SOCKET: &str = "/run/m40d/control.sock";
 
 /// A snapshot of what the path rules look at, taken once at the start of a program.

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ApiError;
 pub use crate::error::ErrorBody;
+use crate::{ApiError, ManifestProblem};
 
 /// Longest accepted model name, in bytes.
 pub const MODEL_NAME_BYTES_MAX: usize = 96;
@@ -88,6 +88,8 @@ fn strip_split_suffix(stem: &str) -> &str {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ModelState {
+    /// Defined by a manifest; its file is not here yet.
+    Remote,
     /// Known, and on disk only.
     Stored,
     /// Being loaded.
@@ -104,6 +106,7 @@ impl ModelState {
     /// The word for people; the same as on the wire.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Remote => "remote",
             Self::Stored => "stored",
             Self::Loading => "loading",
             Self::Ready => "ready",
@@ -118,6 +121,12 @@ impl ModelState {
 pub struct ModelEntry {
     /// The name that requests use.
     pub name: String,
+    /// Other names for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
+    /// The manifest that defines it; absent for a model without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<PathBuf>,
     /// What it is doing.
     pub state: ModelState,
     /// Why it is in [`ModelState::Failed`].
@@ -131,7 +140,7 @@ pub struct ModelEntry {
     pub quantization: String,
     /// Number of weights.
     pub parameters: u64,
-    /// Where the file came from.
+    /// Where the file came from: a path, or the source that a manifest names.
     pub source: PathBuf,
     /// When it was imported; absent for a file that was loaded in place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -188,6 +197,12 @@ pub struct Status {
     pub config_file: Option<PathBuf>,
     /// Where models are kept.
     pub state_dir: PathBuf,
+    /// The folder of the manifests.
+    #[serde(default)]
+    pub manifests_dir: PathBuf,
+    /// What is wrong with manifests.
+    #[serde(default)]
+    pub manifest_problems: Vec<ManifestProblem>,
     /// Whether the daemon is finishing its work before it exits.
     pub stopping: bool,
     /// The models that are not merely stored, sorted by name.
@@ -222,7 +237,7 @@ pub enum ImportEvent {
     /// The model is stored; the last line.
     Imported {
         /// The model.
-        model: ModelEntry,
+        model: Box<ModelEntry>,
     },
     /// The import failed and left nothing; the last line.
     Error {

@@ -81,7 +81,8 @@ impl Builder {
         self
     }
 
-    /// Sets a variable of its environment, which is empty but for `HOME`.
+    /// Sets a variable of its environment, which is empty but for `HOME` and what says that the
+    /// configuration, manifests included, is in its folder.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.vars.push((name.to_owned(), value.to_owned()));
@@ -129,6 +130,7 @@ impl Builder {
         std::fs::write(&config, text).expect("a configuration file");
         let mut command = Command::new(&self.m40d);
         command.env_clear().env("HOME", self.dir()).arg("--config").arg(config);
+        command.env("CONFIGURATION_DIRECTORY", self.dir());
         command.envs(self.vars.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command
@@ -219,26 +221,38 @@ impl Daemon {
     /// # Panics
     /// When the daemon ends, or a minute passes, without one.
     pub fn notification(&mut self, line: &str) -> String {
+        self.notification_where(line, |message| message.lines().any(|found| found == line))
+    }
+
+    /// As [`Self::notification`], for a message that has this text anywhere.
+    ///
+    /// # Panics
+    /// When the daemon ends, or a minute passes, without one.
+    pub fn notification_with(&mut self, text: &str) -> String {
+        self.notification_where(text, |message| message.contains(text))
+    }
+
+    fn notification_where(&mut self, what: &str, is: impl Fn(&str) -> bool) -> String {
         let deadline = Instant::now() + TIMEOUT;
         let mut buffer = [0; 4096];
         while Instant::now() < deadline {
             match self.notify.recv(&mut buffer) {
                 Ok(length) => {
                     let message = String::from_utf8_lossy(&buffer[..length]).into_owned();
-                    if message.lines().any(|found| found == line) {
+                    if is(&message) {
                         return message;
                     }
                 }
                 Err(error) if is_timeout(&error) => {
                     let ended = self.child.try_wait().expect("a child can be waited for");
                     if let Some(status) = ended {
-                        panic!("m40d ended with {status} before {line}\n{}", self.log());
+                        panic!("m40d ended with {status} before {what}\n{}", self.log());
                     }
                 }
                 Err(error) => panic!("cannot read the notify socket: {error}"),
             }
         }
-        panic!("no {line} within {TIMEOUT:?}\n{}", self.log());
+        panic!("no {what} within {TIMEOUT:?}\n{}", self.log());
     }
 
     /// Whether the process is still there.

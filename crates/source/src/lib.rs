@@ -13,6 +13,7 @@
 //!
 //! Text and value are one to one: what `Display` writes, `FromStr` reads back as an equal value.
 //! In TOML or JSON a source is such a text, or a list of them for parts.
+#![forbid(unsafe_code)]
 
 mod error;
 mod hugging_face;

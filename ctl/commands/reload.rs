@@ -1,0 +1,33 @@
+//! `m40ctl reload`
+
+use clap::Args;
+use m40_control::{Client, ReloadRequest};
+
+use crate::error::{CommandError, Kind};
+use crate::output::Output;
+
+/// Reread the manifests and show what changes; the daemon does so by itself when they change
+#[derive(Debug, Args)]
+pub(crate) struct ReloadArgs {
+    /// Only show what would change
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub(crate) async fn run(
+    args: &ReloadArgs,
+    client: &Client,
+    output: &mut Output,
+) -> Result<(), CommandError> {
+    let reload = client.reload(&ReloadRequest { dry_run: args.dry_run }).await?;
+    if output.json {
+        output.value(&reload)?;
+    } else {
+        output.line(reload.to_string().trim_end())?;
+    }
+    match reload.problems.len() {
+        0 => Ok(()),
+        1 => Err(CommandError::new(Kind::BadData, "a manifest is wrong")),
+        count => Err(CommandError::new(Kind::BadData, format!("{count} manifests are wrong"))),
+    }
+}

@@ -1,0 +1,137 @@
+//! Models that manifests define: from a definition to what is loaded, and what a change of the
+//! catalog means for what is in memory.
+
+use std::sync::Arc;
+
+use m40_control::{Change, Effect, ModelChange, ModelEntry, ModelRef};
+use m40_manifest::{self as manifest, Catalog, Definition, changed_keys};
+use m40llm::{KvType, ModelOptions};
+use tracing::{info, warn};
+
+use super::slot::{Source, defined_entry, remote_entry};
+use super::{ModelError, Models};
+
+/// Where a defined model is loaded from.
+pub(super) fn source(model: manifest::Model, wanted: &ModelRef) -> Result<Source, ModelError> {
+    let definition = &model.definition;
+    let name = || definition.name.clone();
+    let manifest::Source::File(file) = &definition.source else {
+        let source_text = definition.source.to_string();
+        return Err(ModelError::NotDownloaded { name: name(), source_text });
+    };
+    match wanted {
+        ModelRef::File(path) if path != file.path() => {
+            Err(ModelError::NameDefined { name: name(), manifest: model.file })
+        }
+        _ => Ok(Source::defined(file.path().to_path_buf(), model)),
+    }
+}
+
+/// What a definition asks of a load, but for how keys and values are kept.
+pub(super) fn options(definition: &Definition) -> ModelOptions {
+    ModelOptions {
+        context: definition.context_tokens,
+        chat_template: definition.template.as_ref().map(|text| text.content.to_string()),
+        tokenizer: definition.tokenizer.clone(),
+        ..ModelOptions::default()
+    }
+}
+
+/// How keys and values are kept, in the engine's terms.
+pub(super) fn kv_type(kv_type: manifest::KvType) -> KvType {
+    match kv_type {
+        manifest::KvType::F16 => KvType::F16,
+        manifest::KvType::Int8 => KvType::Int8,
+    }
+}
+
+impl Models {
+    /// What a manifest says of the model of this name or alias, now. Without a name: of the one
+    /// that is loaded.
+    pub(crate) fn definition(&self, name: Option<&str>) -> Option<Arc<Definition>> {
+        let only = || self.only_loaded().ok();
+        let name = name.map(str::to_owned).or_else(only)?;
+        self.defined(&name).map(|model| model.definition)
+    }
+
+    pub(super) fn defined(&self, name: &str) -> Option<manifest::Model> {
+        self.catalog().find(name).cloned()
+    }
+
+    /// The name that a model has itself, of one of its names.
+    pub(super) fn own_name(&self, name: &str) -> String {
+        self.defined(name).map_or_else(|| name.to_owned(), |model| model.definition.name.clone())
+    }
+
+    pub(super) fn defined_entries(&self) -> impl Iterator<Item = ModelEntry> {
+        let entry = |model: &manifest::Model| match &model.definition.source {
+            manifest::Source::File(file) => defined_entry(model, file.path()),
+            _ => remote_entry(model),
+        };
+        self.catalog().models().map(entry).collect::<Vec<_>>().into_iter()
+    }
+
+    fn catalog(&self) -> Arc<Catalog> {
+        Arc::clone(&self.inner.catalog.borrow())
+    }
+
+    /// Does what the catalog and each change of it ask for: preloads, and lets go of what is
+    /// defined otherwise or no more, after its answers. Ends with the manifests.
+    pub(crate) async fn follow_catalog(self) {
+        let mut catalog = self.inner.catalog.clone();
+        let mut old = Arc::new(Catalog::default());
+        loop {
+            let new = Arc::clone(&catalog.borrow_and_update());
+            for change in old.changes(&new) {
+                self.apply(&change);
+            }
+            old = new;
+            if catalog.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn apply(&self, change: &ModelChange) {
+        let now = self.defined(&change.model);
+        let leaves = self.is_outdated(&change.model, now.as_ref());
+        let is_asked = match &change.change {
+            Change::Added => true,
+            Change::Removed => false,
+            Change::Changed { keys } => leaves || keys.iter().any(|key| key.key == "preload"),
+        };
+        let preloads = is_asked && now.as_ref().is_some_and(|model| model.definition.preload);
+        // A file that was loaded where it is, by a name that no longer leads to it.
+        let aliases = now.iter().flat_map(|model| model.definition.aliases.clone());
+        let hidden = aliases.filter(|alias| self.slots().contains_key(alias));
+        let leaving: Vec<String> =
+            leaves.then(|| change.model.clone()).into_iter().chain(hidden).collect();
+        if leaving.is_empty() && !preloads {
+            return;
+        }
+        let (models, name) = (self.clone(), change.model.clone());
+        tokio::spawn(async move {
+            for name in leaving {
+                // It may have left by itself meanwhile.
+                if models.unload_own(&name, false).await.is_ok() {
+                    info!(model = name, "out of memory: the name is defined otherwise now");
+                }
+            }
+            if preloads && let Err(error) = models.load(&ModelRef::Name(name.clone())).await {
+                warn!(model = name, %error, "cannot preload");
+            }
+        });
+    }
+
+    /// Whether what is in memory by this name is not what the name means now.
+    fn is_outdated(&self, name: &str, now: Option<&manifest::Model>) -> bool {
+        let Some(slot) = self.slots().get(name).cloned() else { return false };
+        match (slot.source().definition(), now) {
+            (Some(old), Some(now)) => {
+                let keys = changed_keys(old, &now.definition);
+                keys.iter().any(|key| key.effect == Effect::Reload)
+            }
+            (old, now) => old.is_some() || now.is_some(),
+        }
+    }
+}

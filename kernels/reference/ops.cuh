@@ -10,7 +10,8 @@ template <class F, u32 kType>
 struct ReferenceProduct : MatvecOp {
     typedef F Format;
     static constexpr bool kKnown = true;
-    static constexpr u32 flags = kAwait | kAnnounce, type = kType, rows = 4096, cols = 4096;
+    static constexpr u32 type = kType, rows = 4096, cols = 4096;
+    static constexpr u32 first_block = 0, blocks = M40_BLOCKS;
     static constexpr u32 prologue = kRmsNorm, activation = kNoActivation;
     static constexpr u32 x_stride = 4096, y_stride = 4096, residual_stride = 4096, gate_stride = 0;
     static constexpr float eps = 1e-5f, block_eps = 0.0f, softcap = 0.0f;
@@ -21,7 +22,7 @@ struct ReferenceProduct : MatvecOp {
 // 32 query heads and 8 heads of keys and values, of 128.
 struct ReferenceAttention : AttentionOp {
     static constexpr bool kKnown = true;
-    static constexpr u32 flags = kAwait | kAnnounce, heads = 32, kv_heads = 8;
+    static constexpr u32 heads = 32, kv_heads = 8;
     static constexpr u32 key_dim = 128, value_dim = 128, pairs = 64, interleaved = 0, window = 0;
     static constexpr u32 q_stride = 6144, k_stride = 6144, v_stride = 6144, out_stride = 4096;
     static constexpr u32 page_places = 8192, kv_type = kHalfKv, chunks = 32;

@@ -230,8 +230,8 @@ fn many_sequences_have_in_wide_passes_what_they_have_alone() {
         assert_eq!(executor.rows_at_once(many.len()), many.len());
         let together = texts(&mut executor, &many, &[1, 7, PASSES]);
         assert_eq!(texts(&mut executor, &many, &[1, 7, PASSES]), together, "{launches:?}");
-        // Products are cut otherwise for more rows: where rounding falls the other way in a draw, a
-        // text goes on otherwise.
+        // Products are cut otherwise for more rows, and numbers of decode passes have marks in their last
+        // bits: where rounding falls the other way in a draw, a text goes on otherwise.
         let mut apart = 0;
         for (member, text) in many.iter().zip(&together) {
             let alone = &texts(&mut executor, std::slice::from_ref(member), &[8 + PASSES])[0];
@@ -243,7 +243,7 @@ fn many_sequences_have_in_wide_passes_what_they_have_alone() {
             }
         }
         say(&format!("{launches:?}: {apart} of {} texts are others", many.len()));
-        assert!(apart <= 2, "{launches:?}");
+        assert!(apart <= many.len() / 8, "{launches:?}: {apart} texts");
         all.push(together);
     }
     assert!(all.iter().all(|texts| *texts == all[0]));
@@ -255,18 +255,19 @@ fn a_sequence_is_cancelled_among_many() {
     let arena = arena(&gpu);
     let model = Model::new(&mixed("qwen3"));
     let member = &members()[1];
+    const ROWS: usize = 20;
     for launches in LAUNCHES {
         let mut executor = model.load(&arena, launches, 2000);
         let (mut sequences, cancellers): (Vec<_>, Vec<_>) =
-            (0..12).map(|_| started(&mut executor, member)).unzip();
+            (0..ROWS).map(|_| started(&mut executor, member)).unzip();
         cancellers[5].cancel();
         let row = |sequence| Row { token: member.prompt[2], position: 2, sequence, logits: false };
-        let rows: Vec<_> = (0..12).map(row).collect();
+        let rows: Vec<_> = (0..ROWS).map(row).collect();
         let mut borrowed: Vec<_> = sequences.iter_mut().collect();
         let chosen = executor.choose(&rows, &mut borrowed, 3);
         let chosen = chosen.unwrap_or_else(|error| panic!("{error}"));
-        let ends = |i: usize| chosen.iter().skip(i).step_by(12).map(|chosen| chosen.end);
-        for i in 0..12 {
+        let ends = |i: usize| chosen.iter().skip(i).step_by(ROWS).map(|chosen| chosen.end);
+        for i in 0..ROWS {
             let expected = match i {
                 5 => [Some(End::Cancelled), Some(End::Before), Some(End::Before)],
                 _ => [None; 3],
@@ -276,7 +277,7 @@ fn a_sequence_is_cancelled_among_many() {
         let lengths: Vec<_> = sequences.iter().map(Sequence::len).collect();
         assert_eq!((lengths[4], lengths[5]), (5, 3));
         // Equal sequences are given equal tokens.
-        assert!(chosen[..12].iter().all(|first| first.token == chosen[0].token));
+        assert!(chosen[..ROWS].iter().all(|first| first.token == chosen[0].token));
     }
 }
 

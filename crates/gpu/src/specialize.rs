@@ -23,6 +23,9 @@ macro_rules! header {
 /// Every header that the kernels include: its name and its text.
 pub const HEADERS: &[(&str, &str)] = &[
     header!("attention.cuh"),
+    header!("attention_head.cuh"),
+    header!("attention_item.cuh"),
+    header!("attention_part.cuh"),
     header!("block.cuh"),
     header!("choice.cuh"),
     header!("choose.cuh"),

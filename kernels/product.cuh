@@ -36,9 +36,8 @@ struct Cut {
         }
     }
 
-    // About how long the busiest SM takes, of units of so many rows. Up to 2 rows of the pass it is
-    // bound by instructions, four of a row of weights; with more by those and by shared memory, which
-    // answers a warp's step in so many cycles however many rows use it, or by the length of a step.
+    // About how long the busiest SM takes, of units of so many rows: its scheduler with the most of them
+    // issues all of their steps, and a warp's own steps follow each other.
     DEVICE_MEMBER constexpr u32 cost(u32 unit) {
         const u32 warps = C::kWarps * Op::blocks, rows = kGated ? 2 * Op::rows : Op::rows;
         // Where columns are dealt too, so are steps.

@@ -63,11 +63,8 @@ struct Contents(Vec<Held>);
 impl Contents {
     /// The mark of all of a view.
     fn mark(&self, view: View) -> Option<bool> {
-        let meets = |held: &&Held| {
-            held.region == view.region
-                && held.columns.start < view.columns().end
-                && view.columns().start < held.columns.end
-        };
+        let meets =
+            |held: &&Held| Memory::Region(held.region, held.columns.clone()).meets(&view.into());
         let mut parts = self.0.iter().filter(meets);
         let first = parts.next()?;
         let covered = |held: &Held| {
@@ -91,12 +88,8 @@ impl Contents {
                 kept.push(held);
                 continue;
             }
-            let (start, end) = (held.columns.start, held.columns.end);
-            for rest in [start..end.min(columns.start), start.max(columns.end)..end] {
-                if !rest.is_empty() {
-                    kept.push(Held { columns: rest, ..held });
-                }
-            }
+            let rest = outside(held.columns, columns);
+            kept.extend(rest.map(|rest| Held { columns: rest, ..held }));
         }
         kept.push(Held { region: *region, columns: columns.clone(), mark });
         self.0 = kept;
@@ -106,19 +99,21 @@ impl Contents {
 /// Gives each op its marks, and says which barriers are open.
 pub(super) fn mark(ops: &mut [LoweredOp]) {
     let mut contents = Contents::default();
+    let accesses: Vec<_> = ops.iter().map(|op| op.step.accesses()).collect();
     let mut turned = vec![false; ops.len()];
-    for (op, turned) in ops.iter_mut().zip(&mut turned) {
+    for ((op, (_, writes)), turned) in ops.iter_mut().zip(&accesses).zip(&mut turned) {
         op.marks.inputs = op.step.inputs().map(|view| view.and_then(|view| contents.mark(view)));
         let marked = op.step.marked();
         let before = marked.and_then(|view| contents.mark(view));
         *turned = before.is_some();
         op.marks.written = before.is_some_and(|mark| !mark);
-        for memory in op.step.accesses().1 {
-            let is_marked = marked.is_some_and(|view| memory == view.into());
-            contents.write(&memory, is_marked.then_some(op.marks.written));
+        for memory in writes {
+            let is_marked = marked.is_some_and(|view| *memory == view.into());
+            contents.write(memory, is_marked.then_some(op.marks.written));
         }
     }
-    let arrives: Vec<bool> = (0..ops.len()).map(|at| turned[at] && is_seen(ops, at)).collect();
+    let arrives: Vec<bool> =
+        (0..ops.len()).map(|at| turned[at] && is_seen(ops, &accesses, at)).collect();
     let mut first = 0;
     for at in 0..ops.len() {
         if ops[at].announces {
@@ -129,40 +124,44 @@ pub(super) fn mark(ops: &mut [LoweredOp]) {
 }
 
 /// Whether all that an op writes is read by its marks, all of it, before something else is written there.
-fn is_seen(ops: &[LoweredOp], at: usize) -> bool {
+/// accesses: of each op, what it reads and writes
+fn is_seen(ops: &[LoweredOp], accesses: &[(Vec<Memory>, Vec<Memory>)], at: usize) -> bool {
     let Some(view) = ops[at].step.marked() else { return false };
-    let writes = ops[at].step.accesses().1;
+    let marked = Memory::from(view);
+    let mut others = accesses[at].1.iter().filter(|write| **write != marked);
+    let later = at + 1..ops.len();
+    let is_read = |write: &Memory| {
+        accesses[later.clone()].iter().any(|(reads, _)| reads.iter().any(|read| read.meets(write)))
+    };
+    if others.any(is_read) {
+        return false;
+    }
     let mut unseen = vec![view.columns()];
-    for op in &ops[at + 1..] {
-        let (reads, overwrites) = op.step.accesses();
-        for (input, mark) in op.step.inputs().iter().zip(op.marks.inputs) {
-            let read = input.filter(|input| mark.is_some() && input.region == view.region);
-            unseen = unseen.into_iter().flat_map(|rest| without(rest, read)).collect();
+    for (op, (reads, writes)) in ops[later.clone()].iter().zip(&accesses[later.clone()]) {
+        for read in reads.iter().filter(|read| read.meets(&marked)) {
+            let Memory::Region(_, columns) = read else { continue };
+            if !op.reads_by_marks(read) {
+                return false;
+            }
+            unseen = unseen.into_iter().flat_map(|rest| outside(rest, columns)).collect();
         }
-        let by_marks = |read: &Memory| {
-            let inputs = op.step.inputs().into_iter().zip(op.marks.inputs);
-            inputs
-                .into_iter()
-                .any(|(input, mark)| mark.is_some() && input.map(Into::into) == Some(read.clone()))
-        };
-        if reads.iter().any(|read| writes.iter().any(|write| write.meets(read)) && !by_marks(read))
-        {
-            return false;
-        }
-        if overwrites.iter().any(|write| write.meets(&view.into())) {
-            return unseen.is_empty();
+        if writes.iter().any(|write| write.meets(&marked)) {
+            break;
         }
     }
     unseen.is_empty()
 }
 
-/// What is left of columns without those of a view.
-fn without(columns: Range<usize>, view: Option<View>) -> Vec<Range<usize>> {
-    let read = view.map_or(0..0, |view| view.columns());
-    if read.is_empty() {
-        return vec![columns];
+impl LoweredOp {
+    fn reads_by_marks(&self, read: &Memory) -> bool {
+        let mut inputs = self.step.inputs().into_iter().zip(self.marks.inputs);
+        inputs.any(|(input, mark)| mark.is_some() && input.map(Memory::from).as_ref() == Some(read))
     }
-    let rest =
-        [columns.start..columns.end.min(read.start), columns.start.max(read.end)..columns.end];
-    rest.into_iter().filter(|rest| !rest.is_empty()).collect()
+}
+
+/// What is left of columns without others.
+fn outside(columns: Range<usize>, others: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let (start, end) = (columns.start, columns.end);
+    let rest = [start..end.min(others.start), start.max(others.end)..end];
+    rest.into_iter().filter(|rest| !rest.is_empty())
 }

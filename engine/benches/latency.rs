@@ -2,8 +2,9 @@
 //! `cargo bench --bench latency -- [--gpu graph|persistent] [--streams N] [--prompt TOKENS]
 //! [MODEL.gguf ...]`. Without `--gpu` on the CPU, where passes take turns and nothing is shared.
 //!
-//! Streams generate; when each is well under way, a prompt of another session is computed. The mean
-//! time between two pieces of a stream's text is told before and meanwhile, and the longest one.
+//! Streams generate; when each is well under way, a prompt of another session is computed, and then
+//! the model is loaded a second time and dropped. The mean time between two pieces of a stream's text is
+//! told before and beside the prompt, and the longest one before and beside each of the two.
 
 #![expect(clippy::print_stdout, reason = "a printed table is its purpose")]
 
@@ -65,9 +66,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!();
     println!(
         "| model | prompt alone | beside streams | between pieces before | meanwhile | ratio | \
-         longest before | meanwhile |"
+         longest before | meanwhile | beside a load | that took |"
     );
-    println!("|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     for path in models {
         println!("{}", row(&engine, path, *streams, *prompt)?);
     }
@@ -78,7 +79,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 enum Event {
     /// A stream has said a piece of text.
     Piece(usize, Instant),
-    /// The prompt is computed, or a stream has ended too early.
+    /// What was beside the streams is done, or one has ended too early.
     End(Result<(), String>),
 }
 
@@ -107,26 +108,33 @@ fn row(
             until(&events, &mut pieces, |pieces| pieces.len() >= SETTLING + MEASURED)
         });
         let asked = Instant::now();
-        let (model, sender) = (&model, sender);
+        let (beside, sender) = (&model, sender);
+        let of_prompt = sender.clone();
         scope.spawn(move || {
-            let tokens = tokens(model, prompt, streams + 1);
-            let done = generate(model, &tokens, 1, &CancelToken::new(), &mut || {});
+            let tokens = tokens(beside, prompt, streams + 1);
+            let done = generate(beside, &tokens, 1, &CancelToken::new(), &mut || {});
             // Nobody listens only after a failure.
-            let _ = sender.send(Event::End(done));
+            let _ = of_prompt.send(Event::End(done));
         });
         let done = before.and_then(|()| until(&events, &mut pieces, |_| false));
         let answered = Instant::now();
+        scope.spawn(move || {
+            let done = engine.load(path, &ModelOptions::default()).map(drop);
+            let _ = sender.send(Event::End(done.map_err(|error| error.to_string())));
+        });
+        let done = done.and_then(|()| until(&events, &mut pieces, |_| false));
+        let dropped = Instant::now();
         cancel.cancel();
         done.map(|()| {
-            let windows = [(from, asked), (asked, answered)];
-            (windows.map(|window| between(&pieces, window)), answered - asked)
+            let windows = [(from, asked), (asked, answered), (answered, dropped)];
+            (windows.map(|window| between(&pieces, window)), answered - asked, dropped - answered)
         })
     });
-    let ([before, meanwhile], beside) = measured?;
+    let ([before, meanwhile, loading], beside, load) = measured?;
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
     Ok(format!(
-        "| {name} | {:.1} | {:.1} | {:.2} | {:.2} | {:.2} | {:.1} | {:.1} |",
+        "| {name} | {:.1} | {:.1} | {:.2} | {:.2} | {:.2} | {:.1} | {:.1} | {:.1} | {:.1} |",
         ms(alone),
         ms(beside),
         ms(before.mean),
@@ -134,6 +142,8 @@ fn row(
         ms(meanwhile.mean) / ms(before.mean),
         ms(before.longest),
         ms(meanwhile.longest),
+        ms(loading.longest),
+        ms(load),
     ))
 }
 

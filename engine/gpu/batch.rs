@@ -33,8 +33,11 @@ use super::going::Tell;
 use crate::backend::PROMPT_ROWS;
 use crate::generate::{Cancel, GenerateError};
 
-/// Passes between two slices, at most; and of a launch while more sessions wait than it has rows.
-const PASSES_MAX: u32 = 8;
+/// Passes between two slices, at most.
+const PASSES_BETWEEN: u32 = 64;
+
+/// Passes of a launch while more sessions wait than it has rows, at most.
+const PASSES_OF_TURN: u32 = 8;
 
 /// How many times fewer passes are tried where the cache has no room for what they would append.
 const FEWER: u32 = 8;
@@ -236,7 +239,7 @@ impl<P: Passes> Batcher<P> {
         let patience = passes.now();
         Self {
             passes,
-            pace: Pace::new(PASSES_MAX, PROMPT_ROWS),
+            pace: Pace::new(PASSES_BETWEEN, PROMPT_ROWS),
             ahead,
             rows: VecDeque::new(),
             turns: 0,
@@ -244,7 +247,7 @@ impl<P: Passes> Batcher<P> {
             awaited: vec![],
             patience,
             sliced: None,
-            since_slice: PASSES_MAX,
+            since_slice: PASSES_BETWEEN,
             heard: vec![],
             short: false,
         }
@@ -357,7 +360,7 @@ impl<P: Passes> Batcher<P> {
         let before_slice = self.pace.passes().saturating_sub(self.since_slice).max(1);
         let passes = if self.short { before_slice.min(self.ahead) } else { self.ahead };
         let count = self.count();
-        let turn = if self.rows.len() > count { PASSES_MAX } else { passes };
+        let turn = if self.rows.len() > count { PASSES_OF_TURN } else { passes };
         let mut jobs: Vec<_> = self.rows.drain(..count).collect();
         self.turns = jobs.first().map_or(self.turns, |job| job.turns);
         jobs.iter_mut().for_each(|job| job.turns += 1);
@@ -506,7 +509,7 @@ impl<P: Passes> Running<'_, P> {
             // A prompt that was reckoned with.
             Message::Ask(job) if job.tokens.len() > 1 && self.short => u32::MAX,
             // A row, if there is one; else sessions take turns.
-            Message::Ask(_) if self.jobs.len() == PASS_ROWS => PASSES_MAX,
+            Message::Ask(_) if self.jobs.len() == PASS_ROWS => PASSES_OF_TURN,
             Message::Ask(_) | Message::Do(_) => 0,
         }
     }

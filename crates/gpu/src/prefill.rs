@@ -107,8 +107,7 @@ pub struct Prefill {
     /// `[wanted][stride] f32`, the stride that of the lowered program's logits.
     pub logits: BufferId,
     max_rows: usize,
-    /// Rows of a tile, at most.
-    tile_rows: usize,
+    tiling: Tiling,
     multiprocessors: usize,
     regions: HashMap<RegionId, BufferId>,
     /// Where gathered rows of a region go.
@@ -119,6 +118,29 @@ pub struct Prefill {
     normed: BufferId,
     /// Partial sums of products.
     partials: BufferId,
+}
+
+/// How rows of a sequence are cut into tiles that attend together.
+#[derive(Clone, Copy, Debug)]
+struct Tiling {
+    /// Rows of a tile, at most.
+    most: usize,
+    /// Rows whose queries a warp takes at a time: fewer leave lanes without work.
+    least: usize,
+    /// Blocks of a tile, one for each KV head.
+    kv_heads: usize,
+}
+
+impl Tiling {
+    /// Rows of a tile of `count` rows. Of few rows tiles are small, for all multiprocessors to have one:
+    /// the warps of a block then share the tokens that a query sees.
+    fn rows(self, count: usize, multiprocessors: usize) -> usize {
+        let mut rows = self.most;
+        while rows > self.least && count.div_ceil(rows) * self.kv_heads < multiprocessors {
+            rows = (rows / 2).max(self.least);
+        }
+        rows
+    }
 }
 
 /// The kernel for heads of this size, and the warps of its blocks.
@@ -199,7 +221,7 @@ impl Prefill {
         }
         let logits = regions[&lowered.logits.region];
         let mut normed = 0;
-        let mut tile_rows = rows;
+        let mut tiling = Tiling { most: rows.max(1), least: rows.max(1), kv_heads: usize::MAX };
         let multiprocessors = lowered.target.blocks as usize;
         let mut partials = 0;
         for (index, op) in lowered.ops.iter().enumerate() {
@@ -227,8 +249,10 @@ impl Prefill {
                         why: format!("heads of {} floats are too long", shape.value_dim),
                     })?;
                     let group = shape.heads / shape.kv_heads;
-                    let of_tile = warps * ATTENTION[kernel].queries / group;
-                    tile_rows = tile_rows.min(of_tile.max(1));
+                    let of_warp = ATTENTION[kernel].queries;
+                    tiling.most = tiling.most.min((warps * of_warp / group).max(1));
+                    tiling.least = tiling.least.min((of_warp / group).max(1));
+                    tiling.kv_heads = tiling.kv_heads.min(shape.kv_heads);
                 }
                 _ => {}
             }
@@ -252,7 +276,7 @@ impl Prefill {
             nexts,
             logits,
             max_rows: rows,
-            tile_rows,
+            tiling,
             multiprocessors,
             regions,
             gathered,
@@ -279,7 +303,7 @@ impl Prefill {
         let mut first = 0;
         for count in counts {
             // Of nearly the same size, so that no block has much less to do than the others.
-            let parts = count.div_ceil(self.tile_rows).max(1);
+            let parts = count.div_ceil(self.tiling.rows(*count, self.multiprocessors)).max(1);
             for part in 0..parts {
                 let (start, end) = (count * part / parts, count * (part + 1) / parts);
                 tiles.push([(first + start) as u32, (end - start) as u32]);
@@ -440,6 +464,20 @@ mod tests {
         ];
         assert_eq!(others, expected);
         assert_eq!(two.last(), Some(&"rows_choose"));
+    }
+
+    #[test]
+    fn tiles_of_few_rows_are_small_so_that_all_multiprocessors_have_one() {
+        // 3 heads of each of 3 KV heads, and 4 of each of 8.
+        let small = Tiling { most: 21, least: 2, kv_heads: 3 };
+        let large = Tiling { most: 16, least: 2, kv_heads: 8 };
+        let rows = |tiling: Tiling, multiprocessors| {
+            [1, 16, 128, 512].map(|count| tiling.rows(count, multiprocessors))
+        };
+        assert_eq!(rows(small, 132), [2, 2, 2, 10]);
+        assert_eq!(rows(small, 24), [2, 2, 10, 21]);
+        assert_eq!(rows(large, 132), [2, 2, 4, 16]);
+        assert_eq!(rows(large, 24), [2, 4, 16, 16]);
     }
 
     #[test]

@@ -483,7 +483,7 @@ fn who_finds_no_row_waits_for_a_turn_and_a_prompt_for_the_passes_before_its_slic
     let mut nine = clients(9, 1);
     nine[..8].iter_mut().for_each(|client| client.ask(&mut batcher));
     let ask = nine[8].message();
-    assert_eq!(interrupted(&mut batcher, &told, 2, ask), PASSES_MAX);
+    assert_eq!(interrupted(&mut batcher, &told, 2, ask), PASSES_OF_TURN);
     nine.iter_mut().for_each(|client| client.hear().transpose().map(drop).unwrap());
     go_on(&mut batcher, &mut nine, 1);
     nine.iter().for_each(Client::check);
@@ -509,7 +509,7 @@ fn launches_are_short_while_more_sessions_wait_than_they_have_rows() {
     let mut batcher = Batcher::new(Fake::new(&told), 64);
     let mut all = clients(9, 1);
     go_on(&mut batcher, &mut all, 2);
-    let short = Ran::Launch { rows: 8, passes: PASSES_MAX, logits: false };
+    let short = Ran::Launch { rows: 8, passes: PASSES_OF_TURN, logits: false };
     assert_eq!(told.ran(), [short, short]);
     drop(all.pop());
     batcher.take(Message::Rest(8));

@@ -88,6 +88,15 @@ impl Backend {
         }
     }
 
+    /// Bytes of the capacity that nothing has.
+    pub(crate) fn free(&self) -> Option<u64> {
+        match self {
+            Self::Cpu { .. } => None,
+            #[cfg(feature = "cuda")]
+            Self::Gpu(card) => Some(card.free()),
+        }
+    }
+
     /// Sessions of a model that gain by going on at a time.
     pub(crate) fn side_by_side(&self) -> u32 {
         match self {

@@ -253,6 +253,11 @@ impl Engine {
         self.backend.capacity()
     }
 
+    /// Bytes of [`Self::capacity`] that nothing has, as the memory itself knows it.
+    pub fn free(&self) -> Option<u64> {
+        self.backend.free()
+    }
+
     /// Sessions of a model that gain by generating at a time: on a GPU they share passes, on the CPU
     /// they wait for each other's.
     pub fn sessions_side_by_side(&self) -> u32 {

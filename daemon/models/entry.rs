@@ -1,137 +1,64 @@
-//! One model's place in memory and its state.
+//! Models as people and programs see them.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::time::Duration;
 
-use m40_control::{ModelEntry, ModelState};
-use m40_manifest::{self as manifest, Definition};
-use tokio::sync::watch;
+use m40_control::{LoadedModel, ModelEntry, ModelState};
+use m40_manifest as manifest;
+use m40_sched::residency::{ModelStatus, Residence};
 
-use super::{LoadFailure, Loaded};
+use super::loaded::Loaded;
+use super::source::{Origin, Source};
 use crate::store::Manifest;
 
-/// See the diagram in [`super`].
-#[derive(Debug, Clone)]
-pub(super) enum State {
-    Loading,
-    Ready(Arc<Loaded>),
-    Unloading(Arc<Loaded>),
-    Failed(Arc<LoadFailure>),
-    Gone,
+/// The entry of a model that is not loaded.
+pub(super) fn entry(name: &str, source: &Source) -> ModelEntry {
+    match &source.origin {
+        Origin::Stored(manifest) => stored_entry(manifest),
+        Origin::Defined(model) => defined_entry(model, &source.path),
+        Origin::InPlace => in_place_entry(name, &source.path),
+    }
 }
 
-/// Where a model comes from.
-#[derive(Debug, Clone)]
-pub(super) struct Source {
-    /// The file to load.
-    pub path: PathBuf,
-    origin: Origin,
-}
-
-/// Who knows of a model.
-#[derive(Debug, Clone)]
-enum Origin {
-    /// Whoever asked for its file.
-    InPlace,
-    /// The store.
-    Stored(Manifest),
-    /// A manifest.
-    Defined(manifest::Model),
-}
-
-impl Source {
-    pub(super) fn in_place(path: PathBuf) -> Self {
-        Self { path, origin: Origin::InPlace }
-    }
-
-    pub(super) fn stored(path: PathBuf, manifest: Manifest) -> Self {
-        Self { path, origin: Origin::Stored(manifest) }
-    }
-
-    pub(super) fn defined(path: PathBuf, model: manifest::Model) -> Self {
-        Self { path, origin: Origin::Defined(model) }
-    }
-
-    /// Whether its name is known without its file having been asked for.
-    pub(super) fn is_known(&self) -> bool {
-        !matches!(self.origin, Origin::InPlace)
-    }
-
-    /// What a manifest said of it when it was loaded.
-    pub(super) fn definition(&self) -> Option<&Definition> {
-        match &self.origin {
-            Origin::Defined(model) => Some(&model.definition),
-            Origin::InPlace | Origin::Stored(_) => None,
+/// The same, as it is now; `leaves_in` is when it leaves if nobody asks for it.
+pub(super) fn current(
+    base: ModelEntry,
+    status: &ModelStatus,
+    loaded: Option<&Loaded>,
+    leaves_in: Option<Duration>,
+) -> ModelEntry {
+    let (state, failure) = match (status.residence, &status.failure) {
+        (Residence::Stored | Residence::Failed, Some((reason, _))) => {
+            (ModelState::Failed, Some(reason.to_string()))
         }
-    }
-}
-
-/// A model that is more than a file.
-#[derive(Debug)]
-pub(super) struct Slot {
-    name: String,
-    source: Source,
-    state: watch::Sender<State>,
-}
-
-impl Slot {
-    pub(super) fn new(name: String, source: Source) -> Self {
-        Self { name, source, state: watch::Sender::new(State::Loading) }
-    }
-
-    pub(super) fn name(&self) -> &str {
-        &self.name
-    }
-
-    pub(super) fn source(&self) -> &Source {
-        &self.source
-    }
-
-    pub(super) fn state(&self) -> State {
-        self.state.borrow().clone()
-    }
-
-    pub(super) fn subscribe(&self) -> watch::Receiver<State> {
-        self.state.subscribe()
-    }
-
-    pub(super) fn set(&self, state: State) {
-        self.state.send_replace(state);
-    }
-
-    /// Ready becomes unloading. Returns the model that is on its way out, by this call or an
-    /// earlier one.
-    pub(super) fn begin_unload(&self) -> Option<Arc<Loaded>> {
-        let mut leaving = None;
-        self.state.send_if_modified(|state| {
-            let (State::Ready(loaded) | State::Unloading(loaded)) = &*state else { return false };
-            leaving = Some(Arc::clone(loaded));
-            let changes = matches!(state, State::Ready(_));
-            if let Some(loaded) = leaving.clone().filter(|_| changes) {
-                *state = State::Unloading(loaded);
-            }
-            changes
-        });
-        leaving
-    }
-
-    pub(super) fn entry(&self) -> ModelEntry {
-        let base = match &self.source.origin {
-            Origin::Stored(manifest) => stored_entry(manifest),
-            Origin::Defined(model) => defined_entry(model, &self.source.path),
-            Origin::InPlace => in_place_entry(&self.name, &self.source.path),
-        };
-        let (state, loaded, failure) = match self.state() {
-            State::Loading => (ModelState::Loading, None, None),
-            State::Ready(loaded) => (ModelState::Ready, Some(loaded), None),
-            State::Unloading(loaded) => (ModelState::Unloading, Some(loaded), None),
-            State::Failed(failure) => (ModelState::Failed, None, Some(failure.message.clone())),
-            State::Gone => (ModelState::Stored, None, None),
-        };
-        match loaded {
-            None => ModelEntry { state, failure, ..base },
-            Some(loaded) => describe_loaded(&loaded, ModelEntry { state, failure, ..base }),
-        }
+        (Residence::Stored, None) if status.waiting > 0 => (ModelState::Waiting, None),
+        (Residence::Stored | Residence::Failed, None) => (base.state, base.failure),
+        (Residence::Claiming, _) => (ModelState::Waiting, None),
+        (Residence::Loading, _) => (ModelState::Loading, None),
+        (Residence::Ready, _) => (ModelState::Ready, None),
+        (Residence::Leaving(_) | Residence::Unloading, _) => (ModelState::Unloading, None),
+    };
+    let base = ModelEntry { state, failure, ..base };
+    let Some(loaded) = loaded else { return base };
+    let info = loaded.model.info();
+    ModelEntry {
+        architecture: info.architecture.clone(),
+        quantization: info.quantization.clone(),
+        parameters: info.parameters,
+        loaded: Some(LoadedModel {
+            context_tokens: info.context,
+            weight_bytes: info.weight_bytes,
+            kv_type: info.kv_type.name().to_owned(),
+            kv_bytes_per_token: info.kv_bytes_per_token,
+            memory_bytes: status.parts.total(),
+            load_ms: loaded.load_time.as_millis() as u64,
+            jobs: (status.running + status.waiting) as u64,
+            running: status.running as u64,
+            waiting: status.waiting as u64,
+            jobs_done: loaded.jobs_done(),
+            leaves_in_s: leaves_in.map(|time| time.as_secs()),
+        }),
+        ..base
     }
 }
 
@@ -141,7 +68,7 @@ fn in_place_entry(name: &str, path: &Path) -> ModelEntry {
         name: name.to_owned(),
         aliases: Vec::new(),
         manifest: None,
-        state: ModelState::Loading,
+        state: ModelState::Stored,
         failure: None,
         size_bytes: std::fs::metadata(path).map_or(0, |metadata| metadata.len()),
         architecture: String::new(),
@@ -175,17 +102,6 @@ pub(super) fn remote_entry(model: &manifest::Model) -> ModelEntry {
         failure: None,
         size_bytes: definition.size_bytes.unwrap_or(0),
         ..defined_entry(model, &source)
-    }
-}
-
-fn describe_loaded(loaded: &Loaded, base: ModelEntry) -> ModelEntry {
-    let info = loaded.model.info();
-    ModelEntry {
-        architecture: info.architecture.clone(),
-        quantization: info.quantization.clone(),
-        parameters: info.parameters,
-        loaded: Some(loaded.figures()),
-        ..base
     }
 }
 

@@ -88,6 +88,11 @@ impl Card {
         self.arena.usage().capacity
     }
 
+    /// Bytes of them that nothing has.
+    pub(crate) fn free(&self) -> u64 {
+        self.arena.usage().free
+    }
+
     /// Everything of a model but its weights.
     pub(crate) fn plan(
         &self,

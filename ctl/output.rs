@@ -89,9 +89,9 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
-/// Memory, rounded up to whole MiB.
+/// Memory, in MiB.
 pub(crate) fn mib(bytes: u64) -> String {
-    format!("{} MiB", bytes.div_ceil(1 << 20))
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 /// How long something takes or has taken.
@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn sizes_and_counts_are_short() {
         assert_eq!(size(999), "999 B");
-        assert_eq!(mib((5 << 20) + 1), "6 MiB");
+        assert_eq!(mib((5 << 20) + (1 << 19)), "5.5 MiB");
         assert_eq!([999, 1234, 125_000].map(time), ["999 ms", "1.2 s", "2 min 5 s"]);
         assert_eq!(size(98_362_432), "98.4 MB");
         assert_eq!(size(24_000_000_000), "24.0 GB");

@@ -74,7 +74,7 @@ mod tests {
             model: "big".into(),
             outcome: Outcome::WaitsForRoom,
             reason: None,
-            needs: MemoryParts { weight_bytes: 3 << 20, kv_bytes: 1, scratch_bytes: 0 },
+            needs: MemoryParts { weight_bytes: 3 << 20, kv_bytes: 1 << 20, scratch_bytes: 0 },
             free_bytes: 1 << 20,
             evicts: vec![Evicted { model: "small".into(), bytes: 4 << 20 }],
             shrinks: vec![],
@@ -86,8 +86,8 @@ mod tests {
             lines(&plan),
             [
                 "big would be loaded when others have made room, in about 30 ms",
-                "needs     4 MiB (weights 3 MiB, kv cache 1 MiB, scratch 0 MiB); 1 MiB are free",
-                "evicts    small, which frees 4 MiB, after its 2 running requests",
+                "needs     4.0 MiB (weights 3.0 MiB, kv cache 1.0 MiB, scratch 0.0 MiB); 1.0 MiB are free",
+                "evicts    small, which frees 4.0 MiB, after its 2 running requests",
             ]
         );
     }

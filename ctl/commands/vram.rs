@@ -93,10 +93,10 @@ mod tests {
             rows,
             [
                 "|WEIGHTS|KV CACHE|SCRATCH|TOTAL|",
-                "m|5 MiB|2 MiB|1 MiB|8 MiB|being loaded",
-                "all models|5 MiB|2 MiB|1 MiB|8 MiB|",
-                "free||||12 MiB|",
-                "budget||||20 MiB|cpu",
+                "m|5.0 MiB|2.0 MiB|1.0 MiB|8.0 MiB|being loaded",
+                "all models|5.0 MiB|2.0 MiB|1.0 MiB|8.0 MiB|",
+                "free||||12.0 MiB|",
+                "budget||||20.0 MiB|cpu",
             ]
         );
     }

@@ -71,6 +71,22 @@ impl Models {
         Arc::clone(&self.inner.catalog.borrow())
     }
 
+    /// What a model in memory goes on with whose file is not what it was, or gone: as it is mapped, that
+    /// does not matter before the next load.
+    fn as_loaded(
+        &self,
+        desk: &Desk,
+        name: &ModelName,
+        source: &Source,
+        failure: Arc<LoadFailure>,
+    ) -> Weighed {
+        let before = desk.known(name.as_str()).filter(|before| {
+            desk.is_coming(name.as_str()) && before.source.revision() == source.revision()
+        });
+        let footprint = before.map(|before| before.definition.footprint).ok_or(failure)?;
+        Ok(self.inner.opener.definition(source, footprint))
+    }
+
     /// Each model of a catalog whose file is here, with what the scheduler has to know of it or why
     /// that cannot be told. Blocking.
     fn weigh_all(&self, catalog: &Catalog) -> Vec<(ModelName, Source, Weighed)> {
@@ -104,18 +120,15 @@ impl Judge for Models {
             let mut known = others(desk, catalog);
             let mut faults = vec![];
             for (name, source, weighed) in weighed {
-                match weighed {
+                match weighed.or_else(|failure| self.as_loaded(desk, &name, &source, failure)) {
                     Ok(definition) => {
                         known.insert(name, Known::new(source, definition));
                     }
                     Err(failure) => faults.push((name, source, failure)),
                 }
             }
-            if let Err(error) = desk.define_all(known.clone(), outside) {
-                warn!(%error, "until that is so, no model is pinned");
-                known.values_mut().for_each(|known| known.definition.pinned = false);
-                // Without pins there is nothing to refuse.
-                let _ = desk.define_all(known, outside);
+            if let Err(error) = desk.adopt(known, outside) {
+                warn!(%error, "until they fit, no model is pinned");
             }
             desk.replace_faults(faults);
         });

@@ -5,38 +5,27 @@
 //! and what is in memory is what the scheduler says. What was begun comes back as an event:
 //! `loaded`, `load_failed`, `departed`, `leave`.
 
+mod known;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use m40_control::ErrorCode;
 use m40_sched::residency::{
-    Action, Ask, Class, Definition, ModelStatus, NotLoaded, PinnedTooLarge, Plan, Refusal,
-    Residence, Rules, Waiting,
+    Action, Ask, Class, ModelStatus, NotLoaded, PinnedTooLarge, Plan, Refusal, Residence, Rules,
+    Waiting,
 };
 use m40_sched::{Ledger, ModelName, Moment, RequestId, Scheduler};
 use tokio::sync::{oneshot, watch};
 use tracing::{info, warn};
 
+pub(super) use known::Known;
+use known::definitions;
+
 use super::error::{LoadFailure, ModelError};
 use super::job::{Cut, Reason};
 use super::loaded::Loaded;
 use super::source::Source;
-
-/// What the scheduler was told of a model, and where its file is.
-#[derive(Debug, Clone)]
-pub(super) struct Known {
-    pub source: Source,
-    pub definition: Definition,
-    /// What the latest load that failed came to, for programs.
-    failure: Option<ErrorCode>,
-}
-
-impl Known {
-    pub(super) fn new(source: Source, definition: Definition) -> Self {
-        Self { source, definition, failure: None }
-    }
-}
 
 /// A model that has an account in the ledger: it is being loaded, is in memory, or still goes.
 #[derive(Debug)]
@@ -117,6 +106,8 @@ pub(super) struct Desk {
     known: BTreeMap<ModelName, Known>,
     /// Why known names that the scheduler has no definition of cannot be loaded.
     faults: BTreeMap<ModelName, (Source, Arc<LoadFailure>)>,
+    /// Whether models that are to be pinned are.
+    pins_count: bool,
     residents: BTreeMap<ModelName, Resident>,
     requests: BTreeMap<RequestId, Request>,
     started: Instant,
@@ -130,6 +121,7 @@ impl Desk {
             scheduler: Scheduler::new(rules, budget),
             known: BTreeMap::new(),
             faults: BTreeMap::new(),
+            pins_count: true,
             residents: BTreeMap::new(),
             requests: BTreeMap::new(),
             started: Instant::now(),
@@ -140,20 +132,6 @@ impl Desk {
     /// When to [`tick`](Self::tick).
     pub(super) fn wake(&self) -> watch::Receiver<Option<Instant>> {
         self.wake.subscribe()
-    }
-
-    pub(super) fn known(&self, name: &str) -> Option<&Known> {
-        self.known.get(name)
-    }
-
-    /// All that the scheduler was told.
-    pub(super) fn all_known(&self) -> &BTreeMap<ModelName, Known> {
-        &self.known
-    }
-
-    /// Why a name is of no model that could be loaded.
-    pub(super) fn faults(&self) -> &BTreeMap<ModelName, (Source, Arc<LoadFailure>)> {
-        &self.faults
     }
 
     pub(super) fn ledger(&self) -> &Ledger {
@@ -211,85 +189,11 @@ impl Desk {
     pub(super) fn plan(&self, ask: Ask, known: Option<Known>) -> Result<Plan, PinnedTooLarge> {
         let mut trial = self.scheduler.clone();
         if let Some(known) = known {
-            let mut definitions = self.definitions();
+            let mut definitions = definitions(&self.known);
             definitions.insert(ask.model.clone(), known.definition);
             trial.configure(self.now(), definitions)?;
         }
         Ok(trial.plan(self.now(), ask))
-    }
-
-    /// Replaces what is known of all models. Files that were loaded where they are stay known until
-    /// they are out of memory.
-    pub(super) fn define_all(
-        &mut self,
-        mut known: BTreeMap<ModelName, Known>,
-        outside: &impl Outside,
-    ) -> Result<(), PinnedTooLarge> {
-        for (name, known) in &mut known {
-            known.failure = self.known.get(name).and_then(|before| before.failure);
-        }
-        let definitions =
-            known.iter().map(|(name, known)| (name.clone(), known.definition.clone()));
-        let actions = self.scheduler.configure(self.now(), definitions.collect())?;
-        self.known = known;
-        let has_fault = |name: &ModelName| !self.known.contains_key(name);
-        self.faults.retain(|name, _| has_fault(name));
-        self.carry_out(actions, outside);
-        Ok(())
-    }
-
-    /// Adds a model to what is known, or changes it.
-    pub(super) fn define(
-        &mut self,
-        name: &ModelName,
-        new: Known,
-        outside: &impl Outside,
-    ) -> Result<(), PinnedTooLarge> {
-        let is_same =
-            |known: &Known| known.definition == new.definition && known.source.is_as(&new.source);
-        if self.known.get(name).is_some_and(is_same) {
-            return Ok(());
-        }
-        let mut known = self.known.clone();
-        // Files that are where they are have no name to keep once they are out of memory.
-        known.retain(|name, known| {
-            known.source.is_known()
-                || self.residents.contains_key(name)
-                || self.requests.values().any(|request| request.model == *name)
-        });
-        known.insert(name.clone(), new);
-        self.define_all(known, outside)
-    }
-
-    /// Notes why a known name is of no model that could be loaded.
-    pub(super) fn note_fault(&mut self, name: ModelName, source: Source, why: Arc<LoadFailure>) {
-        self.faults.insert(name, (source, why));
-    }
-
-    /// Replaces the faults of what manifests define.
-    pub(super) fn replace_faults(&mut self, new: Vec<(ModelName, Source, Arc<LoadFailure>)>) {
-        self.faults.retain(|_, (source, _)| source.definition().is_none());
-        self.faults.extend(new.into_iter().map(|(name, source, why)| (name, (source, why))));
-    }
-
-    /// Forgets why a model could not be loaded; says whether there was something to forget.
-    pub(super) fn forget_failure(&mut self, name: &ModelName, outside: &impl Outside) -> bool {
-        let had_fault = self.faults.remove(name).is_some();
-        let failed = self.status(name.as_str()).is_some_and(|status| {
-            status.failure.is_some() && status.waiting == 0 && !self.residents.contains_key(name)
-        });
-        if failed && let Some(known) = self.known.get(name).cloned() {
-            // What is defined anew has no past.
-            let mut without = self.known.clone();
-            without.remove(name);
-            let with = [(name.clone(), Known { failure: None, ..known })];
-            let with: BTreeMap<_, _> = without.clone().into_iter().chain(with).collect();
-            let defined = self.define_all(without, outside);
-            if let Err(error) = defined.and_then(|()| self.define_all(with, outside)) {
-                warn!(model = name.as_str(), %error, "cannot define the model again");
-            }
-        }
-        had_fault || failed
     }
 
     /// Somebody asks for a model. `None`: it is in memory, and that is all that was wanted.
@@ -435,12 +339,6 @@ impl Desk {
 
     fn now(&self) -> Moment {
         Moment::after_start(self.started.elapsed())
-    }
-
-    fn definitions(&self) -> BTreeMap<ModelName, Definition> {
-        let definition =
-            |(name, known): (&ModelName, &Known)| (name.clone(), known.definition.clone());
-        self.known.iter().map(definition).collect()
     }
 
     fn is_ready(&self, name: &ModelName) -> bool {

@@ -16,6 +16,9 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::job::{Cut, Job, JobError, JobEvent, lock};
 use super::source::Source;
 
+#[cfg(test)]
+mod tests;
+
 /// A model in memory. It is out of memory when the last handle goes.
 #[derive(Debug)]
 pub(crate) struct Loaded {

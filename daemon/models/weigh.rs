@@ -81,11 +81,19 @@ impl Opener {
         name: &str,
         source: &Source,
     ) -> Result<residency::Definition, LoadError> {
-        let footprint = self.footprint(name, source)?;
+        Ok(self.definition(source, self.footprint(name, source)?))
+    }
+
+    /// The same of a model that takes so much.
+    pub(super) fn definition(
+        &self,
+        source: &Source,
+        footprint: Footprint,
+    ) -> residency::Definition {
         let definition = source.definition();
         let most = definition.and_then(|definition| definition.sequences_max);
         let slots = self.engine.sessions_side_by_side().min(most.unwrap_or(u32::MAX));
-        Ok(residency::Definition {
+        residency::Definition {
             footprint,
             revision: source.revision(),
             slots: NonZeroU32::new(slots).unwrap_or(NonZeroU32::MIN),
@@ -97,7 +105,7 @@ impl Opener {
                 Some(IdleUnload::Never) | None => None,
             }),
             load_time: Duration::from_secs_f64(footprint.weights as f64 / LOAD_BYTES_PER_S),
-        })
+        }
     }
 
     /// Forgets the footprints of models that are not among these.

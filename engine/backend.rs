@@ -107,6 +107,7 @@ impl Backend {
     }
 
     /// What [`Self::load`] would take.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "only GPUs name files"))]
     pub(crate) fn footprint(
         &self,
         path: &Path,

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
@@ -354,4 +355,102 @@ fn a_client_that_waits_and_leaves_frees_its_place() {
     crate::manifests::until("one that waits", || waiting() == 1);
     drop(leaves);
     crate::manifests::until("nobody that waits", || waiting() == 0);
+}
+
+/// The outcome of a request in the middle of everything: the right answer, or an error that says who
+/// ended it.
+#[track_caller]
+fn check_answered_or_told(daemon: &Daemon, request: &Value, right: &str) {
+    let reply = daemon.post("/generate", request);
+    let body = reply.json();
+    match reply.status {
+        200 => assert_eq!(body["text"], right, "{request}"),
+        409 => assert_eq!(body["error"]["code"], "cancelled", "{body}"),
+        503 => assert_eq!(body["error"]["code"], "unloaded", "{body}"),
+        other => panic!("status {other}: {body}"),
+    }
+}
+
+#[test]
+fn clients_that_leave_and_operators_that_interfere_leave_nothing_behind() {
+    let models = ["a", "b", "c"];
+    // Two of them fit.
+    let builder = small(20);
+    models.iter().for_each(|model| define(builder.dir(), model, ""));
+    let mut daemon = builder.start();
+    let right = models.map(|model| streamed(&daemon, &prompt(model, "x")));
+    thread::scope(|scope| {
+        let (daemon, right) = (&daemon, &right);
+        for client in 0..12_u32 {
+            scope.spawn(move || {
+                // An ordinary linear congruential generator, another start for each client.
+                let mut state = client.wrapping_mul(977);
+                let mut random = |below: u32| {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    (state >> 16) % below
+                };
+                for _ in 0..40 {
+                    let model = random(3) as usize;
+                    let mut request = prompt(models[model], "x");
+                    match random(10) {
+                        0 => drop(ctl(daemon, &["unload", models[model]])),
+                        1 => drop(ctl(daemon, &["unload", "--force", models[model]])),
+                        2 => drop(ctl(daemon, &["load", models[model]])),
+                        3 => {
+                            let queue = ctl(daemon, &["queue", "--json"]).ok().json();
+                            let number =
+                                queue["requests"][random(3) as usize]["request"].to_string();
+                            drop(ctl(daemon, &["cancel", &number]));
+                        }
+                        4 | 5 => {
+                            request["stream"] = json!(true);
+                            request["max_tokens"] = json!(100);
+                            let mut stream = daemon.post_stream("/generate", &request);
+                            // Leaves after a token, or before it has read any.
+                            if random(2) == 0 {
+                                stream.line();
+                            }
+                        }
+                        _ => check_answered_or_told(daemon, &request, &right[model]),
+                    }
+                }
+            });
+        }
+    });
+    let queue = || ctl(&daemon, &["queue", "--json"]).ok().json();
+    crate::manifests::until("all that was asked is over", || queue()["requests"] == json!([]));
+    check_ledger(&daemon);
+    for (model, right) in models.iter().zip(&right) {
+        assert_eq!(streamed(&daemon, &prompt(model, "x")), *right);
+        ctl(&daemon, &["unload", model]).ok();
+    }
+    assert_eq!(check_ledger(&daemon), [""; 0], "every byte has come back");
+    check_healthy(&mut daemon);
+}
+
+#[test]
+fn who_waits_for_a_load_is_told_at_once_that_the_daemon_stops_and_who_runs_may_end() {
+    // Each takes 67 MiB.
+    let sections = format!(
+        "[models]\ncontext_tokens_max = {ENDLESS_CONTEXT}\nmemory_mib_max = 100\n\
+         [limits]\nshutdown_grace_s = 3600"
+    );
+    let model = TinyModel::new("llama").context(ENDLESS_CONTEXT);
+    let mut daemon = crate::load(builder().config(&sections), &model);
+    let other = crate::write(daemon.dir(), "other.gguf", &model.build());
+    let mut request = long();
+    request["max_tokens"] = json!(2000);
+    let mut running = daemon.post_stream("/generate", &request);
+    let mut lines = vec![running.line().expect("a token")];
+    let mut waits = daemon.ctl(crate::M40CTL, &["run", path_str(&other), "a"]);
+    let waits = waits.stderr(Stdio::piped()).spawn().expect("m40ctl must run");
+    let queue = || ctl(&daemon, &["queue", "--json"]).ok().json();
+    crate::manifests::until("one that waits", || queue()["requests"][1]["running"] == false);
+    daemon.signal(nix::sys::signal::Signal::SIGTERM);
+    let told = waits.wait_with_output().expect("m40ctl must end");
+    crate::Done::from(&told).fails(75, &["m40d is stopping"]);
+    lines.extend(std::iter::from_fn(|| running.line()));
+    let last: Value = serde_json::from_str(lines.last().expect("a line")).expect("JSON");
+    assert_eq!(last["usage"]["completion_tokens"], 2000, "{last}");
+    assert!(daemon.wait().success());
 }

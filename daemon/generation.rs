@@ -46,6 +46,7 @@ struct Question {
     input: Input,
     /// The chat template of the definition, if it has one.
     template: Option<Text>,
+    params: GenerateParams,
 }
 
 /// Why a question is not answered.
@@ -163,36 +164,55 @@ impl Answer {
     }
 }
 
-/// Waits for a request's turn, and begins to answer a question then.
+/// Waits for a request's turn, and begins to answer a question then. Where the model is in memory the
+/// prompt is made meanwhile, so that nobody waits for it, and a wrong one is told at once.
 async fn start(
     ticket: Ticket,
     definition: Option<Arc<Definition>>,
     mut input: Input,
     mut params: GenerateParams,
 ) -> Result<Running, AskError> {
-    let run = ticket.turn().await?;
     let mut template = None;
     if let Some(definition) = definition {
         params.stop.extend(definition.stop.iter().cloned());
         input.begin_with(definition.system.as_ref());
         template = definition.template.clone();
     }
-    let info = run.loaded.model.info();
-    let context = info.context;
-    check_bias(&params, info.vocab)?;
-    let prompt = encode(Arc::clone(&run.loaded), Question { input, template }).await?;
+    let question = Arc::new(Question { input, template, params });
+    let early = match ticket.loaded() {
+        Some(loaded) => {
+            let model = Arc::downgrade(&loaded);
+            Some((model, prepare(loaded, Arc::clone(&question)).await?))
+        }
+        None => None,
+    };
+    let run = ticket.turn().await?;
+    let prompt = match early {
+        Some((model, prompt)) if model.ptr_eq(&Arc::downgrade(&run.loaded)) => prompt,
+        // It was loaded meanwhile, perhaps from another file.
+        _ => prepare(Arc::clone(&run.loaded), Arc::clone(&question)).await?,
+    };
+    let (sender, events) = unbounded_channel();
+    let cut = Arc::clone(&run.cut);
+    run.answer(Job { prompt, params: question.params.clone(), events: sender });
+    Ok(Running { events, cut })
+}
+
+/// The prompt of a question, if it is one that the model can answer.
+async fn prepare(loaded: Arc<Loaded>, question: Arc<Question>) -> Result<Vec<u32>, AskError> {
+    let (context, vocab) = (loaded.model.info().context, loaded.model.info().vocab);
+    let model = loaded.name.clone();
+    check_bias(&question.params, vocab)?;
+    let prompt = encode(loaded, question).await?;
     if prompt.is_empty() {
         return Err(AskError::EmptyPrompt);
     }
     // One token of room at least, or there would be nothing to answer with.
     if prompt.len() >= context as usize {
-        let (model, prompt_tokens) = (run.loaded.name.to_string(), prompt.len());
+        let (model, prompt_tokens) = (model.to_string(), prompt.len());
         return Err(AskError::PromptTooLong { model, prompt_tokens, context });
     }
-    let (sender, events) = unbounded_channel();
-    let cut = Arc::clone(&run.cut);
-    run.answer(Job { prompt, params, events: sender });
-    Ok(Running { events, cut })
+    Ok(prompt)
 }
 
 fn check_bias(params: &GenerateParams, vocab: u32) -> Result<(), AskError> {
@@ -203,7 +223,7 @@ fn check_bias(params: &GenerateParams, vocab: u32) -> Result<(), AskError> {
 }
 
 // A long prompt takes a while to tokenise, which must not hold up other connections.
-async fn encode(loaded: Arc<Loaded>, question: Question) -> Result<Vec<u32>, AskError> {
+async fn encode(loaded: Arc<Loaded>, question: Arc<Question>) -> Result<Vec<u32>, AskError> {
     let task = tokio::task::spawn_blocking(move || match &question.input {
         Input::Text(text) => Ok(loaded.model.tokenizer().encode_prompt(text)),
         Input::Chat { messages, extra } => {

@@ -324,7 +324,7 @@ impl Desk {
 
     /// A model is out of memory.
     pub(super) fn departed(&mut self, name: &ModelName, outside: &impl Outside) {
-        info!(model = name.as_str(), "out of memory");
+        info!(model = name.as_str(), "unloaded");
         let resident = self.residents.remove(name);
         let actions = self.scheduler.unloaded(self.now(), name);
         self.carry_out(actions, outside);

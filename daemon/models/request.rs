@@ -60,6 +60,12 @@ impl Ticket {
         &self.model
     }
 
+    /// The model as it is in memory; it may be another one by the request's turn. Holding it keeps it
+    /// there.
+    pub(crate) fn loaded(&self) -> Option<Arc<Loaded>> {
+        self.place.models.with_desk(|desk, _| desk.loaded_of(&self.model).cloned())
+    }
+
     /// Waits for its turn.
     pub(crate) async fn turn(self) -> Result<Run, ModelError> {
         let Self { told, place, .. } = self;

@@ -310,6 +310,9 @@ fn a_request_is_seen_in_the_queue_and_can_be_cancelled_whether_it_waits_or_runs(
         assert_eq!(reply.json()["error"]["code"], "cancelled");
         ctl(&daemon, &["cancel", &number]).fails(66, &["m40ctl queue"]);
     });
+    // What cannot be answered is told without a wait.
+    let wrong = json!({"model": "tiny", "prompt": "", "max_tokens": 1});
+    assert_eq!(daemon.post("/generate", &wrong).status, 400);
     let number = requests()[0]["request"].to_string();
     let said = ctl(&daemon, &["cancel", &number]).ok().out;
     assert_eq!(said, format!("cancelled {number}, which ran on tiny\n"));

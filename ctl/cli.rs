@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bench, load, pull, reload, run, unload};
+use crate::commands::{bench, load, plan, pull, queue, reload, run, unload};
 
 /// Administer m40d: models, status, and a chat in the terminal.
 ///
@@ -37,4 +37,12 @@ pub(crate) enum Command {
     Run(run::RunArgs),
     Bench(bench::BenchArgs),
     Reload(reload::ReloadArgs),
+    /// Show the models in memory, and what each does
+    Ps,
+    /// Show who holds which bytes of the memory that models share
+    Vram,
+    Plan(plan::PlanArgs),
+    /// Show the requests that wait or run
+    Queue,
+    Cancel(queue::CancelArgs),
 }

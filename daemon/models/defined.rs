@@ -1,47 +1,43 @@
-//! Models that manifests define: from a definition to what is loaded, and what a change of the
-//! catalog means for what is in memory.
+//! Models that manifests define: what a catalog means for the scheduler.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use m40_control::{Change, Effect, ModelChange, ModelEntry, ModelRef};
-use m40_manifest::{self as manifest, Catalog, Definition, changed_keys};
-use m40llm::{KvType, ModelOptions};
+use m40_control::{ModelEntry, ModelRef};
+use m40_manifest::{self as manifest, Catalog, Definition};
+use m40_sched::ModelName;
+use m40_sched::residency::{self, check_pinned};
 use tracing::{info, warn};
 
-use super::slot::{Source, defined_entry, remote_entry};
+use super::desk::{Desk, Known};
+use super::entry::{defined_entry, remote_entry};
+use super::error::LoadFailure;
+use super::source::Source;
 use super::{ModelError, Models};
+use crate::manifests::Judge;
+
+/// The file that a definition names, if it is of this machine.
+fn path_of(definition: &Definition) -> Option<PathBuf> {
+    match &definition.source {
+        manifest::Source::File(file) => Some(file.path().to_path_buf()),
+        _ => None,
+    }
+}
 
 /// Where a defined model is loaded from.
 pub(super) fn source(model: manifest::Model, wanted: &ModelRef) -> Result<Source, ModelError> {
     let definition = &model.definition;
     let name = || definition.name.clone();
-    let manifest::Source::File(file) = &definition.source else {
+    let Some(path) = path_of(definition) else {
         let source_text = definition.source.to_string();
         return Err(ModelError::NotDownloaded { name: name(), source_text });
     };
     match wanted {
-        ModelRef::File(path) if path != file.path() => {
+        ModelRef::File(asked) if *asked != path => {
             Err(ModelError::NameDefined { name: name(), manifest: model.file })
         }
-        _ => Ok(Source::defined(file.path().to_path_buf(), model)),
-    }
-}
-
-/// What a definition asks of a load, but for how keys and values are kept.
-pub(super) fn options(definition: &Definition) -> ModelOptions {
-    ModelOptions {
-        context: definition.context_tokens,
-        chat_template: definition.template.as_ref().map(|text| text.content.to_string()),
-        tokenizer: definition.tokenizer.clone(),
-        ..ModelOptions::default()
-    }
-}
-
-/// How keys and values are kept, in the engine's terms.
-pub(super) fn kv_type(kv_type: manifest::KvType) -> KvType {
-    match kv_type {
-        manifest::KvType::F16 => KvType::F16,
-        manifest::KvType::Int8 => KvType::Int8,
+        _ => Ok(Source::defined(path, model)),
     }
 }
 
@@ -63,75 +59,100 @@ impl Models {
         self.defined(name).map_or_else(|| name.to_owned(), |model| model.definition.name.clone())
     }
 
-    pub(super) fn defined_entries(&self) -> impl Iterator<Item = ModelEntry> {
-        let entry = |model: &manifest::Model| match &model.definition.source {
-            manifest::Source::File(file) => defined_entry(model, file.path()),
-            _ => remote_entry(model),
+    pub(super) fn defined_entries(&self) -> Vec<ModelEntry> {
+        let entry = |model: &manifest::Model| match path_of(&model.definition) {
+            Some(path) => defined_entry(model, &path),
+            None => remote_entry(model),
         };
-        self.catalog().models().map(entry).collect::<Vec<_>>().into_iter()
+        self.catalog().models().map(entry).collect()
     }
 
     fn catalog(&self) -> Arc<Catalog> {
         Arc::clone(&self.inner.catalog.borrow())
     }
 
-    /// Does what the catalog and each change of it ask for: preloads, and lets go of what is
-    /// defined otherwise or no more, after its answers. Ends with the manifests.
-    pub(crate) async fn follow_catalog(self) {
-        let mut catalog = self.inner.catalog.clone();
-        let mut old = Arc::new(Catalog::default());
-        loop {
-            let new = Arc::clone(&catalog.borrow_and_update());
-            for change in old.changes(&new) {
-                self.apply(&change);
-            }
-            old = new;
-            if catalog.changed().await.is_err() {
-                return;
-            }
-        }
+    /// What a model in memory goes on with whose file is not what it was, or gone: as it is mapped, that
+    /// does not matter before the next load.
+    fn as_loaded(
+        &self,
+        desk: &Desk,
+        name: &ModelName,
+        source: &Source,
+        failure: Arc<LoadFailure>,
+    ) -> Weighed {
+        let before = desk.known(name.as_str()).filter(|before| {
+            desk.is_coming(name.as_str()) && before.source.revision() == source.revision()
+        });
+        let footprint = before.map(|before| before.definition.footprint).ok_or(failure)?;
+        Ok(self.inner.opener.definition(source, footprint))
     }
 
-    fn apply(&self, change: &ModelChange) {
-        let now = self.defined(&change.model);
-        let leaves = self.is_outdated(&change.model, now.as_ref());
-        let is_asked = match &change.change {
-            Change::Added => true,
-            Change::Removed => false,
-            Change::Changed { keys } => leaves || keys.iter().any(|key| key.key == "preload"),
+    /// Each model of a catalog whose file is here, with what the scheduler has to know of it or why
+    /// that cannot be told. Blocking.
+    fn weigh_all(&self, catalog: &Catalog) -> Vec<(ModelName, Source, Weighed)> {
+        let weigh = |model: &manifest::Model| {
+            let path = path_of(&model.definition)?;
+            let name = model.definition.name.as_str();
+            let source = Source::defined(path, model.clone());
+            let weighed = self.inner.opener.define(name, &source);
+            let weighed = weighed.map_err(|error| Arc::new(LoadFailure::from(&error)));
+            Some((name.into(), source, weighed))
         };
-        let preloads = is_asked && now.as_ref().is_some_and(|model| model.definition.preload);
-        // A file that was loaded where it is, by a name that no longer leads to it.
-        let aliases = now.iter().flat_map(|model| model.definition.aliases.clone());
-        let hidden = aliases.filter(|alias| self.slots().contains_key(alias));
-        let leaving: Vec<String> =
-            leaves.then(|| change.model.clone()).into_iter().chain(hidden).collect();
-        if leaving.is_empty() && !preloads {
-            return;
-        }
-        let (models, name) = (self.clone(), change.model.clone());
-        tokio::spawn(async move {
-            for name in leaving {
-                // It may have left by itself meanwhile.
-                if models.unload_own(&name, false).await.is_ok() {
-                    info!(model = name, "out of memory: the name is defined otherwise now");
+        catalog.models().filter_map(weigh).collect()
+    }
+}
+
+/// What the scheduler has to know of a model, or why that cannot be told.
+type Weighed = Result<residency::Definition, Arc<LoadFailure>>;
+
+impl Judge for Models {
+    fn check(&self, catalog: &Catalog) -> Result<(), String> {
+        let weighed = self.weigh_all(catalog).into_iter();
+        let definitions =
+            weighed.filter_map(|(name, _, weighed)| Some((name, weighed.ok()?))).collect();
+        let budget = self.with_desk(|desk, _| desk.ledger().budget());
+        check_pinned(&definitions, budget).map_err(|error| error.to_string())
+    }
+
+    fn adopt(&self, catalog: &Catalog) {
+        let weighed = self.weigh_all(catalog);
+        self.with_desk(|desk, outside| {
+            let mut known = others(desk, catalog);
+            let mut faults = vec![];
+            for (name, source, weighed) in weighed {
+                match weighed.or_else(|failure| self.as_loaded(desk, &name, &source, failure)) {
+                    Ok(definition) => {
+                        known.insert(name, Known::new(source, definition));
+                    }
+                    Err(failure) => faults.push((name, source, failure)),
                 }
             }
-            if preloads && let Err(error) = models.load(&ModelRef::Name(name.clone())).await {
-                warn!(model = name, %error, "cannot preload");
+            if let Err(error) = desk.adopt(known, outside) {
+                warn!(%error, "until they fit, no model is pinned");
             }
+            desk.replace_faults(faults);
+        });
+        let catalog = self.catalog();
+        self.with_desk(|desk, _| {
+            self.inner
+                .opener
+                .keep_only(|name| desk.known(name).is_some() || catalog.find(name).is_some());
         });
     }
+}
 
-    /// Whether what is in memory by this name is not what the name means now.
-    fn is_outdated(&self, name: &str, now: Option<&manifest::Model>) -> bool {
-        let Some(slot) = self.slots().get(name).cloned() else { return false };
-        match (slot.source().definition(), now) {
-            (Some(old), Some(now)) => {
-                let keys = changed_keys(old, &now.definition);
-                keys.iter().any(|key| key.effect == Effect::Reload)
-            }
-            (old, now) => old.is_some() || now.is_some(),
+/// What is known of models that no manifest defines, and whose names no manifest has.
+fn others(desk: &Desk, catalog: &Catalog) -> BTreeMap<ModelName, Known> {
+    let is_other = |(name, known): &(&ModelName, &Known)| {
+        if known.source.definition().is_some() {
+            return false;
         }
-    }
+        let hidden = catalog.find(name.as_str()).is_some();
+        if hidden && desk.is_coming(name.as_str()) {
+            info!(model = name.as_str(), "leaves memory: the name is defined otherwise now");
+        }
+        !hidden
+    };
+    let others = desk.all_known().iter().filter(is_other);
+    others.map(|(name, known)| (name.clone(), known.clone())).collect()
 }

@@ -10,9 +10,13 @@
 //! | `POST /models/import` | [`ImportRequest`] | lines of [`ImportEvent`] |
 //! | `POST /models/load` | [`LoadRequest`] | [`ModelEntry`] |
 //! | `POST /models/unload` | [`UnloadRequest`] | [`ModelEntry`] |
+//! | `POST /models/plan` | [`PlanRequest`] | [`Plan`] |
 //! | `POST /models/bench` | [`BenchRequest`] | lines of [`BenchEvent`] |
 //! | `POST /run` | [`RunRequest`] | lines of [`RunEvent`] |
 //! | `POST /reload` | [`ReloadRequest`] | [`Reload`] |
+//! | `GET /queue` | | [`QueueList`] |
+//! | `POST /queue/cancel` | [`CancelRequest`] | [`QueueEntry`] |
+//! | `GET /vram` | | [`Vram`] |
 //!
 //! Every error is an [`ApiError`] with the status of [`ErrorCode::http_status`]. This crate never
 //! links the engine, prints nothing and reads no environment: [`paths::Env`] is handed in.
@@ -23,6 +27,7 @@ mod client;
 mod error;
 pub mod paths;
 mod reload;
+mod residency;
 mod types;
 
 #[cfg(feature = "client")]
@@ -31,4 +36,5 @@ pub use error::{ApiError, ErrorCode};
 pub use reload::{
     Change, Effect, KeyChange, ManifestProblem, ModelChange, Place, Reload, ReloadRequest,
 };
+pub use residency::*;
 pub use types::*;

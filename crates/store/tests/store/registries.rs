@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use m40_store::{FetchError, Request, Sha256, Source};
+use m40_store::{FetchError, Referenced, Request, Sha256, Source};
 use m40_testkit::origin::{Fault, Layer, Origin};
 
 use crate::support::{CHUNK, Site, contents, names, noise};
@@ -272,11 +272,11 @@ fn what_lies_on_another_file_system_is_adopted_by_reference() {
     // The blob is gone when its owner removes the file, and what is left of it is pruned.
     std::fs::rename(repository.join("m.gguf"), repository.join("n.gguf")).unwrap();
     assert_eq!(store.find(&blob.sha256), None);
-    let pruned = store.prune(&Default::default(), std::time::Duration::ZERO).unwrap();
+    let pruned = store.prune(&Referenced::default(), std::time::Duration::ZERO).unwrap();
     assert_eq!(pruned.leftovers, [store.path(&blob.sha256)]);
     // The file belongs to somebody else: pruning takes the reference and leaves it.
     store.adopt(elsewhere.path(), &mut |_, _| {}).unwrap();
-    let pruned = store.prune(&Default::default(), std::time::Duration::ZERO).unwrap();
+    let pruned = store.prune(&Referenced::default(), std::time::Duration::ZERO).unwrap();
     assert_eq!((pruned.blobs.len(), pruned.bytes), (1, 0));
     assert_eq!(names(&repository), ["n.gguf"]);
 }

@@ -33,7 +33,7 @@ pub use check::{
 pub use definition::{
     Capability, Definition, IdleUnload, KvType, NotASha256, Sampling, Sha256, Text,
 };
-pub use diff::changed_keys;
+pub use diff::{changed_keys, set_keys};
 pub use m40_source::Source;
 
 /// What checking a manifest takes from outside.

@@ -4,6 +4,7 @@
 //! keeps it equal to the defaults. An unknown key is an error, so that a typo is never silent.
 
 mod raw;
+mod store;
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,6 +15,7 @@ use m40_control::paths::{self, Env};
 
 use crate::exit::Failure;
 use raw::RawConfig;
+pub(crate) use store::Store;
 
 /// The configuration in its resolved form: defaults filled in, paths found, units typed.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +32,7 @@ pub(crate) struct Config {
     pub context_tokens_max: Option<u32>,
     pub kv_type: m40llm::KvType,
     pub models_loaded_max: usize,
+    pub store: Store,
     pub queued_jobs_max: usize,
     pub shutdown_grace: Duration,
     pub state_dir: PathBuf,
@@ -161,6 +164,7 @@ impl Config {
                 .filter(|&tokens| tokens > 0),
             kv_type: raw.models.kv_type.into(),
             models_loaded_max: raw.models.loaded_max.to_usize(),
+            store: raw.store.into(),
             queued_jobs_max: raw.limits.queued_jobs_max.to_usize(),
             shutdown_grace: seconds(raw.limits.shutdown_grace_s.get()),
             state_dir,
@@ -181,6 +185,7 @@ impl Config {
             ("models.context_tokens_max", self.context_tokens_max != other.context_tokens_max),
             ("models.kv_type", self.kv_type != other.kv_type),
             ("models.loaded_max", self.models_loaded_max != other.models_loaded_max),
+            ("store", self.store != other.store),
             ("limits.queued_jobs_max", self.queued_jobs_max != other.queued_jobs_max),
             ("limits.shutdown_grace_s", self.shutdown_grace != other.shutdown_grace),
             ("paths.state_dir", self.state_dir != other.state_dir),

@@ -45,7 +45,7 @@ const CONTROL_CONNECTIONS_MAX: usize = 64;
 /// Runs the daemon until it is told to stop.
 pub(crate) fn run(config: Config, env: &Env) -> Result<(), Failure> {
     let access = Access::new(&config.control)?;
-    let store = Store::open(&config.state_dir)?;
+    let store = Store::open(&config.state_dir, config.store.settings(env)?)?;
     let engine = open_engine(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -123,7 +123,8 @@ async fn serve(
         kv_type: config.kv_type,
     };
     let manifests = Manifests::open(&config.manifests_dir);
-    let models = Models::new(engine, store, &manifests, limits, phase_receiver.clone());
+    let pulls = store.pulls().clone();
+    let models = Models::new(engine, store.clone(), &manifests, limits, phase_receiver.clone());
     let Bound { http, http_address, control, control_file } = bound;
     let (alive, connections) = mpsc::channel(1);
     let http_limits = net::Limits {
@@ -132,12 +133,14 @@ async fn serve(
     };
     let control_limits = net::Limits { connections_max: CONTROL_CONNECTIONS_MAX, ..http_limits };
     let http_router = http::router(http_context(&config, &models));
-    let context = control_context(&config, &models, &manifests, access, http_address);
+    let context = control_context(&config, &models, &manifests, store, access, http_address);
     let control_router = control::router(context);
     tokio::spawn(net::serve(http, http_router, http_limits, phase_receiver.clone(), alive.clone()));
     tokio::spawn(net::serve(control, control_router, control_limits, phase_receiver, alive));
 
     tokio::spawn(manifests.clone().follow());
+    tokio::spawn(pulls.follow(manifests.subscribe()));
+    tokio::spawn(models.clone().follow_arrivals());
     tokio::spawn(models.clone().follow_catalog());
     let serving = Serving {
         config: &config,
@@ -172,12 +175,14 @@ fn control_context(
     config: &Config,
     models: &Models,
     manifests: &Manifests,
+    store: Store,
     access: Access,
     http_address: SocketAddr,
 ) -> control::Context {
     control::Context {
         models: models.clone(),
         manifests: manifests.clone(),
+        store,
         body_limits: body_limits(config),
         access,
         started: Instant::now(),

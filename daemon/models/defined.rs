@@ -3,27 +3,34 @@
 
 use std::sync::Arc;
 
-use m40_control::{Change, Effect, ModelChange, ModelEntry, ModelRef};
+use m40_control::{Change, Effect, ModelChange, ModelEntry, ModelRef, ModelState};
 use m40_manifest::{self as manifest, Catalog, Definition, changed_keys};
 use m40llm::{KvType, ModelOptions};
 use tracing::{info, warn};
+
+use crate::pulls::Pulls;
 
 use super::slot::{Source, defined_entry, remote_entry};
 use super::{ModelError, Models};
 
 /// Where a defined model is loaded from.
-pub(super) fn source(model: manifest::Model, wanted: &ModelRef) -> Result<Source, ModelError> {
+pub(super) fn source(
+    pulls: &Pulls,
+    model: manifest::Model,
+    wanted: &ModelRef,
+) -> Result<Source, ModelError> {
     let definition = &model.definition;
     let name = || definition.name.clone();
-    let manifest::Source::File(file) = &definition.source else {
-        let source_text = definition.source.to_string();
-        return Err(ModelError::NotDownloaded { name: name(), source_text });
-    };
+    let is_own =
+        |path| matches!(&definition.source, manifest::Source::File(own) if own.path() == path);
     match wanted {
-        ModelRef::File(path) if path != file.path() => {
+        ModelRef::File(path) if !is_own(path.as_path()) => {
             Err(ModelError::NameDefined { name: name(), manifest: model.file })
         }
-        _ => Ok(Source::defined(file.path().to_path_buf(), model)),
+        _ => match pulls.file_of(definition) {
+            Ok(path) => Ok(Source::defined(path, model)),
+            Err(why) => Err(ModelError::NotHere { name: name(), why }),
+        },
     }
 }
 
@@ -46,16 +53,19 @@ pub(super) fn kv_type(kv_type: manifest::KvType) -> KvType {
 }
 
 impl Models {
-    /// What a manifest says of the model of this name or alias, now. Without a name: of the one
-    /// that is loaded.
+    /// What a manifest says of the model of this name or alias, now, or what came with it says. Without
+    /// a name: of the one that is loaded.
     pub(crate) fn definition(&self, name: Option<&str>) -> Option<Arc<Definition>> {
         let only = || self.only_loaded().ok();
         let name = name.map(str::to_owned).or_else(only)?;
-        self.defined(&name).map(|model| model.definition)
+        let defined = self.defined(&name).map(|model| model.definition);
+        defined.or_else(|| self.inner.store.usage(&name))
     }
 
     pub(super) fn defined(&self, name: &str) -> Option<manifest::Model> {
-        self.catalog().find(name).cloned()
+        let model = self.catalog().find(name).cloned()?;
+        let definition = self.inner.store.pulls().complete(&model.definition);
+        Some(manifest::Model { definition, ..model })
     }
 
     /// The name that a model has itself, of one of its names.
@@ -64,11 +74,17 @@ impl Models {
     }
 
     pub(super) fn defined_entries(&self) -> impl Iterator<Item = ModelEntry> {
-        let entry = |model: &manifest::Model| match &model.definition.source {
-            manifest::Source::File(file) => defined_entry(model, file.path()),
-            _ => remote_entry(model),
+        let pulls = self.inner.store.pulls();
+        let entry = |model: &manifest::Model| match pulls.file_of(&model.definition) {
+            Ok(path) => defined_entry(model, &path),
+            Err(why) => remote_entry(model, &why),
         };
         self.catalog().models().map(entry).collect::<Vec<_>>().into_iter()
+    }
+
+    /// The models that manifests define and whose files are not here.
+    pub(crate) fn coming(&self) -> impl Iterator<Item = ModelEntry> {
+        self.defined_entries().filter(|entry| entry.state == ModelState::Remote)
     }
 
     fn catalog(&self) -> Arc<Catalog> {
@@ -117,10 +133,33 @@ impl Models {
                     info!(model = name, "out of memory: the name is defined otherwise now");
                 }
             }
-            if preloads && let Err(error) = models.load(&ModelRef::Name(name.clone())).await {
-                warn!(model = name, %error, "cannot preload");
+            if preloads {
+                models.preload(name).await;
             }
         });
+    }
+
+    /// Loads what is to be in memory before anybody asks, whenever something has come from elsewhere.
+    /// Ends with the daemon.
+    pub(crate) async fn follow_arrivals(self) {
+        let mut arrivals = self.inner.store.pulls().arrivals();
+        while arrivals.changed().await.is_ok() {
+            let catalog = self.catalog();
+            let preloaded = catalog.models().filter(|model| model.definition.preload);
+            let absent = |name: &String| !self.slots().contains_key(name);
+            let names = preloaded.map(|model| model.definition.name.clone()).filter(absent);
+            for name in names.collect::<Vec<_>>() {
+                self.preload(name).await;
+            }
+        }
+    }
+
+    async fn preload(&self, name: String) {
+        match self.load(&ModelRef::Name(name.clone())).await {
+            // It is loaded when it comes.
+            Ok(_) | Err(ModelError::NotHere { .. }) => {}
+            Err(error) => warn!(model = name, %error, "cannot preload"),
+        }
     }
 
     /// Whether what is in memory by this name is not what the name means now.

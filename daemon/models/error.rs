@@ -6,6 +6,8 @@ use std::sync::Arc;
 use m40_control::{ApiError, ErrorCode};
 use m40llm::LoadError;
 
+use crate::pulls::NotHere;
+
 /// Why a model is not ready, or takes no job.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum ModelError {
@@ -32,11 +34,8 @@ pub(crate) enum ModelError {
         manifest.display()
     )]
     NameDefined { name: String, manifest: PathBuf },
-    #[error(
-        "the model {name:?} is not downloaded yet: its manifest names {source_text}, and only a \
-         path of this machine can be loaded"
-    )]
-    NotDownloaded { name: String, source_text: String },
+    #[error("the file of the model {name:?} {why}")]
+    NotHere { name: String, why: NotHere },
     #[error("{} is not an absolute path of a file", path.display())]
     BadPath { path: PathBuf },
     #[error(
@@ -88,8 +87,8 @@ impl ModelError {
             Self::NotLoaded { .. }
             | Self::NameTaken { .. }
             | Self::NameStored { .. }
-            | Self::NameDefined { .. }
-            | Self::NotDownloaded { .. } => ErrorCode::Conflict,
+            | Self::NameDefined { .. } => ErrorCode::Conflict,
+            Self::NotHere { why, .. } => why.code(),
             Self::TooManyLoaded { .. } | Self::QueueFull { .. } | Self::Unloading { .. } => {
                 ErrorCode::Busy
             }

@@ -12,7 +12,10 @@ mod hostile;
 mod lifecycle;
 mod manifests;
 mod models;
+mod pulls;
 mod real;
+mod sources;
+mod stored;
 
 use std::path::{Path, PathBuf};
 use std::process::Output;

@@ -7,12 +7,17 @@
 //! |---|---|---|
 //! | `GET /status` | | [`Status`] |
 //! | `GET /models` | | [`ModelList`] |
-//! | `POST /models/import` | [`ImportRequest`] | lines of [`ImportEvent`] |
+//! | `POST /models/pull` | [`PullRequest`] | lines of [`PullEvent`] |
+//! | `POST /models/show` | [`NameRequest`] | [`ModelDetails`] |
+//! | `POST /models/remove` | [`NameRequest`] | [`Removed`] |
 //! | `POST /models/load` | [`LoadRequest`] | [`ModelEntry`] |
 //! | `POST /models/unload` | [`UnloadRequest`] | [`ModelEntry`] |
 //! | `POST /models/bench` | [`BenchRequest`] | lines of [`BenchEvent`] |
 //! | `POST /run` | [`RunRequest`] | lines of [`RunEvent`] |
 //! | `POST /reload` | [`ReloadRequest`] | [`Reload`] |
+//! | `POST /prune` | [`PruneRequest`] | [`Pruned`] |
+//! | `POST /verify` | [`VerifyRequest`] | lines of [`VerifyEvent`] |
+//! | `POST /adopt` | [`AdoptRequest`] | lines of [`AdoptEvent`] |
 //!
 //! Every error is an [`ApiError`] with the status of [`ErrorCode::http_status`]. This crate never
 //! links the engine, prints nothing and reads no environment: [`paths::Env`] is handed in.
@@ -23,6 +28,7 @@ mod client;
 mod error;
 pub mod paths;
 mod reload;
+mod stored;
 mod types;
 
 #[cfg(feature = "client")]
@@ -31,4 +37,5 @@ pub use error::{ApiError, ErrorCode};
 pub use reload::{
     Change, Effect, KeyChange, ManifestProblem, ModelChange, Place, Reload, ReloadRequest,
 };
+pub use stored::*;
 pub use types::*;

@@ -282,6 +282,36 @@ mod tests {
     }
 
     #[test]
+    fn the_store_has_settings_and_tokens_in_files_and_no_text_of_either_in_errors() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("hub"), "hf_hidden\n").unwrap();
+        let file = dir.path().join("hub");
+        let text = format!(
+            "[store]\nconnections = 2\nrate_mib_per_s_max = 3\nproxy = \"http://p:3128\"\n\
+             tokens = {{ \"a.example\" = {file:?}, \"b.example\" = \"hub\" }}\n"
+        );
+        let config = load(&text).unwrap();
+        let error = config.store.settings(&env()).unwrap_err().to_string();
+        assert!(error.contains("\"hub\"") && error.contains("LoadCredential="), "{error}");
+        let credentials = ("CREDENTIALS_DIRECTORY", dir.path().to_str().unwrap());
+        let env = Env::new([credentials].map(|(a, b)| (a.to_owned(), b.to_owned())), false);
+        let settings = config.store.settings(&env).unwrap();
+        assert_eq!((settings.connections, settings.bytes_per_s_max), (2, Some(3 << 20)));
+        let hosts: Vec<&str> = settings.tokens.iter().map(|token| token.host.as_str()).collect();
+        assert_eq!(hosts, ["a.example", "b.example"]);
+        assert!(!format!("{settings:?}").contains("hf_hidden"));
+        let error = |line: &str| load(&format!("[store]\n{line}\n")).unwrap_err().to_string();
+        for line in ["tokens = { h = \"hf_x/secret\" }", "proxy = \"http://u:secret@p\""] {
+            let error = error(line);
+            assert!(error.contains("m40d.toml:2:") && !error.contains("secret"), "{error}");
+        }
+        assert!(error("proxy = \"ftp://p\"").contains("\"environment\", \"none\""));
+        let missing = load("[store]\ntokens = { h = \"/nowhere/token\" }").unwrap();
+        let error = missing.store.settings(&env).unwrap_err().to_string();
+        assert!(error.contains("for h: ") && error.contains("/nowhere/token"), "{error}");
+    }
+
+    #[test]
     fn a_changed_key_is_found() {
         let old = load("").unwrap();
         let new =

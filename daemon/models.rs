@@ -198,7 +198,7 @@ impl Models {
         let stored = self.inner.store.list();
         let mut entries: BTreeMap<String, ModelEntry> = stored
             .iter()
-            .map(|manifest| (manifest.name.clone(), slot::stored_entry(manifest)))
+            .map(|manifest| (manifest.name.clone(), self.stored_entry(manifest)))
             .collect();
         entries.extend(self.defined_entries().map(|entry| (entry.name.clone(), entry)));
         entries.extend(self.active().into_iter().map(|entry| (entry.name.clone(), entry)));

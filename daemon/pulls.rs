@@ -21,13 +21,16 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use m40_control::PullProgress;
 use m40_manifest::{Catalog, Definition};
 use m40_store::{FetchError, Request, Source};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 pub(crate) use failure::{Failure, NotHere, blob_error};
 use fetch::Fetch;
 pub(crate) use fetch::{State, Watching};
 
 use crate::store::sources::{Found, Key, Record, Sources, Stamp, key_of};
+
+/// Sources that are fetched at a time. More wait for their turn: each has threads and connections.
+const FETCHES_MAX: usize = 4;
 
 /// All fetches, and what came of them. A cheap handle.
 #[derive(Debug, Clone)]
@@ -42,6 +45,7 @@ struct Inner {
     fetches: Mutex<BTreeMap<Key, Arc<Fetch>>>,
     /// What somebody waits for, once for each.
     watched: Mutex<Vec<Source>>,
+    turns: Semaphore,
     /// Something that a definition needs is not here any more.
     missing: Notify,
     /// How often something has come.
@@ -56,6 +60,7 @@ impl Pulls {
             sources,
             fetches: Mutex::default(),
             watched: Mutex::default(),
+            turns: Semaphore::new(FETCHES_MAX),
             missing: Notify::new(),
             arrivals: watch::Sender::new(0),
         };
@@ -230,7 +235,7 @@ pub(crate) fn request_of(definition: &Definition) -> Request {
     Request {
         source: definition.source.clone(),
         mirrors: definition.mirrors.iter().cloned().map(Source::Web).collect(),
-        sha256: definition.sha256.map(|sha256| sha256.0.into()),
+        sha256: definition.sha256,
         size_bytes: definition.size_bytes,
     }
 }

@@ -248,6 +248,11 @@ impl Store {
         }
     }
 
+    /// Whether all files of a stored model are there.
+    pub(crate) fn is_whole(&self, manifest: &Manifest) -> bool {
+        manifest.files.iter().all(|file| self.blobs.path(&file.sha256).is_file())
+    }
+
     /// How a stored model is used, where its source says anything about it.
     pub(crate) fn usage(&self, name: &str) -> Option<Arc<Definition>> {
         let manifest = self.find(name).filter(|manifest| !manifest.defaults.is_empty())?;

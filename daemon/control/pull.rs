@@ -131,8 +131,7 @@ fn plan_stored(context: &Context, name: &str, update: bool) -> Result<Plan, ApiE
         );
         return Err(ApiError::new(ErrorCode::NotFound, message));
     };
-    let is_there = |sha256| context.store.blobs().find(sha256).is_some();
-    let is_whole = manifest.files.iter().all(|file| is_there(&file.sha256));
+    let is_whole = context.store.is_whole(&manifest);
     let source = manifest.source.to_str().and_then(|text| text.parse().ok());
     match source {
         Some(Source::File(file)) if !is_whole => {

@@ -309,13 +309,14 @@ fn adopt_all(
 fn name_adopted(context: &Context, model: AdoptedModel) -> Result<String, ApiError> {
     let name = name_of(&model.source);
     let (sha256, size_bytes) = (model.blob.sha256, model.blob.size_bytes);
+    let (defaults, left_out) = model.ollama.as_ref().map(Defaults::of).unwrap_or_default();
     let record = Record {
         source: model.source,
         sha256: None,
         fetched_at_unix_s: unix_s(SystemTime::now()),
         found: Found::Stored(vec![StoredFile { name: model.name, sha256, size_bytes }]),
-        defaults: Defaults::default(),
-        left_out: Vec::new(),
+        defaults,
+        left_out,
     };
     let record = context.store.pulls().sources().keep(record).map_err(StoreError::from)?;
     let describe = |path: &Path| context.models.describe(path);

@@ -9,8 +9,9 @@ use m40llm::{KvType, ModelOptions};
 use tracing::{info, warn};
 
 use crate::pulls::Pulls;
+use crate::store::Manifest;
 
-use super::slot::{Source, defined_entry, remote_entry};
+use super::slot::{Source, defined_entry, remote_entry, stored_entry};
 use super::{ModelError, Models};
 
 /// Where a defined model is loaded from.
@@ -80,6 +81,16 @@ impl Models {
             Err(why) => remote_entry(model, &why),
         };
         self.catalog().models().map(entry).collect::<Vec<_>>().into_iter()
+    }
+
+    pub(super) fn stored_entry(&self, manifest: &Manifest) -> ModelEntry {
+        let entry = stored_entry(manifest);
+        if self.inner.store.is_whole(manifest) {
+            return entry;
+        }
+        let name = &manifest.name;
+        let failure = format!("a file of it is missing: `m40ctl pull {name}` gets it again");
+        ModelEntry { state: ModelState::Failed, failure: Some(failure), ..entry }
     }
 
     /// The models that manifests define and whose files are not here.

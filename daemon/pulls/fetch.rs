@@ -180,6 +180,12 @@ impl Fetch {
     }
 
     async fn attempt(&self, pulls: &Pulls) -> Result<Arc<Record>, FetchError> {
+        if pulls.inner.turns.available_permits() == 0 {
+            let queued = PullProgress { phase: PullPhase::Queued, ..PullProgress::default() };
+            self.state.send_replace(State::Coming(queued));
+        }
+        // Nobody closes it; if somebody did, nobody would have to wait.
+        let _turn = pulls.inner.turns.acquire().await;
         let request = self.request();
         let (found, defaults, left_out) = match &request.source {
             Source::File(file) => {

@@ -118,6 +118,8 @@ fn a_damaged_file_is_found_and_what_a_manifest_names_is_fetched_again() {
     until("fetched again", || origin.seen_at("/m.gguf").len() == 2);
     ctl(&daemon, &["pull", "m"]).ok();
     check_serves(&daemon, "m");
+    let entry = listed(&daemon, "p");
+    assert!(entry["failure"].as_str().is_some_and(|why| why.contains("m40ctl pull p")), "{entry}");
     // What nobody defines is fetched when somebody asks for it.
     ctl(&daemon, &["pull", "p"]).ok();
     check_serves(&daemon, "p");
@@ -136,12 +138,18 @@ fn models_of_ollama_and_of_a_cache_are_adopted_and_found_by_their_sources() {
     fs::create_dir_all(&manifest).unwrap();
     fs::create_dir_all(ollama.join("blobs")).unwrap();
     let digest = format!("sha256:{}", sha256(&model));
-    let layer = json!({"mediaType": "application/vnd.ollama.image.model", "digest": digest,
-        "size": model.len()});
-    fs::write(manifest.join("1b"), json!({"layers": [layer]}).to_string()).unwrap();
+    let params = br#"{"temperature": 0.25}"#;
+    let layer = |kind: &str, bytes: &[u8]| {
+        let blob = format!("sha256-{}", sha256(bytes));
+        fs::write(ollama.join("blobs").join(blob), bytes).expect("a blob");
+        let media_type = format!("application/vnd.ollama.image.{kind}");
+        let digest = format!("sha256:{}", sha256(bytes));
+        json!({"mediaType": media_type, "digest": digest, "size": bytes.len()})
+    };
+    let layers = [layer("model", &model), layer("params", params)];
+    fs::write(manifest.join("1b"), json!({ "layers": layers }).to_string()).unwrap();
     fs::write(manifest.join("broken"), "{").unwrap();
     let blob = ollama.join("blobs").join(digest.replace(':', "-"));
-    fs::write(&blob, &model).unwrap();
     let other = TinyModel::new("llama").seed(1).build();
     let cache = builder.dir().join("hub");
     let snapshot =
@@ -153,6 +161,8 @@ fn models_of_ollama_and_of_a_cache_are_adopted_and_found_by_their_sources() {
     assert!(adopted.contains("adopted tiny:1b (") && adopted.contains("left "), "{adopted}");
     assert!(adopted.ends_with("1 adopted, 1 left\n"), "{adopted}");
     check_serves(&daemon, "tiny:1b");
+    let shown = ctl(&daemon, &["show", "tiny:1b"]).ok().out;
+    assert!(shown.contains("sampling.temperature = 0.25"), "{shown}");
     let adopted = ctl(&daemon, &["adopt", "--json", path_str(&cache)]).ok().out;
     assert!(adopted.contains("\"adopted\":1"), "{adopted}");
     check_serves(&daemon, "other");

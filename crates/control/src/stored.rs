@@ -30,6 +30,8 @@ pub enum PullPhase {
     /// The origin is asked what there is.
     #[default]
     Resolving,
+    /// Others go first.
+    Queued,
     /// What is here already is hashed.
     Checking,
     /// Bytes come.
@@ -47,6 +49,7 @@ impl PullPhase {
     pub const fn words(self) -> &'static str {
         match self {
             Self::Resolving => "asking for it",
+            Self::Queued => "waiting for its turn",
             Self::Checking => "checking",
             Self::Downloading => "downloading",
             Self::Waiting => "waiting to try again",

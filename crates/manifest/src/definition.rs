@@ -2,13 +2,12 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use m40_control::{NameError, check_model_name};
 use m40_sched::sampler::SamplingParams;
-use m40_source::{Source, WebUrl};
+use m40_source::{Sha256, Source, WebUrl};
 use serde::{Deserialize, Serialize};
 
 use crate::duration;
@@ -55,37 +54,6 @@ pub struct Definition {
     pub stop: Vec<String>,
     /// What the model can do; as its file says when absent.
     pub capabilities: Option<Vec<Capability>>,
-}
-
-/// A hash of a file's contents.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Sha256(pub [u8; 32]);
-
-/// Why a text is no [`Sha256`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("must be 64 hexadecimal digits, as `sha256sum FILE` prints them")]
-pub struct NotASha256;
-
-impl FromStr for Sha256 {
-    type Err = NotASha256;
-
-    fn from_str(text: &str) -> Result<Self, NotASha256> {
-        let mut bytes = [0; 32];
-        if text.len() != 2 * bytes.len() || !text.bytes().all(|c| c.is_ascii_hexdigit()) {
-            return Err(NotASha256);
-        }
-        for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            let digits = std::str::from_utf8(digits).map_err(|_| NotASha256)?;
-            *byte = u8::from_str_radix(digits, 16).map_err(|_| NotASha256)?;
-        }
-        Ok(Self(bytes))
-    }
-}
-
-impl fmt::Display for Sha256 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
 }
 
 /// A text and, if it came from a file, which.

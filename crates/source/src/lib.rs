@@ -1,4 +1,4 @@
-//! Where a model's file comes from, as one line of text.
+//! Where a model's file comes from, as one line of text, and the hash that it has.
 //!
 //! ```text
 //! https://host/path/file.gguf           a file on the web (http too)
@@ -18,6 +18,7 @@
 mod error;
 mod hugging_face;
 mod ollama;
+mod sha256;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,7 @@ use url::Url;
 pub use error::SourceError;
 pub use hugging_face::{HuggingFace, Pick};
 pub use ollama::OllamaName;
+pub use sha256::{Sha256, Sha256Error};
 
 /// Longest text of one source, in bytes.
 const LENGTH_MAX: usize = 4096;

@@ -53,7 +53,8 @@ impl Output {
         if self.json || !err.is_terminal() {
             return Ok(());
         }
-        write!(err, "\r\x1b[K{}", harmless(text))?;
+        // What does not fit is cut off at the edge, not carried to the next line.
+        write!(err, "\r\x1b[K\x1b[?7l{}\x1b[?7h", harmless(text))?;
         err.flush()
     }
 

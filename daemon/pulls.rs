@@ -148,9 +148,10 @@ impl Pulls {
         }
     }
 
-    /// Looks again whether all that is defined is here.
+    /// Looks again whether all that is defined is here: files have come or gone.
     pub(crate) fn look_again(&self) {
         self.inner.missing.notify_one();
+        self.inner.arrivals.send_modify(|arrivals| *arrivals += 1);
     }
 
     fn want(&self, catalog: &Catalog) {

@@ -40,14 +40,21 @@ enum Plan {
 
 /// Which model a source is.
 enum Named {
-    Defined(String),
-    Stored { name: String, replace: bool },
+    /// Which manifests want too, unless it is here and only a newer one is asked for.
+    Defined {
+        name: String,
+        goes_on: bool,
+    },
+    Stored {
+        name: String,
+        replace: bool,
+    },
 }
 
 impl Named {
     fn begun(&self) -> PullEvent {
         let (model, goes_on) = match self {
-            Self::Defined(name) => (name, true),
+            Self::Defined { name, goes_on } => (name, *goes_on),
             Self::Stored { name, .. } => (name, false),
         };
         PullEvent::Begun { model: model.clone(), goes_on }
@@ -110,7 +117,8 @@ fn plan(context: &Context, request: &PullRequest) -> Result<Plan, ApiError> {
 fn plan_defined(context: &Context, model: &Model) -> Result<Plan, ApiError> {
     let (request, name) = (request_of(&model.definition), model.definition.name.clone());
     if pulls::needs_fetch(&request) {
-        return Ok(Plan::Fetch { request, model: Named::Defined(name) });
+        let goes_on = context.store.pulls().record(&request).is_none();
+        return Ok(Plan::Fetch { request, model: Named::Defined { name, goes_on } });
     }
     match context.store.pulls().file_of(&model.definition) {
         Ok(path) if path.is_file() => Ok(Plan::Here { name }),
@@ -242,15 +250,15 @@ async fn follow(
 /// What came is a model from here on.
 async fn settle(context: &Context, record: &Record, model: Named) -> Result<ModelEntry, ApiError> {
     let name = match model {
-        Named::Defined(name) => name,
+        Named::Defined { name, .. } => name,
         Named::Stored { name, replace } => {
-            let (context, record, name) = (context.clone(), record.clone(), name.clone());
-            let added = tokio::task::spawn_blocking(move || {
+            let (context, added) = (context.clone(), record.clone());
+            let manifest = tokio::task::spawn_blocking(move || {
                 let describe = |path: &Path| context.models.describe(path);
-                context.store.add(&name, &record, replace, &describe)
+                context.store.add(&name, &added, replace, &describe)
             });
-            let manifest = added.await.map_err(|_| internal())??;
-            info!(model = manifest.name, source = %manifest.source.display(), "added");
+            let manifest = manifest.await.map_err(|_| internal())??;
+            info!(model = manifest.name, source = record.source.shown(), "added");
             manifest.name
         }
     };

@@ -107,10 +107,15 @@ pub(super) async fn remove(
         return Err(conflict(message).into());
     }
     check_manifests(&catalog)?;
-    let is_used = |state| !matches!(state, ModelState::Failed | ModelState::Remote);
-    if context.models.active().iter().any(|entry| entry.name == name && is_used(entry.state)) {
-        let message = format!("{name:?} is in memory: `m40ctl unload {name}` first");
-        return Err(conflict(message).into());
+    let active = context.models.active().into_iter().find(|entry| entry.name == name);
+    match active.map(|entry| entry.state) {
+        None => {}
+        // All that is in memory of it is why it could not be loaded.
+        Some(ModelState::Failed) => drop(context.models.unload(&name, true).await),
+        Some(_) => {
+            let message = format!("{name:?} is in memory: `m40ctl unload {name}` first");
+            return Err(conflict(message).into());
+        }
     }
     let store = context.store.clone();
     let removed = tokio::task::spawn_blocking(move || store.remove(&name, &catalog)).await;

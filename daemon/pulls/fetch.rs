@@ -80,12 +80,14 @@ impl Fetch {
 
     /// A manifest asks for it, in this way.
     pub(super) fn define(&self, request: Request) {
-        self.interest.send_modify(|interest| interest.is_defined = true);
+        let is_new = self
+            .interest
+            .send_if_modified(|interest| !std::mem::replace(&mut interest.is_defined, true));
         let mut known = self.lock();
         let differs = known.mirrors != request.mirrors || known.size_bytes != request.size_bytes;
-        if differs {
-            *known = request;
-            drop(known);
+        *known = request;
+        drop(known);
+        if is_new || differs {
             self.try_again();
         }
     }
@@ -136,7 +138,7 @@ impl Fetch {
         loop {
             tokio::select! {
                 record = &mut until_here => {
-                    info!(source = %record.source, bytes = record.size_bytes(), "fetched");
+                    info!(source = record.source.shown(), bytes = record.size_bytes(), "fetched");
                     // In this order: who finds no fetch finds the record.
                     pulls.forget(&self);
                     self.state.send_replace(State::Here(record));
@@ -146,7 +148,7 @@ impl Fetch {
                 () = self.abandoned() => {
                     // Unless somebody has come meanwhile.
                     if pulls.forget_abandoned(&self) {
-                        info!(source = %self.source(), "not wanted any more; what came is kept");
+                        info!(source = self.source().shown(), "not wanted any more; what came is kept");
                         return;
                     }
                 }
@@ -167,9 +169,11 @@ impl Fetch {
                 Ok(record) => return record,
                 Err(error) => error,
             };
-            let again = error.may_pass().then(|| Instant::now() + wait);
+            // Nobody but a manifest waits for that.
+            let is_waited_for = self.interest.borrow().is_defined && error.may_pass();
+            let again = is_waited_for.then(|| Instant::now() + wait);
             let failure = Failure::new(&error, again);
-            warn!(source = %self.source(), "cannot fetch: {failure}");
+            warn!(source = self.source().shown(), "cannot fetch: {failure}");
             self.state.send_replace(State::Failed(Arc::new(failure)));
             tokio::select! {
                 () = self.again.notified() => {}
@@ -225,7 +229,7 @@ impl Fetch {
         let (defaults, left_out) = pulled.ollama.as_ref().map(Defaults::of).unwrap_or_default();
         if !left_out.is_empty() {
             let left_out = left_out.join(", ");
-            info!(source = %self.source(), left_out, "the source says more than is used");
+            info!(source = self.source().shown(), left_out, "the source says more than is used");
         }
         Ok((Found::Stored(files(&pulled)), defaults, left_out))
     }

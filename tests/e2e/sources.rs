@@ -154,6 +154,7 @@ fn whatever_the_origin_does_the_model_is_right_or_the_reason_is_told() {
         origin.fault("/m.gguf", fault);
     }
     origin.always("/gone.gguf", Fault::Status(403, None));
+    origin.always("/down.gguf", Fault::Status(503, Some("0")));
     let daemon = at(&origin).start();
     let source = |path: &str| format!("source = {:?}\n", origin.url(path));
     let right = format!("sha256 = {:?}\n", sha256(&bytes));
@@ -165,6 +166,14 @@ fn whatever_the_origin_does_the_model_is_right_or_the_reason_is_told() {
     check_serves(&daemon, "m");
     ctl(&daemon, &["pull", "gone"]).fails(76, &["gone.gguf", "403", "token"]);
     until("failed", || listed(&daemon, "gone")["failure"].is_string());
+    // What may pass is tried again for a manifest only.
+    let down = ctl(&daemon, &["pull", &origin.url("/down.gguf?key=secret")]);
+    down.fails(76, &["down.gguf", "503", "what came is kept"]);
+    assert!(!down.err.contains("tried again"), "{}", down.err);
+    define(daemon.dir(), "down", &source("/down.gguf?key=secret"));
+    ctl(&daemon, &["reload"]).ok();
+    ctl(&daemon, &["pull", "down"]).fails(76, &["503", "tried again in "]);
+    assert!(!daemon.log().contains("secret"), "{}", daemon.log());
     let reply = daemon.post("/v1/chat/completions", &chat("gone"));
     assert!(reply.json()["error"]["message"].as_str().unwrap().contains("could not be fetched"));
 
@@ -304,6 +313,32 @@ fn a_model_that_nobody_defines_any_more_is_not_fetched_to_its_end() {
         let pruned = ctl(&daemon, &prune).ok().json();
         pruned["leftovers"].as_array().is_some_and(|leftovers| leftovers.len() == 1)
     });
+}
+
+#[test]
+fn more_sources_than_are_fetched_at_a_time_wait_for_their_turn() {
+    let origin = Origin::start();
+    let names = ["a", "b", "c", "d", "e"];
+    for (seed, name) in names.iter().enumerate() {
+        let path = format!("/{name}.gguf");
+        origin.file(&path, TinyModel::new("llama").seed(seed as u64).build());
+        origin.fault(&path, Fault::HoldAfter(1000));
+    }
+    let builder = at(&origin);
+    for name in names {
+        let url = origin.url(&format!("/{name}.gguf"));
+        define(builder.dir(), name, &format!("source = {url:?}\n"));
+    }
+    let daemon = builder.start();
+    origin.wait_for_held(4);
+    let phases = || names.map(|name| listed(&daemon, name)["progress"]["phase"].clone());
+    until("one waits", || phases().iter().filter(|phase| *phase == "queued").count() == 1);
+    origin.heal();
+    origin.release();
+    for name in names {
+        ctl(&daemon, &["pull", name]).ok();
+        check_serves(&daemon, name);
+    }
 }
 
 #[test]

@@ -98,6 +98,20 @@ impl Source {
         }
     }
 
+    /// The text for logs: without the queries of URLs, which may hold keys.
+    pub fn shown(&self) -> String {
+        match self {
+            Self::Web(url) => {
+                let mut url = url.0.clone();
+                url.set_query(None);
+                url.into()
+            }
+            Self::Member(member) => format!("zip+{}!/{}", member.archive.shown(), member.name),
+            Self::Parts(parts) => parts.0.iter().map(Self::shown).collect::<Vec<_>>().join(PLUS),
+            Self::HuggingFace(_) | Self::Ollama(_) | Self::File(_) => self.to_string(),
+        }
+    }
+
     /// The name of the file itself, without folders, where the source says it.
     pub fn file_name(&self) -> Option<&str> {
         match self {

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{adopt, bench, load, prune, pull, reload, rm, run, show, unload, verify};
+use crate::commands::{
+    adopt, bench, load, plan, prune, pull, queue, reload, rm, run, show, unload, verify,
+};
 
 /// Administer m40d: models, status, and a chat in the terminal.
 ///
@@ -43,4 +45,12 @@ pub(crate) enum Command {
     Run(run::RunArgs),
     Bench(bench::BenchArgs),
     Reload(reload::ReloadArgs),
+    /// Show the models in memory, and what each does
+    Ps,
+    /// Show who holds which bytes of the memory that models share
+    Vram,
+    Plan(plan::PlanArgs),
+    /// Show the requests that wait or run
+    Queue,
+    Cancel(queue::CancelArgs),
 }

@@ -6,8 +6,10 @@ pub(crate) mod adopt;
 pub(crate) mod bench;
 pub(crate) mod list;
 pub(crate) mod load;
+pub(crate) mod plan;
 pub(crate) mod prune;
 pub(crate) mod pull;
+pub(crate) mod queue;
 pub(crate) mod reload;
 pub(crate) mod rm;
 pub(crate) mod run;
@@ -15,6 +17,7 @@ pub(crate) mod show;
 pub(crate) mod status;
 pub(crate) mod unload;
 pub(crate) mod verify;
+pub(crate) mod vram;
 
 use std::path::{Path, absolute};
 
@@ -44,6 +47,11 @@ pub(crate) async fn run(
         Command::Bench(args) => bench::run(args, client, output).await,
         Command::Run(args) => run::run(args, client, output).await,
         Command::Reload(args) => reload::run(args, client, output).await,
+        Command::Ps => vram::ps(client, output).await,
+        Command::Vram => vram::run(client, output).await,
+        Command::Plan(args) => plan::run(args, client, output).await,
+        Command::Queue => queue::run(client, output).await,
+        Command::Cancel(args) => queue::cancel(args, client, output).await,
     }
 }
 

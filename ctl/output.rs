@@ -85,6 +85,20 @@ pub(crate) fn size(bytes: u64) -> String {
     Size(bytes).to_string()
 }
 
+/// Memory, in MiB.
+pub(crate) fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+/// How long something takes or has taken.
+pub(crate) fn time(ms: u64) -> String {
+    match ms {
+        0..1000 => format!("{ms} ms"),
+        1000..100_000 => format!("{:.1} s", ms as f64 / 1000.0),
+        _ => format!("{} min {} s", ms / 60_000, ms / 1000 % 60),
+    }
+}
+
 /// A count with a suffix, as model names have it.
 pub(crate) fn count(n: u64) -> String {
     const UNITS: [(&str, u64); 3] = [("B", 1_000_000_000), ("M", 1_000_000), ("K", 1000)];
@@ -135,6 +149,8 @@ mod tests {
     #[test]
     fn sizes_and_counts_are_short() {
         assert_eq!(size(999), "999 B");
+        assert_eq!(mib((5 << 20) + (1 << 19)), "5.5 MiB");
+        assert_eq!([999, 1234, 125_000].map(time), ["999 ms", "1.2 s", "2 min 5 s"]);
         assert_eq!(size(98_362_432), "98.4 MB");
         assert_eq!(size(24_000_000_000), "24.0 GB");
         assert_eq!(count(134_515_008), "134.5M");

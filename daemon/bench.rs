@@ -1,14 +1,12 @@
 //! Benchmarks of loaded models.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
 use m40_control::{ApiError, BenchEvent, BenchRequest, BenchRow, ErrorCode};
 use m40llm::{BenchLine, BenchOptions, GenerateError};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use crate::models::worker::JobError;
-use crate::models::{Loaded, Models};
+use crate::models::{JobError, Models, Run};
 use crate::net::Phase;
 
 /// Numbers in a list, at most.
@@ -59,24 +57,25 @@ pub(crate) fn options(request: &BenchRequest) -> Result<BenchOptions, BenchError
     Ok(options)
 }
 
-/// Measures a model on a thread of its own. Ends early, between two lines, when nobody listens any
+/// Measures a model, whose request has its turn, on a thread of its own. Ends early, between two lines, when nobody listens any
 /// more, the model is unloaded or the daemon stops.
 pub(crate) fn start(
     models: &Models,
-    loaded: Arc<Loaded>,
+    run: Run,
     options: BenchOptions,
 ) -> UnboundedReceiver<BenchEvent> {
     let (sender, receiver) = unbounded_channel();
-    let (models, counted) = (models.clone(), models.jobs().count());
+    let models = models.clone();
     tokio::task::spawn_blocking(move || {
         // A client that left does not want the events.
         let send = |event| drop(sender.send(event));
-        send(BenchEvent::Loaded { model: loaded.name.clone(), device: models.device() });
+        let Run { loaded, cut, .. } = &run;
+        send(BenchEvent::Loaded { model: loaded.name.to_string(), device: models.device() });
         let mut ended = false;
         let result = loaded.model.bench(&options, &mut |line| {
             send(event(line));
             let stopping = *models.phase().borrow() != Phase::Serving;
-            ended = stopping || sender.is_closed() || !loaded.worker.takes_jobs();
+            ended = stopping || sender.is_closed() || cut.token().is_cancelled();
             if ended { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         send(match result {
@@ -92,7 +91,7 @@ pub(crate) fn start(
                 BenchEvent::Error { error: JobError::from(error).into() }
             }
         });
-        drop(counted);
+        drop(run);
     });
     receiver
 }

@@ -8,10 +8,12 @@ mod store;
 
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use m40_control::paths::{self, Env};
+use m40_sched::Rules;
 
 use crate::exit::Failure;
 use raw::RawConfig;
@@ -31,9 +33,11 @@ pub(crate) struct Config {
     /// Most context of a model; `None` means the engine's own limit.
     pub context_tokens_max: Option<u32>,
     pub kv_type: m40llm::KvType,
-    pub models_loaded_max: usize,
     pub store: Store,
-    pub queued_jobs_max: usize,
+    /// Bytes of models in the machine's own memory; `None` means a share of what there is.
+    pub memory_bytes_max: Option<u64>,
+    /// What the scheduler goes by.
+    pub rules: Rules,
     pub shutdown_grace: Duration,
     pub state_dir: PathBuf,
     pub manifests_dir: PathBuf,
@@ -163,9 +167,16 @@ impl Config {
             context_tokens_max: Some(raw.models.context_tokens_max.to_u32())
                 .filter(|&tokens| tokens > 0),
             kv_type: raw.models.kv_type.into(),
-            models_loaded_max: raw.models.loaded_max.to_usize(),
             store: raw.store.into(),
-            queued_jobs_max: raw.limits.queued_jobs_max.to_usize(),
+            memory_bytes_max: Some(raw.models.memory_mib_max.get() << 20)
+                .filter(|&bytes| bytes > 0),
+            rules: Rules {
+                waiting_max: NonZeroUsize::new(raw.limits.queued_jobs_max.to_usize())
+                    .unwrap_or(NonZeroUsize::MIN),
+                patience: Duration::from_millis(raw.models.patience_ms.get()),
+                resident_least: Duration::from_millis(raw.models.resident_ms_min.get()),
+                ..Rules::default()
+            },
             shutdown_grace: seconds(raw.limits.shutdown_grace_s.get()),
             state_dir,
             manifests_dir,
@@ -184,9 +195,11 @@ impl Config {
             ("engine.threads", self.threads != other.threads),
             ("models.context_tokens_max", self.context_tokens_max != other.context_tokens_max),
             ("models.kv_type", self.kv_type != other.kv_type),
-            ("models.loaded_max", self.models_loaded_max != other.models_loaded_max),
             ("store", self.store != other.store),
-            ("limits.queued_jobs_max", self.queued_jobs_max != other.queued_jobs_max),
+            ("models.memory_mib_max", self.memory_bytes_max != other.memory_bytes_max),
+            ("models.patience_ms", self.rules.patience != other.rules.patience),
+            ("models.resident_ms_min", self.rules.resident_least != other.rules.resident_least),
+            ("limits.queued_jobs_max", self.rules.waiting_max != other.rules.waiting_max),
             ("limits.shutdown_grace_s", self.shutdown_grace != other.shutdown_grace),
             ("paths.state_dir", self.state_dir != other.state_dir),
             ("paths.manifests_dir", self.manifests_dir != other.manifests_dir),

@@ -3,6 +3,7 @@
 //! Everything here is for those who may use the socket; [`crate::socket::Access`] says who.
 
 mod pull;
+mod residency;
 mod stored;
 
 use std::convert::Infallible;
@@ -29,11 +30,10 @@ use serde_json::{Map, json};
 use tokio::sync::mpsc;
 
 use crate::bench;
-use crate::generation::{self, Answer, Input};
+use crate::generation::{self, Answer, Event, Input};
 use crate::http::{BodyError, BodyLimits, read_json};
 use crate::manifests::Manifests;
-use crate::models::Models;
-use crate::models::worker::Event;
+use crate::models::{Models, Urgency};
 use crate::net::{Peer, Phase};
 use crate::pulls::blob_error;
 use crate::socket::Access;
@@ -67,9 +67,13 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/adopt", post(stored::adopt))
         .route("/models/load", post(load))
         .route("/models/unload", post(unload))
+        .route("/models/plan", post(residency::plan))
         .route("/models/bench", post(bench_model))
         .route("/run", post(run))
         .route("/reload", post(reload))
+        .route("/queue", get(residency::queue))
+        .route("/queue/cancel", post(residency::cancel))
+        .route("/vram", get(residency::vram))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn_with_state(context.clone(), check_peer))
@@ -138,12 +142,7 @@ async fn load(
     body: Body,
 ) -> Result<Json<ModelEntry>, Refused> {
     let request: LoadRequest = read_json(&headers, body, context.body_limits).await?;
-    let loaded = context.models.load(&request.model).await?;
-    let entry = context.models.active().into_iter().find(|entry| entry.name == loaded.name);
-    Ok(Json(entry.ok_or_else(|| {
-        let message = format!("the model {:?} was unloaded again at once", loaded.name);
-        ApiError::new(ErrorCode::Conflict, message)
-    })?))
+    Ok(Json(context.models.load(&request.model).await?))
 }
 
 async fn unload(
@@ -178,8 +177,9 @@ async fn bench_model(
 ) -> Result<Response, Refused> {
     let request: BenchRequest = read_json(&headers, body, context.body_limits).await?;
     let options = bench::options(&request)?;
-    let loaded = context.models.load(&request.model).await?;
-    Ok(lines(received(bench::start(&context.models, loaded, options))))
+    let ticket = context.models.ask_for(&request.model, Urgency::default()).await?;
+    let run = ticket.turn().await?;
+    Ok(lines(received(bench::start(&context.models, run, options))))
 }
 
 async fn run(
@@ -199,9 +199,10 @@ async fn run(
     let params =
         GenerateParams { sampling, max_tokens: request.max_tokens, ..GenerateParams::default() };
     let messages = request.messages.iter().map(|message| json!(message)).collect();
-    let loaded = context.models.load(&request.model).await?;
+    let ticket = context.models.ask_for(&request.model, Urgency::default()).await?;
     let input = Input::Chat { messages, extra: Map::new() };
-    let answer = Answer::start(&context.models, loaded, input, params).await?;
+    let mut answer = Answer::new(&context.models, ticket, input, params)?;
+    answer.started().await?;
     let first = Some(RunEvent::Loaded { model: answer.model().to_owned() });
     let events = stream::unfold((answer, first), |(mut answer, first)| async move {
         let event = match first {

@@ -1,18 +1,19 @@
 //! One answer: from a question in any protocol to a job, and its events back.
 
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use m40_control::{ApiError, ErrorCode, ModelRef, RunStats};
-use m40_manifest::Text;
+use m40_control::{ApiError, ErrorCode, RunStats};
+use m40_manifest::{Definition, Text};
 use m40_sched::sampler::ParamError;
 use m40_tokenizer::{ChatTemplate, TemplateError, TemplateInput};
-use m40llm::{CancelToken, Completion, FinishReason, GenerateError, GenerateParams};
+use m40llm::{Chunk, Completion, FinishReason, GenerateError, GenerateParams};
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::timeout;
 
-use crate::models::worker::{Event, Job, JobError, Reason, Refusal};
-use crate::models::{Loaded, ModelError, Models};
+use crate::models::{Cut, Job, JobError, JobEvent, Loaded, ModelError, Models, Ticket};
 
 /// What is asked.
 #[derive(Debug)]
@@ -48,7 +49,7 @@ struct Question {
     params: GenerateParams,
 }
 
-/// Why a question cannot be queued.
+/// Why a question is not answered.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AskError {
     #[error(transparent)]
@@ -69,101 +70,149 @@ pub(crate) enum AskError {
     Internal,
 }
 
-/// An answer under way. Dropping it cancels the job.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    loaded: Arc<Loaded>,
-    events: UnboundedReceiver<Event>,
-    cancel: CancelToken,
-    ended: bool,
+/// Why there is no answer, or no more of it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AnswerError {
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    #[error(transparent)]
+    Job(#[from] JobError),
 }
 
-impl Drop for Answer {
+/// What an answer has to say. After `Done` or `Failed` nothing follows.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Chunk(Chunk),
+    Done(Completion),
+    Failed(AnswerError),
+}
+
+/// An answer under way, or a request that waits for its turn. Dropping it cancels either.
+pub(crate) struct Answer {
+    model: String,
+    stage: Stage,
+}
+
+enum Stage {
+    Waits(Pin<Box<dyn Future<Output = Result<Running, AskError>> + Send>>),
+    Runs(Running),
+    Ended,
+}
+
+/// A job that runs. Dropping it cancels the job.
+#[derive(Debug)]
+struct Running {
+    events: UnboundedReceiver<JobEvent>,
+    cut: Arc<Cut>,
+}
+
+impl Drop for Running {
     fn drop(&mut self) {
-        self.cancel.cancel();
+        self.cut.abandon();
     }
 }
 
 impl Answer {
-    /// Queues a question for a model that is ready, or, where it leaves memory meanwhile, for the
-    /// same one when it is loaded again.
-    pub(crate) async fn start(
+    /// Answers a question when the request has its turn.
+    pub(crate) fn new(
         models: &Models,
-        mut loaded: Arc<Loaded>,
-        mut input: Input,
-        mut params: GenerateParams,
+        ticket: Ticket,
+        input: Input,
+        params: GenerateParams,
     ) -> Result<Self, AskError> {
         params.sampling.validate()?;
-        let definition = models.definition(Some(&loaded.name));
-        let mut template = None;
-        if let Some(definition) = definition {
-            params.stop.extend(definition.stop.iter().cloned());
-            input.begin_with(definition.system.as_ref());
-            template = definition.template.clone();
-        }
-        let question = Arc::new(Question { input, template, params });
-        loop {
-            let name = loaded.name.clone();
-            if let Some(answer) = Self::submit(models, loaded, &question).await? {
-                return Ok(answer);
-            }
-            loaded = match models.load(&ModelRef::Name(name.clone())).await {
-                // It was a file used in place, which no name leads to.
-                Err(ModelError::Unknown { .. }) => Err(ModelError::Unloading { name }),
-                again => again,
-            }?;
-        }
-    }
-
-    /// Queues a question, unless the model takes no more.
-    async fn submit(
-        models: &Models,
-        loaded: Arc<Loaded>,
-        question: &Arc<Question>,
-    ) -> Result<Option<Self>, AskError> {
-        check_bias(&question.params, loaded.model.info().vocab)?;
-        let prompt = encode(Arc::clone(&loaded), Arc::clone(question)).await?;
-        let context = loaded.model.info().context;
-        if prompt.is_empty() {
-            return Err(AskError::EmptyPrompt);
-        }
-        // One token of room at least, or there would be nothing to answer with.
-        if prompt.len() >= context as usize {
-            let (model, prompt_tokens) = (loaded.name.clone(), prompt.len());
-            return Err(AskError::PromptTooLong { model, prompt_tokens, context });
-        }
-        let cancel = CancelToken::default();
-        let (sender, events) = unbounded_channel();
-        let job = Job {
-            prompt,
-            params: question.params.clone(),
-            cancel: cancel.clone(),
-            events: sender,
-            counted: models.jobs().count(),
-        };
-        match loaded.worker.submit(job) {
-            Ok(()) => Ok(Some(Self { loaded, events, cancel, ended: false })),
-            Err(Refusal::QueueFull { limit }) => {
-                Err(ModelError::QueueFull { name: loaded.name.clone(), limit }.into())
-            }
-            Err(Refusal::Ending) => Ok(None),
-        }
+        let model = ticket.model().to_owned();
+        let definition = models.definition(Some(&model));
+        let waits = Box::pin(start(ticket, definition, input, params));
+        Ok(Self { model, stage: Stage::Waits(waits) })
     }
 
     /// Name of the model that answers.
     pub(crate) fn model(&self) -> &str {
-        &self.loaded.name
+        &self.model
+    }
+
+    /// Returns when the request has its turn and the question is one that is answered.
+    pub(crate) async fn started(&mut self) -> Result<(), AskError> {
+        if let Stage::Waits(waits) = &mut self.stage {
+            let started = waits.await;
+            self.stage = Stage::Ended;
+            self.stage = Stage::Runs(started?);
+        }
+        Ok(())
+    }
+
+    /// As [`Self::started`], but for no longer than so.
+    pub(crate) async fn started_within(&mut self, time: Duration) -> Result<(), AskError> {
+        timeout(time, self.started()).await.unwrap_or(Ok(()))
     }
 
     /// The next event; `None` after the last.
     pub(crate) async fn next(&mut self) -> Option<Event> {
-        if self.ended {
-            return None;
+        if let Err(error) = self.started().await {
+            return Some(Event::Failed(error.into()));
         }
-        let event = self.events.recv().await.unwrap_or(Event::Failed(JobError::Worker));
-        self.ended = !matches!(event, Event::Chunk(_));
+        let Stage::Runs(running) = &mut self.stage else { return None };
+        let event = match running.events.recv().await {
+            Some(JobEvent::Chunk(chunk)) => return Some(Event::Chunk(chunk)),
+            Some(JobEvent::Done(completion)) => Event::Done(completion),
+            Some(JobEvent::Failed(error)) => Event::Failed(error.into()),
+            None => Event::Failed(JobError::Panicked.into()),
+        };
+        self.stage = Stage::Ended;
         Some(event)
     }
+}
+
+/// Waits for a request's turn, and begins to answer a question then. Where the model is in memory the
+/// prompt is made meanwhile, so that nobody waits for it, and a wrong one is told at once.
+async fn start(
+    ticket: Ticket,
+    definition: Option<Arc<Definition>>,
+    mut input: Input,
+    mut params: GenerateParams,
+) -> Result<Running, AskError> {
+    let mut template = None;
+    if let Some(definition) = definition {
+        params.stop.extend(definition.stop.iter().cloned());
+        input.begin_with(definition.system.as_ref());
+        template = definition.template.clone();
+    }
+    let question = Arc::new(Question { input, template, params });
+    let early = match ticket.loaded() {
+        Some(loaded) => {
+            let model = Arc::downgrade(&loaded);
+            Some((model, prepare(loaded, Arc::clone(&question)).await?))
+        }
+        None => None,
+    };
+    let run = ticket.turn().await?;
+    let prompt = match early {
+        Some((model, prompt)) if model.ptr_eq(&Arc::downgrade(&run.loaded)) => prompt,
+        // It was loaded meanwhile, perhaps from another file.
+        _ => prepare(Arc::clone(&run.loaded), Arc::clone(&question)).await?,
+    };
+    let (sender, events) = unbounded_channel();
+    let cut = Arc::clone(&run.cut);
+    run.answer(Job { prompt, params: question.params.clone(), events: sender });
+    Ok(Running { events, cut })
+}
+
+/// The prompt of a question, if it is one that the model can answer.
+async fn prepare(loaded: Arc<Loaded>, question: Arc<Question>) -> Result<Vec<u32>, AskError> {
+    let (context, vocab) = (loaded.model.info().context, loaded.model.info().vocab);
+    let model = loaded.name.clone();
+    check_bias(&question.params, vocab)?;
+    let prompt = encode(loaded, question).await?;
+    if prompt.is_empty() {
+        return Err(AskError::EmptyPrompt);
+    }
+    // One token of room at least, or there would be nothing to answer with.
+    if prompt.len() >= context as usize {
+        let (model, prompt_tokens) = (model.to_string(), prompt.len());
+        return Err(AskError::PromptTooLong { model, prompt_tokens, context });
+    }
+    Ok(prompt)
 }
 
 fn check_bias(params: &GenerateParams, vocab: u32) -> Result<(), AskError> {
@@ -245,8 +294,7 @@ impl JobError {
     /// The code that the control API has for it.
     pub(crate) fn code(&self) -> ErrorCode {
         match self {
-            Self::CutShort(Reason::Stopping) => ErrorCode::Stopping,
-            Self::CutShort(Reason::Unloaded) => ErrorCode::Aborted,
+            Self::CutShort(reason) => reason.code(),
             Self::Generate(
                 GenerateError::PromptTooLong { .. }
                 | GenerateError::EmptyPrompt
@@ -256,6 +304,15 @@ impl JobError {
                 GenerateError::CacheFull { .. } | GenerateError::TooManySessions { .. },
             ) => ErrorCode::Busy,
             _ => ErrorCode::Internal,
+        }
+    }
+}
+
+impl From<AnswerError> for ApiError {
+    fn from(error: AnswerError) -> Self {
+        match error {
+            AnswerError::Ask(error) => error.into(),
+            AnswerError::Job(error) => error.into(),
         }
     }
 }

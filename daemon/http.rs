@@ -92,7 +92,11 @@ async fn no_method(method: axum::http::Method, uri: axum::http::Uri) -> HttpErro
     HttpError::method_not_allowed(format!("{} does not take {method}", uri.path()))
 }
 
-/// Keeps proxies from giving up on a stream while a prompt is being computed.
+/// How long a stream's head waits for the request's turn. Until then what goes wrong has a status of its
+/// own; after that it is an event, and proxies see that the server is alive.
+const HEAD_WAIT: Duration = Duration::from_secs(5);
+
+/// Keeps proxies from giving up on a stream while a request waits or a prompt is being computed.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
 
 fn unix_s() -> u64 {

@@ -27,7 +27,7 @@ use crate::models::{self, Models};
 use crate::net::{self, Phase};
 use crate::socket::{self, Access, SocketFile};
 use crate::store::Store;
-use crate::{control, http, systemd};
+use crate::{control, http, memory, systemd};
 
 /// How long clients have to take the last bytes of what was cut short.
 const FLUSH_TIME: Duration = Duration::from_secs(1);
@@ -39,6 +39,12 @@ const BACKLOG: u32 = 1024;
 /// first.
 const GPU_START_TIME: Duration = Duration::from_secs(600);
 
+/// Answers under way at a time, each of which has a thread: more than all models together have places.
+const THREADS_MAX: usize = 4096;
+
+/// Memory for models where the system does not say how much there is.
+const MEMORY_BYTES: u64 = 4 << 30;
+
 /// Control connections at a time; there is no reason for many.
 const CONTROL_CONNECTIONS_MAX: usize = 64;
 
@@ -49,6 +55,7 @@ pub(crate) fn run(config: Config, env: &Env) -> Result<(), Failure> {
     let engine = open_engine(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .max_blocking_threads(THREADS_MAX)
         .build()
         .map_err(|source| Failure::System { action: "start the runtime", source })?;
     let result = runtime.block_on(async {
@@ -117,8 +124,8 @@ async fn serve(
     let mut signals = Signals::new()?;
     let (phase, phase_receiver) = watch::channel(Phase::Serving);
     let limits = models::Limits {
-        loaded_max: config.models_loaded_max,
-        queued_jobs_max: config.queued_jobs_max,
+        memory_bytes: config.memory_bytes_max.unwrap_or_else(memory_share),
+        rules: config.rules.clone(),
         context_tokens_max: config.context_tokens_max,
         kv_type: config.kv_type,
     };
@@ -139,9 +146,8 @@ async fn serve(
     tokio::spawn(net::serve(control, control_router, control_limits, phase_receiver, alive));
 
     tokio::spawn(manifests.clone().follow());
+    tokio::spawn(judge_arrivals(pulls.arrivals(), manifests.clone()));
     tokio::spawn(pulls.follow(manifests.subscribe()));
-    tokio::spawn(models.clone().follow_arrivals());
-    tokio::spawn(models.clone().follow_catalog());
     let serving = Serving {
         config: &config,
         env,
@@ -161,6 +167,21 @@ async fn serve(
     drain(&models, &phase, connections, config.shutdown_grace, &mut signals).await;
     info!("stopped");
     lost.map_or(Ok(()), |error| Err(Failure::DeviceLost(error)))
+}
+
+/// What models may have of this machine's memory unless that is configured: three quarters.
+fn memory_share() -> u64 {
+    memory::total_bytes().map_or(MEMORY_BYTES, |bytes| bytes / 4 * 3)
+}
+
+/// Tells the scheduler of each file that has come, so that it knows the model and loads it where its
+/// manifest says so. Ends with the store.
+async fn judge_arrivals(mut arrivals: watch::Receiver<u64>, manifests: Manifests) {
+    while arrivals.changed().await.is_ok() {
+        let manifests = manifests.clone();
+        // A panic is logged by its hook; the next change tries again.
+        let _ = tokio::task::spawn_blocking(move || manifests.judge_again()).await;
+    }
 }
 
 fn http_context(config: &Config, models: &Models) -> http::Context {
@@ -302,6 +323,7 @@ async fn drain(
     signals: &mut Signals,
 ) {
     phase.send_replace(Phase::Draining);
+    models.drain();
     // Nothing is ever sent: the channel ends when the last connection is gone.
     let finished = async {
         tokio::select! {

@@ -16,6 +16,7 @@ mod http;
 mod lifecycle;
 mod logging;
 mod manifests;
+mod memory;
 mod models;
 mod net;
 mod pulls;

@@ -14,7 +14,7 @@ mod scan;
 mod watches;
 
 use std::path::{Path, PathBuf, absolute};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use m40_control::{Change, ManifestProblem, Reload};
 use m40_manifest::Catalog;
@@ -29,6 +29,18 @@ use watches::Watches;
 
 /// How often a reload looks again because what has to be watched changed while it looked.
 const LOOKS_MAX: usize = 4;
+
+/// Who is asked whether a catalog can count as a whole, and told when it does.
+pub(crate) trait Judge: std::fmt::Debug + Send + Sync {
+    /// Why it cannot, in one line. Changes nothing.
+    ///
+    /// # Errors
+    /// Such a line.
+    fn check(&self, catalog: &Catalog) -> Result<(), String>;
+
+    /// It counts from now on.
+    fn adopt(&self, catalog: &Catalog);
+}
 
 /// The manifests of one folder. A cheap handle.
 #[derive(Debug, Clone)]
@@ -50,6 +62,7 @@ struct Inner {
     dir: PathBuf,
     catalog: watch::Sender<Arc<Catalog>>,
     events: Arc<Events>,
+    judge: OnceLock<Box<dyn Judge>>,
     // Held for a whole reload, so that they count in the order in which they looked.
     watches: Mutex<Watches>,
 }
@@ -80,10 +93,35 @@ impl Manifests {
             dir,
             catalog: watch::Sender::new(Arc::default()),
             events,
+            judge: OnceLock::new(),
             watches: Mutex::new(watches),
         };
         inner.reload(What::Everything, false);
         Self { inner: Arc::new(inner) }
+    }
+
+    /// Has a judge adopt the catalog that counts, and each later one that it lets pass. One that it
+    /// does not leaves the old one in place, but for the first, before which there is none: that counts
+    /// as far as it can. Blocking.
+    pub(crate) fn judged_by(&self, judge: impl Judge + 'static) {
+        let _held = self.inner.watches.lock().unwrap_or_else(|poison| poison.into_inner());
+        let first = self.current();
+        if let Err(message) = judge.check(&first) {
+            let problem = self.inner.problem(message, false);
+            log(&[], std::iter::once(&problem));
+            self.inner.catalog.send_replace(Arc::new(first.with(problem)));
+        }
+        judge.adopt(&first);
+        // There is one daemon, which says who judges once.
+        let _ = self.inner.judge.set(Box::new(judge));
+    }
+
+    /// Has the judge adopt the catalog that counts again, as a file of a model has come or gone. Blocking.
+    pub(crate) fn judge_again(&self) {
+        let _held = self.inner.watches.lock().unwrap_or_else(|poison| poison.into_inner());
+        if let Some(judge) = self.inner.judge.get() {
+            judge.adopt(&self.current());
+        }
     }
 
     /// Their folder.
@@ -134,18 +172,32 @@ impl Inner {
             }
             (new, grown) = self.look(what, &old, &mut watches);
         }
+        if let Some(judge) = self.judge.get()
+            && let Err(message) = judge.check(&new)
+        {
+            new = old.kept(self.problem(message, true));
+        }
         let changes = old.changes(&new);
         let problems = new.problems().to_vec();
         if !dry_run {
             log(&changes, new_problems(old.problems(), &problems));
             // Places in files may differ where nothing else does, which nobody waits for.
             let differs = !changes.is_empty() || old.problems() != problems;
+            let new = Arc::new(new);
             self.catalog.send_if_modified(|catalog| {
-                *catalog = Arc::new(new);
+                *catalog = Arc::clone(&new);
                 differs
             });
+            if let Some(judge) = self.judge.get() {
+                judge.adopt(&new);
+            }
         }
         Reload { dry_run, changes, problems }
+    }
+
+    /// Something that is wrong with all manifests together.
+    fn problem(&self, message: String, serving_old: bool) -> ManifestProblem {
+        ManifestProblem { file: self.dir.clone(), place: None, message, serving_old }
     }
 
     /// The catalog of what is there now, and whether more has to be watched than was.

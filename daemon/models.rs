@@ -1,60 +1,66 @@
-//! The models in memory.
+//! The models: which are in memory, and who runs on them.
 //!
 //! ```text
-//!              get or load                    loaded
-//!   (none) ───────────────────▶ Loading ───────────────────▶ Ready
-//!      ▲                          │  ▲                         │ unload, or stop
-//!      │                   failed │  │ get or load             ▼
-//!      │                          ▼  │                      Unloading
-//!      │                         Failed ◀── worker panicked ── │
-//!      └───────────────────────────────────────────────────────┘ worker ended
+//!   ask ──▶ Ticket ──turn──▶ Run ──answer──▶ a thread that generates
+//!     │        │               │                    │
+//!     ▼        ▼ dropped       ▼ dropped            ▼ ends
+//!   ┌──────────────────────────────────────────────────┐   load, drop   ┌─────────────────────┐
+//!   │ desk: the scheduler, behind one lock             │ ─────────────▶ │ threads that load   │
+//!   │ (m40_sched::residency has the states of a model) │ ◀───────────── │ and unload          │
+//!   └──────────────────────────────────────────────────┘ loaded, failed └─────────────────────┘
+//!        ▲ tick             ▲ departed   ▲ define
+//!        └── keeper ────────┘            └── catalog
 //! ```
 //!
+//! * Everything that is in memory was decided by the scheduler, which has the account of every byte.
 //! * A load belongs to nobody: whoever needs the model waits for it, and it goes on when they
-//!   all leave. Loading runs on a blocking thread.
-//! * A ready model has one [`worker`], which answers its queue in order; several jobs at a time if the
-//!   model runs on a GPU.
-//! * Only a ready model takes jobs. One that is unloading first ends its jobs (finished, or cut
-//!   short when forced), and who asks for it meanwhile waits and loads it again.
+//!   all leave.
+//! * A model is out of memory when its last handle goes; that is told by the drop itself.
 
 mod defined;
+mod desk;
+mod entry;
 mod error;
-mod slot;
-pub(crate) mod worker;
+mod job;
+mod loaded;
+mod look;
+mod request;
+mod source;
+mod weigh;
 
-use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
-use m40_control::{ErrorCode, LoadedModel, ModelEntry, ModelRef, ModelState, model_name_of_file};
-use m40_manifest::{Catalog, Definition};
-use m40llm::{Engine, GpuError, KvType, LoadError, Model, ModelOptions};
-use tokio::sync::watch;
-use tracing::{error, info, warn};
+use m40_control::{ErrorCode, ModelEntry, ModelRef, ModelState, model_name_of_file};
+use m40_manifest::Catalog;
+use m40_sched::ModelName;
+use m40_sched::residency::{Ask, Definition, Rules};
+use m40llm::{Engine, GpuError, KvType, LoadError};
+use tokio::sync::{mpsc, watch};
+use tokio::task::spawn_blocking;
+use tracing::{error, info};
 
 use crate::manifests::Manifests;
-use crate::net::{Phase, reached};
+use crate::net::Phase;
 use crate::store::{Description, Import, Store, StoreError};
+use desk::{Desk, Known, Outside, Want};
 pub(crate) use error::{LoadFailure, ModelError};
-use slot::{Slot, Source, State};
-pub(crate) use worker::JobCount;
-use worker::{Ending, Reason, Worker};
-
-/// A model that is ready, and the way to its worker.
-#[derive(Debug)]
-pub(crate) struct Loaded {
-    pub name: String,
-    pub model: Model,
-    pub worker: Worker,
-    load_time: Duration,
-}
+use job::lock;
+pub(crate) use job::{Cut, Job, JobCount, JobError, JobEvent, Reason};
+use loaded::Departure;
+pub(crate) use loaded::Loaded;
+pub(crate) use request::{Run, Ticket, Urgency};
+use source::Source;
+use weigh::Opener;
 
 /// What bounds the models, and how they keep their context.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Limits {
-    pub loaded_max: usize,
-    pub queued_jobs_max: usize,
+    /// Bytes that models may have together where the engine does not say.
+    pub memory_bytes: u64,
+    pub rules: Rules,
     pub context_tokens_max: Option<u32>,
     pub kv_type: KvType,
 }
@@ -67,11 +73,11 @@ pub(crate) struct Models {
 
 #[derive(Debug)]
 struct Inner {
-    engine: Engine,
+    opener: Opener,
     store: Store,
     catalog: watch::Receiver<Arc<Catalog>>,
-    limits: Limits,
-    slots: Mutex<BTreeMap<String, Arc<Slot>>>,
+    desk: Mutex<Desk>,
+    departures: mpsc::UnboundedSender<ModelName>,
     jobs: JobCount,
     phase: watch::Receiver<Phase>,
     /// Why the GPU no longer works for this process.
@@ -79,6 +85,7 @@ struct Inner {
 }
 
 impl Models {
+    /// Begins to follow `manifests`, within a runtime. Blocking.
     pub(crate) fn new(
         engine: Engine,
         store: Store,
@@ -86,12 +93,48 @@ impl Models {
         limits: Limits,
         phase: watch::Receiver<Phase>,
     ) -> Self {
-        let catalog = manifests.subscribe();
-        let slots = Mutex::default();
-        let jobs = JobCount::default();
-        let device_lost = watch::Sender::new(None);
-        let inner = Inner { engine, store, catalog, limits, slots, jobs, phase, device_lost };
-        Self { inner: Arc::new(inner) }
+        let budget = engine.capacity().unwrap_or(limits.memory_bytes);
+        let desk = Desk::new(limits.rules, budget);
+        let wake = desk.wake();
+        let (departures, departed) = mpsc::unbounded_channel();
+        let inner = Inner {
+            opener: Opener::new(engine, limits.context_tokens_max, limits.kv_type),
+            store,
+            catalog: manifests.subscribe(),
+            desk: Mutex::new(desk),
+            departures,
+            jobs: JobCount::default(),
+            phase,
+            device_lost: watch::Sender::new(None),
+        };
+        let models = Self { inner: Arc::new(inner) };
+        tokio::spawn(models.clone().keep(wake, departed));
+        manifests.judged_by(models.clone());
+        models
+    }
+
+    /// Tells the scheduler the time, and which models are out of memory. Never returns.
+    async fn keep(
+        self,
+        mut wake: watch::Receiver<Option<Instant>>,
+        mut departed: mpsc::UnboundedReceiver<ModelName>,
+    ) {
+        loop {
+            let due = *wake.borrow_and_update();
+            let due = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                Some(name) = departed.recv() => {
+                    self.with_desk(|desk, outside| desk.departed(&name, outside));
+                }
+                _ = wake.changed() => {}
+                () = due => self.with_desk(|desk, outside| desk.tick(outside)),
+            }
+        }
     }
 
     /// Returns when the GPU no longer works for this process, with the reason.
@@ -110,63 +153,66 @@ impl Models {
 
     /// What computes, in words.
     pub(crate) fn device(&self) -> String {
-        self.inner.engine.device().to_string()
+        self.inner.opener.engine().device()
     }
 
-    /// The model of this name, loaded when it is not. Without a name: the one that is loaded.
-    pub(crate) async fn get(&self, name: Option<&str>) -> Result<Arc<Loaded>, ModelError> {
-        match name {
-            Some(name) => self.load(&ModelRef::Name(name.to_owned())).await,
-            None => {
-                let name = self.only_loaded()?;
-                self.load(&ModelRef::Name(name)).await
-            }
-        }
+    /// Asks for a model, to run on it; without a name for the one that is loaded. It is loaded if
+    /// need be.
+    pub(crate) async fn ask(
+        &self,
+        name: Option<&str>,
+        urgency: Urgency,
+    ) -> Result<Ticket, ModelError> {
+        let name = name.map_or_else(|| self.only_loaded(), |name| Ok(name.to_owned()))?;
+        self.ask_for(&ModelRef::Name(name), urgency).await
     }
 
-    /// Loads a model, or waits for its load, and returns it when it is ready.
-    pub(crate) async fn load(&self, wanted: &ModelRef) -> Result<Arc<Loaded>, ModelError> {
-        let name = match wanted {
-            ModelRef::Name(name) => self.own_name(name),
-            ModelRef::File(path) => self.own_name(&name_of_file(path)?),
+    /// As [`Self::ask`], for a model by name or file.
+    pub(crate) async fn ask_for(
+        &self,
+        wanted: &ModelRef,
+        urgency: Urgency,
+    ) -> Result<Ticket, ModelError> {
+        let (_, ticket) = self.enter(wanted, Want::Run, urgency).await?;
+        ticket.ok_or(ModelError::Internal)
+    }
+
+    /// Loads a model, or waits for its load, and says what it is when it is ready.
+    pub(crate) async fn load(&self, wanted: &ModelRef) -> Result<ModelEntry, ModelError> {
+        let (name, ticket) = self.enter(wanted, Want::Load, Urgency::default()).await?;
+        let _run = match ticket {
+            Some(ticket) => Some(ticket.turn().await?),
+            None => None,
         };
-        loop {
-            let slot = self.slot(&name, wanted)?;
-            match self.settled(&slot).await? {
-                State::Ready(loaded) => return Ok(loaded),
-                State::Failed(failure) => return Err(ModelError::Load(failure)),
-                // It was on its way out when it was asked for.
-                State::Gone | State::Loading | State::Unloading(_) => {}
-            }
-        }
+        self.entry(&name).ok_or_else(|| self.not_loaded(&name))
     }
 
-    /// Ends a model: after its jobs, or now when forced. Returns when it is out of memory.
+    /// Ends a model: after its requests, or now when forced. Returns when it is out of memory.
     pub(crate) async fn unload(&self, name: &str, force: bool) -> Result<ModelEntry, ModelError> {
-        self.unload_own(&self.own_name(name), force).await
+        let name = ModelName::from(&*self.own_name(name));
+        let before = self.entry(name.as_str());
+        let asked = self.with_desk(|desk, outside| match desk.unload(&name, force, outside) {
+            Err(_) if desk.forget_failure(&name, outside) => Ok(None),
+            asked => asked.map(Some),
+        });
+        let before = match (asked, before) {
+            (Ok(gone), Some(before)) => {
+                if let Some(mut gone) = gone {
+                    // It has nothing to say but that it ends.
+                    while gone.changed().await.is_ok() {}
+                }
+                before
+            }
+            _ if self.is_known(name.as_str()) => return Err(self.not_loaded(name.as_str())),
+            _ => return Err(ModelError::Unknown { name: name.to_string() }),
+        };
+        Ok(ModelEntry { state: ModelState::Stored, loaded: None, failure: None, ..before })
     }
 
-    /// As [`Self::unload`], for a name that is a model's own.
-    async fn unload_own(&self, name: &str, force: bool) -> Result<ModelEntry, ModelError> {
-        let slot = self.slots().get(name).cloned();
-        let Some(slot) = slot else {
-            let known = self.defined(name).is_some() || self.inner.store.find(name).is_some();
-            return Err(if known { self.not_loaded(name) } else { self.unknown(name) });
-        };
-        let mut state = slot.subscribe();
-        // A load cannot be interrupted; it is waited for.
-        let _ = state.wait_for(|state| !matches!(state, State::Loading)).await;
-        let entry = slot.entry();
-        info!(model = name, force, "unloading");
-        match slot.begin_unload() {
-            Some(loaded) => loaded.worker.end(force.then_some(Reason::Unloaded)),
-            None => self.forget(name, &slot),
-        }
-        let gone = |state: &State| matches!(state, State::Gone | State::Failed(_));
-        let _ = state.wait_for(gone).await;
-        self.forget(name, &slot);
-        info!(model = name, "unloaded");
-        Ok(ModelEntry { state: ModelState::Stored, loaded: None, failure: None, ..entry })
+    /// Ends a model now, with its requests.
+    fn end_now(&self, name: &ModelName) {
+        // It may have left by itself.
+        let _ = self.with_desk(|desk, outside| desk.unload(name, true, outside));
     }
 
     /// Checks a file and stores it. Blocking.
@@ -178,14 +224,13 @@ impl Models {
         let describe = |path: &Path| self.describe(path);
         let manifest = self.inner.store.import(import, &describe, progress)?;
         info!(model = manifest.name, source = %manifest.source.display(), "imported");
-        Ok(slot::stored_entry(&manifest))
+        Ok(entry::stored_entry(&manifest))
     }
 
     // A matter of milliseconds, since weights are mapped, and it finds every mistake that would
     // otherwise be met on first use.
     pub(crate) fn describe(&self, path: &Path) -> Result<Description, String> {
-        let inspect = |options: &_| self.inner.engine.inspect(path, options);
-        let info = self.inner.with_options(None, inspect).map_err(|error| error.to_string())?;
+        let info = self.inner.opener.inspect(path).map_err(|error| error.to_string())?;
         Ok(Description {
             architecture: info.architecture,
             quantization: info.quantization,
@@ -193,35 +238,19 @@ impl Models {
         })
     }
 
-    /// Every model, stored or not, by name.
-    pub(crate) fn list(&self) -> Vec<ModelEntry> {
-        let stored = self.inner.store.list();
-        let mut entries: BTreeMap<String, ModelEntry> = stored
-            .iter()
-            .map(|manifest| (manifest.name.clone(), self.stored_entry(manifest)))
-            .collect();
-        entries.extend(self.defined_entries().map(|entry| (entry.name.clone(), entry)));
-        entries.extend(self.active().into_iter().map(|entry| (entry.name.clone(), entry)));
-        entries.into_values().collect()
-    }
-
-    /// The models that are not merely stored, by name.
-    pub(crate) fn active(&self) -> Vec<ModelEntry> {
-        self.slots().values().map(|slot| slot.entry()).collect()
-    }
-
-    /// A token that counts as a running job while it lives.
+    /// A count of all requests.
     pub(crate) fn jobs(&self) -> &JobCount {
         &self.inner.jobs
     }
 
-    /// Cuts every job short and ends every worker, because the daemon stops.
+    /// Ends the wait of all who wait for a load, because the daemon stops.
+    pub(crate) fn drain(&self) {
+        self.with_desk(|desk, outside| desk.stop(false, outside));
+    }
+
+    /// Ends every request, because the daemon stops.
     pub(crate) fn stop(&self) {
-        for slot in self.slots().values() {
-            if let State::Ready(loaded) | State::Unloading(loaded) = slot.state() {
-                loaded.worker.end(Some(Reason::Stopping));
-            }
-        }
+        self.with_desk(|desk, outside| desk.stop(true, outside));
     }
 
     /// The phase of the daemon.
@@ -229,45 +258,97 @@ impl Models {
         self.inner.phase.clone()
     }
 
-    fn slot(&self, name: &str, wanted: &ModelRef) -> Result<Arc<Slot>, ModelError> {
-        if *self.inner.phase.borrow() != Phase::Serving {
-            return Err(ModelError::Stopping);
+    /// Notes an error of the GPU, which may be its loss.
+    pub(crate) fn device_failed(&self, error: GpuError) {
+        if error.is_lost() {
+            error!(%error, "the GPU is lost");
+            self.inner.device_lost.send_replace(Some(error));
         }
-        let source = self.source(name, wanted)?;
-        let mut slots = self.slots();
-        if let Some(slot) = slots.get(name) {
-            // A name means whatever has it; a path must not be answered by another file.
-            let other = matches!(wanted, ModelRef::File(_))
-                && source.as_ref().is_some_and(|source| source.path != slot.source().path);
-            if other {
-                return Err(ModelError::NameTaken {
-                    name: name.to_owned(),
-                    path: slot.source().path.clone(),
-                });
-            }
-            // Its manifest is gone, and it is on its way out.
-            if source.is_none() && slot.source().definition().is_some() {
-                return Err(self.unknown(name));
-            }
-            if !matches!(slot.state(), State::Failed(_)) {
-                return Ok(Arc::clone(slot));
-            }
-        }
-        let in_memory = slots.values().filter(|slot| !matches!(slot.state(), State::Failed(_)));
-        if in_memory.count() >= self.inner.limits.loaded_max {
-            return Err(ModelError::TooManyLoaded { limit: self.inner.limits.loaded_max });
-        }
-        let earlier = slots.get(name).map(|slot| slot.source().clone());
-        let Some(source) = source.or(earlier) else { return Err(self.unknown(name)) };
-        let slot = Arc::new(Slot::new(name.to_owned(), source));
-        slots.insert(name.to_owned(), Arc::clone(&slot));
-        drop(slots);
-        self.spawn_load(Arc::clone(&slot));
-        Ok(slot)
     }
 
-    /// Where a model's file is; `None` for a name that is neither defined nor stored (but may be
-    /// loaded). What a manifest defines comes before what is stored.
+    /// Asks the scheduler for a model, which is told first what that is unless it knows. Returns the
+    /// model's own name; no ticket where it is in memory and that is all that was wanted.
+    async fn enter(
+        &self,
+        wanted: &ModelRef,
+        want: Want,
+        urgency: Urgency,
+    ) -> Result<(String, Option<Ticket>), ModelError> {
+        let name = self.name_of(wanted)?;
+        loop {
+            if *self.inner.phase.borrow() != Phase::Serving {
+                return Err(ModelError::Ended(Reason::Stopping));
+            }
+            let source = self.source(&name, wanted)?;
+            if self.with_desk(|desk, _| serves(desk, &name, source.as_ref())) {
+                let ticket = self.take_place(&name, want, urgency, |_, _| Ok(()))?;
+                return Ok((name, ticket));
+            }
+            let Some(source) = source else { return Err(ModelError::Unknown { name }) };
+            let definition = self.define(&name, &source).await?;
+            // A manifest may have changed meanwhile.
+            if !self.source(&name, wanted)?.is_some_and(|now| now.is_as(&source)) {
+                continue;
+            }
+            let known = Known::new(source, definition);
+            let ticket = self.take_place(&name, want, urgency, |desk, outside| {
+                Ok(desk.define(&ModelName::from(&*name), known, outside)?)
+            })?;
+            return Ok((name, ticket));
+        }
+    }
+
+    /// Does this and asks for the model, in one step.
+    fn take_place(
+        &self,
+        name: &str,
+        want: Want,
+        urgency: Urgency,
+        before: impl FnOnce(&mut Desk, &Self) -> Result<(), ModelError>,
+    ) -> Result<Option<Ticket>, ModelError> {
+        let counted = self.inner.jobs.count();
+        let asked = self.with_desk(|desk, outside| {
+            before(desk, outside)?;
+            let deadline = urgency.time.map(|time| desk.deadline(time));
+            let insists = want == Want::Load;
+            let ask = Ask { class: urgency.class, deadline, insists, ..Ask::new(name) };
+            desk.ask(ask, want, outside)
+        })?;
+        Ok(asked.map(|(id, told)| Ticket::new(self.clone(), name.to_owned(), id, told, counted)))
+    }
+
+    /// What the scheduler has to know of a model; where that cannot be told, why is kept.
+    async fn define(&self, name: &str, source: &Source) -> Result<Definition, ModelError> {
+        let weighed = self.weigh(name, source).await;
+        if let Err(ModelError::Load(failure)) = &weighed
+            && source.is_known()
+        {
+            let (source, failure) = (source.clone(), Arc::clone(failure));
+            self.with_desk(|desk, _| desk.note_fault(name.into(), source, failure));
+        }
+        weighed
+    }
+
+    /// What the scheduler has to know of a model.
+    async fn weigh(&self, name: &str, source: &Source) -> Result<Definition, ModelError> {
+        let (models, own, from) = (self.clone(), name.to_owned(), source.clone());
+        let weighed = spawn_blocking(move || models.inner.opener.define(&own, &from)).await;
+        let weighed = weighed.map_err(|error| {
+            error!(model = name, %error, "reading the model's file panicked");
+            ModelError::Internal
+        })?;
+        weighed.map_err(|error| ModelError::Load(Arc::new(LoadFailure::from(&error))))
+    }
+
+    fn name_of(&self, wanted: &ModelRef) -> Result<String, ModelError> {
+        match wanted {
+            ModelRef::Name(name) => Ok(self.own_name(name)),
+            ModelRef::File(path) => Ok(self.own_name(&name_of_file(path)?)),
+        }
+    }
+
+    /// Where a model's file is; `None` for a name that is neither defined nor stored, nor loaded.
+    /// What a manifest defines comes before what is stored.
     fn source(&self, name: &str, wanted: &ModelRef) -> Result<Option<Source>, ModelError> {
         if let Some(model) = self.defined(name) {
             return defined::source(self.inner.store.pulls(), model, wanted).map(Some);
@@ -280,170 +361,78 @@ impl Models {
             (_, Some(manifest)) => {
                 Ok(Some(Source::stored(self.inner.store.path_of(&manifest), manifest)))
             }
-            (ModelRef::File(path), None) => Ok(Some(Source::in_place(path.clone()))),
-            (ModelRef::Name(_), None) => Ok(None),
+            (ModelRef::File(path), None) => self.in_place(name, path).map(Some),
+            (ModelRef::Name(_), None) => Ok(self.with_desk(|desk, _| {
+                let known = desk.known(name).filter(|known| !known.source.is_known());
+                known.map(|known| known.source.clone())
+            })),
         }
     }
 
-    async fn settled(&self, slot: &Slot) -> Result<State, ModelError> {
-        let mut state = slot.subscribe();
-        let mut phase = self.inner.phase.clone();
-        let settled = |state: &State| !matches!(state, State::Loading | State::Unloading(_));
-        tokio::select! {
-            state = state.wait_for(settled) => Ok(state.map_or(State::Gone, |s| s.clone())),
-            () = reached(&mut phase, Phase::Draining) => Err(ModelError::Stopping),
-        }
-    }
-
-    fn spawn_load(&self, slot: Arc<Slot>) {
-        let models = self.clone();
-        tokio::task::spawn_blocking(move || {
-            let started = Instant::now();
-            let path = &slot.source().path;
-            info!(model = slot.name(), path = %path.display(), "loading");
-            match models.inner.load(slot.source()) {
-                Ok(model) => models.start_worker(&slot, model, started.elapsed()),
-                Err(error) => {
-                    let failure = LoadFailure::from(&error);
-                    warn!(model = slot.name(), %error, "cannot load");
-                    if let LoadError::Gpu { source, .. } = error {
-                        models.device_failed(source);
-                    }
-                    slot.set(State::Failed(Arc::new(failure)));
-                    // Whoever asked has the reason; a path that was never a model has no name to
-                    // keep it under.
-                    if !slot.source().is_known() {
-                        models.forget(slot.name(), &slot);
-                    }
-                }
-            }
+    /// A file where it is. A name means whatever has it; a path must not be answered by another file.
+    fn in_place(&self, name: &str, path: &Path) -> Result<Source, ModelError> {
+        let taken = self.with_desk(|desk, _| {
+            let other = desk.known(name).map(|known| known.source.path.clone());
+            other.filter(|other| other != path && desk.is_coming(name))
         });
-    }
-
-    fn start_worker(&self, slot: &Arc<Slot>, model: Model, load_time: Duration) {
-        let (models, ending_slot) = (self.clone(), Arc::clone(slot));
-        let ended = move |ending| models.worker_ended(&ending_slot, ending);
-        let limit = self.inner.limits.queued_jobs_max;
-        let most = slot.source().definition().and_then(|definition| definition.sequences_max);
-        let most = most.map_or(usize::MAX, |most| most as usize);
-        let side_by_side = model.sessions_side_by_side().min(most);
-        match Worker::spawn(slot.name(), &model, side_by_side, limit, ended) {
-            Ok(worker) => {
-                info!(model = slot.name(), ms = load_time.as_millis() as u64, "loaded");
-                let name = slot.name().to_owned();
-                slot.set(State::Ready(Arc::new(Loaded { name, model, worker, load_time })));
-            }
-            Err(error) => {
-                error!(model = slot.name(), %error, "cannot start a thread");
-                slot.set(State::Failed(Arc::new(LoadFailure {
-                    code: ErrorCode::Internal,
-                    message: format!("cannot start a thread for the model: {error}"),
-                })));
-            }
+        match taken {
+            Some(path) => Err(ModelError::NameTaken { name: name.to_owned(), path }),
+            None => Ok(Source::in_place(path.to_path_buf())),
         }
     }
 
-    fn worker_ended(&self, slot: &Arc<Slot>, ending: Ending) {
-        match ending {
-            Ending::Asked => {
-                self.forget(slot.name(), slot);
-                slot.set(State::Gone);
-            }
-            Ending::DeviceLost(error) => {
-                let failure = LoadFailure { code: ErrorCode::Internal, message: error.to_string() };
-                slot.set(State::Failed(Arc::new(failure)));
-                self.device_failed(error);
-            }
-            Ending::Panicked => {
-                error!(model = slot.name(), "the model's worker panicked; it loads again on use");
-                slot.set(State::Failed(Arc::new(LoadFailure {
-                    code: ErrorCode::Internal,
-                    message: "the model's worker panicked, see the log of m40d".to_owned(),
-                })));
-            }
-        }
-    }
-
-    /// Notes an error of the GPU, which may be its loss.
-    pub(crate) fn device_failed(&self, error: GpuError) {
-        if error.is_lost() {
-            error!(%error, "the GPU is lost");
-            self.inner.device_lost.send_replace(Some(error));
-        }
-    }
-
-    fn forget(&self, name: &str, slot: &Arc<Slot>) {
-        let mut slots = self.slots();
-        if slots.get(name).is_some_and(|current| Arc::ptr_eq(current, slot)) {
-            slots.remove(name);
-        }
-    }
-
-    fn only_loaded(&self) -> Result<String, ModelError> {
-        let slots = self.slots();
-        let loaded = |slot: &&Arc<Slot>| matches!(slot.state(), State::Ready(_) | State::Loading);
-        let names: Vec<&str> = slots.values().filter(loaded).map(|slot| slot.name()).collect();
-        match names.as_slice() {
-            [name] => Ok((*name).to_owned()),
-            [] => Err(ModelError::NoneLoaded),
-            several => Err(ModelError::SeveralLoaded { names: several.join(", ") }),
-        }
-    }
-
-    fn unknown(&self, name: &str) -> ModelError {
-        ModelError::Unknown { name: name.to_owned() }
+    fn is_known(&self, name: &str) -> bool {
+        self.defined(name).is_some() || self.inner.store.find(name).is_some()
     }
 
     fn not_loaded(&self, name: &str) -> ModelError {
         ModelError::NotLoaded { name: name.to_owned() }
     }
 
-    fn slots(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Slot>>> {
-        // Every change to the map is one insert or remove, so a panic elsewhere leaves it whole.
-        self.inner.slots.lock().unwrap_or_else(|poison| poison.into_inner())
+    /// Does something at the desk. Nothing that waits, and never from within.
+    fn with_desk<T>(&self, at: impl FnOnce(&mut Desk, &Self) -> T) -> T {
+        at(&mut lock(&self.inner.desk), self)
     }
 }
 
-impl Inner {
-    fn load(&self, source: &Source) -> Result<Model, LoadError> {
-        let load = |options: &_| self.engine.load(&source.path, options);
-        self.with_options(source.definition(), load)
-    }
-
-    /// With what a definition asks for, and else as is configured; with the context that the
-    /// definition says, or else that the file was trained for, within the configured limit.
-    fn with_options<T>(
-        &self,
-        definition: Option<&Definition>,
-        open: impl Fn(&ModelOptions) -> Result<T, LoadError>,
-    ) -> Result<T, LoadError> {
-        let options = definition.map(defined::options).unwrap_or_default();
-        let kv_type = definition.and_then(|definition| definition.kv_type);
-        let kv_type = kv_type.map_or(self.limits.kv_type, defined::kv_type);
-        let with = |context| open(&ModelOptions { context, kv_type, ..options.clone() });
-        let limit = self.limits.context_tokens_max;
-        if let Some(asked) = options.context {
-            return with(Some(limit.map_or(asked, |limit| limit.min(asked))));
-        }
-        match with(limit) {
-            Err(LoadError::Context { trained, .. }) => with(Some(trained)),
-            result => result,
-        }
-    }
+/// Whether a model is in memory, or on its way there, and is what is asked for.
+fn serves(desk: &Desk, name: &str, source: Option<&Source>) -> bool {
+    let same = |known: &Known| source.is_some_and(|source| known.source.is_as(source));
+    desk.is_coming(name) && desk.known(name).is_some_and(same)
 }
 
-impl Loaded {
-    fn figures(&self) -> LoadedModel {
-        let info = self.model.info();
-        LoadedModel {
-            context_tokens: info.context,
-            weight_bytes: info.weight_bytes,
-            kv_type: info.kv_type.name().to_owned(),
-            kv_bytes_per_token: info.kv_bytes_per_token,
-            load_ms: self.load_time.as_millis() as u64,
-            jobs: self.worker.jobs(),
-            jobs_done: self.worker.jobs_done(),
-        }
+impl Outside for Models {
+    fn load(&self, name: ModelName, source: Source) {
+        let models = self.clone();
+        spawn_blocking(move || {
+            let started = Instant::now();
+            let load = || models.inner.opener.load(&source);
+            let failure = match catch_unwind(AssertUnwindSafe(load)) {
+                Ok(Ok(model)) => {
+                    let told = models.inner.departures.clone();
+                    let departure = Departure { name, told };
+                    let loaded = Loaded::new(source, model, started.elapsed(), departure);
+                    return models.with_desk(|desk, outside| desk.loaded(loaded.into(), outside));
+                }
+                Ok(Err(error)) => {
+                    let failure = LoadFailure::from(&error);
+                    if let LoadError::Gpu { source, .. } = error {
+                        models.device_failed(source);
+                    }
+                    failure
+                }
+                Err(_) => LoadFailure {
+                    code: ErrorCode::Internal,
+                    message: "loading it panicked, see the log of m40d".to_owned(),
+                },
+            };
+            models.with_desk(|desk, outside| desk.load_failed(&name, failure, outside));
+        });
+    }
+
+    fn drop_loaded(&self, loaded: Arc<Loaded>) {
+        // To give back a large model's memory takes a while.
+        spawn_blocking(move || drop(loaded));
     }
 }
 
@@ -471,8 +460,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (_serving, phase) = watch::channel(Phase::Serving);
         let limits = Limits {
-            loaded_max: 1,
-            queued_jobs_max: 1,
+            memory_bytes: 1 << 30,
+            rules: Rules::default(),
             context_tokens_max: None,
             kv_type: KvType::F16,
         };

@@ -11,9 +11,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use m40_cpu::{Executor, ExecutorOptions, Isa, KvCache, Numerics, Row, available_threads};
 use m40_gguf::Gguf;
 use m40_program::Program;
+use m40_sched::Footprint;
 use memmap2::Mmap;
 
 use crate::bench::{BenchOptions, CpuSubject, OnLine, bench};
+use crate::footprint;
 use crate::generate::{CancelToken, GenerateError, GenerateParams};
 use crate::gpu::GpuError;
 #[cfg(feature = "cuda")]
@@ -25,6 +27,9 @@ use crate::model::{Device, EngineOptions, LoadError};
 /// Tokens of a prompt computed at a time, at most: enough to amortise unpacking weights, few enough
 /// that cancelling is prompt.
 pub(crate) const PROMPT_ROWS: usize = 512;
+
+/// Sessions of a model that gain by going on at a time on the CPU, where they wait for each other.
+pub(crate) const CPU_SESSIONS: u32 = 1;
 
 /// Loads models.
 #[derive(Clone, Debug)]
@@ -74,24 +79,71 @@ impl Backend {
         }
     }
 
-    /// Makes a model ready to run, for conversations of `context` tokens.
+    /// Bytes that all models have together; `None` where memory is taken as it is needed.
+    pub(crate) fn capacity(&self) -> Option<u64> {
+        match self {
+            Self::Cpu { .. } => None,
+            #[cfg(feature = "cuda")]
+            Self::Gpu(card) => Some(card.capacity()),
+        }
+    }
+
+    /// Bytes of the capacity that nothing has.
+    pub(crate) fn free(&self) -> Option<u64> {
+        match self {
+            Self::Cpu { .. } => None,
+            #[cfg(feature = "cuda")]
+            Self::Gpu(card) => Some(card.free()),
+        }
+    }
+
+    /// Sessions of a model that gain by going on at a time.
+    pub(crate) fn side_by_side(&self) -> u32 {
+        match self {
+            Self::Cpu { .. } => CPU_SESSIONS,
+            #[cfg(feature = "cuda")]
+            Self::Gpu(_) => SEQUENCES,
+        }
+    }
+
+    /// What [`Self::load`] would take.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "only GPUs name files"))]
+    pub(crate) fn footprint(
+        &self,
+        path: &Path,
+        program: Program,
+        gguf: &Gguf<Mmap>,
+        context: u32,
+    ) -> Result<Footprint, LoadError> {
+        match self {
+            Self::Cpu { .. } => Ok(footprint::on_cpu(&program, gguf, context)),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(card) => Ok(card.plan(path, program, context)?.1.footprint()),
+        }
+    }
+
+    /// Makes a model ready to run, for conversations of `context` tokens, and says what it takes.
     pub(crate) fn load(
         &self,
         path: &Path,
         program: Program,
         gguf: Gguf<Mmap>,
         context: u32,
-    ) -> Result<Runner, LoadError> {
+    ) -> Result<(Runner, Footprint), LoadError> {
         match self {
             Self::Cpu { threads, numerics } => {
+                let footprint = footprint::on_cpu(&program, &gguf, context);
                 let options =
                     ExecutorOptions { threads: Some(*threads), numerics: *numerics, isa: None };
                 let executor = Executor::new(program.into(), gguf.into(), options)
                     .map_err(|source| LoadError::Prepare { path: path.into(), source })?;
-                Ok(Runner::Cpu { executor: Box::new(Mutex::new(executor)), context })
+                Ok((Runner::Cpu { executor: Box::new(Mutex::new(executor)), context }, footprint))
             }
             #[cfg(feature = "cuda")]
-            Self::Gpu(card) => Ok(Runner::Gpu(card.load(path, program, &gguf, context)?)),
+            Self::Gpu(card) => {
+                let (model, memory) = card.load(path, program, &gguf, context)?;
+                Ok((Runner::Gpu(model), memory.footprint()))
+            }
         }
     }
 
@@ -176,15 +228,6 @@ impl Cache {
 }
 
 impl Runner {
-    /// Conversations that gain by going on at a time.
-    pub(crate) fn side_by_side(&self) -> usize {
-        match self {
-            Self::Cpu { .. } => 1,
-            #[cfg(feature = "cuda")]
-            Self::Gpu(_) => SEQUENCES as usize,
-        }
-    }
-
     /// An empty cache.
     pub(crate) fn cache(&self) -> Cache {
         match self {

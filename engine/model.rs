@@ -8,6 +8,7 @@ use std::sync::Arc;
 use m40_cpu::{Numerics, PrepareError};
 use m40_gguf::{Gguf, GgufError, TensorType, split};
 use m40_program::{BuildError, BuildOptions, KvType, Program, build};
+use m40_sched::Footprint;
 use m40_tokenizer::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
 use memmap2::Mmap;
 
@@ -232,8 +233,8 @@ impl Engine {
     /// See [`LoadError`]; each names the file and what to do about it.
     pub fn load(&self, path: &Path, options: &ModelOptions) -> Result<Model, LoadError> {
         let Opened { gguf, program, info, tokenizer, template } = self.open(path, options)?;
-        let runner = self.backend.load(path, program, gguf, info.context)?;
-        Ok(Model(Arc::new(Inner { info, tokenizer, template, runner })))
+        let (runner, footprint) = self.backend.load(path, program, gguf, info.context)?;
+        Ok(Model(Arc::new(Inner { info, tokenizer, template, runner, footprint })))
     }
 
     /// Says what a model is, if [`Self::load`] could load it into enough memory.
@@ -244,6 +245,35 @@ impl Engine {
         let Opened { gguf, program, info, .. } = self.open(path, options)?;
         self.backend.check(path, program, gguf, info.context)?;
         Ok(info)
+    }
+
+    /// Bytes that all models have together, taken when the engine was made; `None` on the CPU, where
+    /// memory is taken as it is needed.
+    pub fn capacity(&self) -> Option<u64> {
+        self.backend.capacity()
+    }
+
+    /// Bytes of [`Self::capacity`] that nothing has, as the memory itself knows it.
+    pub fn free(&self) -> Option<u64> {
+        self.backend.free()
+    }
+
+    /// Sessions of a model that gain by generating at a time: on a GPU they share passes, on the CPU
+    /// they wait for each other's.
+    pub fn sessions_side_by_side(&self) -> u32 {
+        self.backend.side_by_side()
+    }
+
+    /// What [`Self::load`] would take of the memory, without doing any of it. Reads the file's metadata
+    /// alone: a tokenizer or weight type that cannot be used is met by the load.
+    ///
+    /// # Errors
+    /// As [`Self::load`], as far as they are met.
+    pub fn footprint(&self, path: &Path, options: &ModelOptions) -> Result<Footprint, LoadError> {
+        let gguf = open(path)?;
+        let program = self.program(path, &gguf, options)?;
+        let context = served_context(&program, options);
+        self.backend.footprint(path, program, &gguf, context)
     }
 
     fn open(&self, path: &Path, options: &ModelOptions) -> Result<Opened, LoadError> {
@@ -389,6 +419,7 @@ struct Inner {
     tokenizer: Tokenizer,
     template: ChatTemplate,
     runner: Runner,
+    footprint: Footprint,
 }
 
 impl fmt::Debug for Model {
@@ -418,10 +449,9 @@ impl Model {
         Session::new(self.clone())
     }
 
-    /// Sessions that gain by generating at a time: on a GPU they share passes, on the CPU they wait
-    /// for each other's.
-    pub fn sessions_side_by_side(&self) -> usize {
-        self.runner().side_by_side()
+    /// What it takes of the memory.
+    pub fn footprint(&self) -> &Footprint {
+        &self.0.footprint
     }
 
     /// What computes passes of it.

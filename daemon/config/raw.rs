@@ -91,12 +91,20 @@ impl Default for RawGpu {
 pub(super) struct RawModels {
     pub context_tokens_max: Bounded<0, 16_777_216>,
     pub kv_type: KvType,
-    pub loaded_max: Bounded<1, 1024>,
+    pub memory_mib_max: Bounded<0, 67_108_864>,
+    pub patience_ms: Bounded<0, 3_600_000>,
+    pub resident_ms_min: Bounded<0, 3_600_000>,
 }
 
 impl Default for RawModels {
     fn default() -> Self {
-        Self { context_tokens_max: Bounded(0), kv_type: KvType::F16, loaded_max: Bounded(8) }
+        Self {
+            context_tokens_max: Bounded(0),
+            kv_type: KvType::F16,
+            memory_mib_max: Bounded(0),
+            patience_ms: Bounded(5000),
+            resident_ms_min: Bounded(2000),
+        }
     }
 }
 
@@ -117,7 +125,7 @@ pub(super) struct RawLimits {
 
 impl Default for RawLimits {
     fn default() -> Self {
-        Self { queued_jobs_max: Bounded(64), shutdown_grace_s: Bounded(30) }
+        Self { queued_jobs_max: Bounded(256), shutdown_grace_s: Bounded(30) }
     }
 }
 

@@ -14,9 +14,8 @@ use std::convert::Infallible;
 
 use super::chat_reply::Reply;
 use super::error::HttpError;
-use super::{Context, PING_INTERVAL, params, request_id, unix_s};
-use crate::generation::{Answer, Input};
-use crate::models::worker::Event;
+use super::{Context, HEAD_WAIT, PING_INTERVAL, params, request_id, unix_s};
+use crate::generation::{Answer, Event, Input};
 
 #[derive(Debug, Deserialize)]
 struct Request {
@@ -64,14 +63,15 @@ pub(super) async fn complete(
     let (request, fields) = params::read::<Request>(&headers, body, context.body_limits).await?;
     check_supported(&request)?;
     let definition = context.models.definition(request.model.as_deref());
+    let urgency = fields.urgency()?;
     let params = fields.params(definition.as_deref())?;
     let input = Input::Chat {
         messages: template_messages(request.messages)?,
         extra: request.chat_template_kwargs.unwrap_or_default(),
     };
-    let loaded = context.models.get(request.model.as_deref()).await?;
+    let ticket = context.models.ask(request.model.as_deref(), urgency).await?;
     let logprobs = params.logprobs.is_some();
-    let answer = Answer::start(&context.models, loaded, input, params).await?;
+    let mut answer = Answer::new(&context.models, ticket, input, params)?;
     let reply = Reply {
         id: request_id::fresh("chatcmpl-"),
         created: unix_s(),
@@ -80,6 +80,7 @@ pub(super) async fn complete(
         include_usage: request.stream_options.and_then(|o| o.include_usage).unwrap_or(false),
     };
     if request.stream.unwrap_or(false) {
+        answer.started_within(HEAD_WAIT).await?;
         let keep_alive = KeepAlive::new().interval(PING_INTERVAL).text("ping");
         Ok(Sse::new(events(answer, reply)).keep_alive(keep_alive).into_response())
     } else {

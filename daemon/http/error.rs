@@ -5,16 +5,16 @@ use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use m40_control::ErrorCode;
+use m40_sched::Refusal;
 use m40_sched::sampler::ParamError;
 use serde_json::{Value, json};
 
 use super::body::BodyError;
-use crate::generation::AskError;
-use crate::models::ModelError;
-use crate::models::worker::JobError;
+use crate::generation::{AnswerError, AskError};
+use crate::models::{JobError, ModelError, Reason};
 
-/// How soon a client may try again when the daemon is busy.
-const RETRY_AFTER_S: u32 = 1;
+/// How soon a client may try again when nothing else is known, in seconds.
+const RETRY_AFTER_S: u64 = 1;
 
 /// An error on its way to a client.
 #[derive(Debug)]
@@ -26,12 +26,13 @@ pub(super) struct HttpError {
     /// The parameter at fault.
     param: Option<String>,
     code: Option<&'static str>,
-    retry: bool,
+    /// How soon the client may try again, in seconds.
+    retry_s: Option<u64>,
 }
 
 impl HttpError {
     fn new(status: StatusCode, kind: &'static str, message: String) -> Self {
-        Self { status, kind, message, param: None, code: None, retry: false }
+        Self { status, kind, message, param: None, code: None, retry_s: None }
     }
 
     /// A request that says something impossible in `param`.
@@ -60,7 +61,7 @@ impl HttpError {
 
     fn unavailable(message: String, code: &'static str) -> Self {
         let new = Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", message);
-        Self { retry: true, code: Some(code), ..new }
+        Self { retry_s: Some(RETRY_AFTER_S), code: Some(code), ..new }
     }
 
     /// The same error for a route that calls the parameter something else.
@@ -85,8 +86,8 @@ impl HttpError {
 impl IntoResponse for HttpError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
-        if self.retry {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
+        if let Some(seconds) = self.retry_s {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         } else if self.status.is_server_error() {
             // OpenAI's clients retry every 5xx unless told that it is useless.
             response.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
@@ -117,12 +118,16 @@ impl From<BodyError> for HttpError {
 impl From<ModelError> for HttpError {
     fn from(error: ModelError) -> Self {
         let message = error.to_string();
+        if let ModelError::Ended(reason) = error {
+            return Self::ended(reason, message);
+        }
+        if let ModelError::Refused { refusal, .. } = &error {
+            return Self::refused(refusal, message);
+        }
         match error.code() {
-            ErrorCode::NotFound if matches!(error, ModelError::Unknown { .. }) => Self {
-                param: Some("model".to_owned()),
-                code: Some("model_not_found"),
-                ..Self::not_found(message)
-            },
+            ErrorCode::NotFound if matches!(error, ModelError::Unknown { .. }) => {
+                Self::no_model(message)
+            }
             ErrorCode::InvalidRequest => {
                 Self { param: Some("model".to_owned()), ..Self::bad_request(message) }
             }
@@ -130,12 +135,69 @@ impl From<ModelError> for HttpError {
                 Self::new(StatusCode::CONFLICT, "invalid_request_error", message)
             }
             ErrorCode::Busy => Self::unavailable(message, "busy"),
-            ErrorCode::Stopping => Self::unavailable(message, "stopping"),
-            // The model is known, so it is the server that cannot keep its word.
-            _ => Self {
-                code: Some("model_load_failed"),
-                ..Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
+            _ => Self::load_failed(message),
+        }
+    }
+}
+
+impl HttpError {
+    fn no_model(message: String) -> Self {
+        Self {
+            param: Some("model".to_owned()),
+            code: Some("model_not_found"),
+            ..Self::not_found(message)
+        }
+    }
+
+    /// The model is known, so it is the server that cannot keep its word.
+    fn load_failed(message: String) -> Self {
+        let new = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message);
+        Self { code: Some("model_load_failed"), ..new }
+    }
+
+    /// The scheduler refused it.
+    fn refused(refusal: &Refusal, message: String) -> Self {
+        let of = |status, code| {
+            let new = Self::new(status, "invalid_request_error", message.clone());
+            Self { param: Some("model".to_owned()), code: Some(code), ..new }
+        };
+        match refusal {
+            Refusal::Unknown(_) | Refusal::Removed(_) => Self::no_model(message),
+            Refusal::NeverFits(_) => of(StatusCode::UNPROCESSABLE_ENTITY, "model_too_large"),
+            Refusal::Pinned { .. } => of(StatusCode::UNPROCESSABLE_ENTITY, "memory_pinned"),
+            Refusal::LoadFailed { .. } => Self::load_failed(message),
+            Refusal::QueueFull { retry_after, .. } => Self {
+                code: Some("queue_full"),
+                retry_s: Some(retry_after.as_secs().max(RETRY_AFTER_S)),
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
             },
+            Refusal::DeadlinePassed { .. } => Self::ended(Reason::Deadline, message),
+            Refusal::Unloaded(_) => Self::ended(Reason::Unloaded, message),
+        }
+    }
+
+    /// It was ended before it was done.
+    fn ended(reason: Reason, message: String) -> Self {
+        match reason {
+            Reason::Stopping => Self::unavailable(message, "stopping"),
+            Reason::Unloaded => Self::unavailable(message, "unloaded"),
+            Reason::Cancelled => Self {
+                code: Some("cancelled"),
+                ..Self::new(StatusCode::CONFLICT, "invalid_request_error", message)
+            },
+            Reason::Deadline => Self {
+                code: Some("deadline_passed"),
+                ..Self::new(StatusCode::GATEWAY_TIMEOUT, "timeout_error", message)
+            },
+        }
+    }
+}
+
+impl From<AnswerError> for HttpError {
+    fn from(error: AnswerError) -> Self {
+        match error {
+            AnswerError::Ask(error) => error.into(),
+            AnswerError::Job(error) => error.into(),
         }
     }
 }
@@ -173,11 +235,12 @@ impl From<ParamError> for HttpError {
 impl From<JobError> for HttpError {
     fn from(error: JobError) -> Self {
         let message = error.to_string();
+        if let JobError::CutShort(reason) = error {
+            return Self::ended(reason, message);
+        }
         match error.code() {
             ErrorCode::InvalidRequest => Self::bad_request(message),
             ErrorCode::Busy => Self::unavailable(message, "busy"),
-            ErrorCode::Stopping => Self::unavailable(message, "stopping"),
-            ErrorCode::Aborted => Self::unavailable(message, "unloaded"),
             _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message),
         }
     }

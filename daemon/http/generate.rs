@@ -23,9 +23,8 @@ use serde_json::{Value, json};
 
 use super::chat_reply::{timings, usage};
 use super::error::HttpError;
-use super::{Context, params};
-use crate::generation::{Answer, Input, finish_word};
-use crate::models::worker::Event;
+use super::{Context, HEAD_WAIT, params};
+use crate::generation::{Answer, Event, Input, finish_word};
 
 #[derive(Debug, Deserialize)]
 struct Request {
@@ -43,19 +42,21 @@ pub(super) async fn generate(
 ) -> Result<Response, HttpError> {
     let (request, fields) = params::read::<Request>(&headers, body, context.body_limits).await?;
     let definition = context.models.definition(request.model.as_deref());
+    let urgency = fields.urgency()?;
     let params = fields.params(definition.as_deref())?;
     if params.logprobs.is_some() {
         let message = "only /v1/chat/completions has them";
         return Err(HttpError::bad_param("logprobs", message));
     }
-    let loaded = context.models.get(request.model.as_deref()).await?;
+    let ticket = context.models.ask(request.model.as_deref(), urgency).await?;
     let input = Input::Text(request.prompt);
-    let answer = Answer::start(&context.models, loaded, input, params)
-        .await
-        .map_err(|error| HttpError::from(error).about("messages", "prompt"))?;
+    let about = |error| HttpError::from(error).about("messages", "prompt");
+    let mut answer = Answer::new(&context.models, ticket, input, params).map_err(about)?;
     if request.stream.unwrap_or(false) {
+        answer.started_within(HEAD_WAIT).await.map_err(about)?;
         Ok(lines(answer))
     } else {
+        answer.started().await.map_err(about)?;
         Ok(Json(whole(answer).await?).into_response())
     }
 }

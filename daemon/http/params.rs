@@ -1,13 +1,15 @@
-//! The fields about sampling and stopping that every generating route takes.
+//! The fields about sampling, stopping and urgency that every generating route takes.
 //!
 //! Field names are OpenAI's where it has one, and else those that most servers share. `null`
 //! means absent, and so does what is not here: clients send many fields that do not matter.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::HeaderMap;
 use m40_manifest::Definition;
+use m40_sched::Class;
 use m40_sched::sampler::SamplingParams;
 use m40llm::GenerateParams;
 use serde::Deserialize;
@@ -15,6 +17,7 @@ use serde::de::DeserializeOwned;
 
 use super::body::{self, BodyLimits};
 use super::error::HttpError;
+use crate::models::Urgency;
 
 /// Most stop strings of one request.
 const STOPS_MAX: usize = 16;
@@ -24,6 +27,8 @@ const STOP_BYTES_MAX: usize = 1024;
 const TOP_LOGPROBS_MAX: u32 = 20;
 /// Most biased tokens of one request.
 const BIASES_MAX: usize = 4096;
+/// Longest time that a request may give itself, in seconds: a day.
+const DEADLINE_S_MAX: f64 = 86_400.0;
 
 /// Reads a body as a route's own fields and these.
 pub(super) async fn read<T: DeserializeOwned>(
@@ -35,7 +40,7 @@ pub(super) async fn read<T: DeserializeOwned>(
     Ok((body::parse(&bytes)?, body::parse(&bytes)?))
 }
 
-/// What a request says of sampling and stopping.
+/// What a request says of sampling, stopping and urgency.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Fields {
     temperature: Option<f32>,
@@ -58,6 +63,18 @@ pub(super) struct Fields {
     logprobs: Option<bool>,
     top_logprobs: Option<u32>,
     ignore_eos: Option<bool>,
+    urgency: Option<UrgencyName>,
+    /// Seconds after which the request is to be over, whether it waits or runs.
+    deadline_s: Option<f64>,
+}
+
+/// How urgent a request is beside others.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum UrgencyName {
+    Interactive,
+    Agent,
+    Batch,
 }
 
 #[derive(Debug, Deserialize)]
@@ -86,6 +103,23 @@ impl Fields {
             stop: stops(self.stop)?,
             stop_tokens: Vec::new(),
         })
+    }
+
+    /// How the request is to be treated beside others.
+    pub(super) fn urgency(&self) -> Result<Urgency, HttpError> {
+        let class = match self.urgency {
+            None | Some(UrgencyName::Interactive) => Class::Interactive,
+            Some(UrgencyName::Agent) => Class::Agent,
+            Some(UrgencyName::Batch) => Class::Batch,
+        };
+        let time = |seconds: f64| {
+            let legal = seconds > 0.0 && seconds <= DEADLINE_S_MAX;
+            legal.then(|| Duration::from_secs_f64(seconds)).ok_or_else(|| {
+                let message = format!("is {seconds}, it may be above 0 and at most 86400");
+                HttpError::bad_param("deadline_s", message)
+            })
+        };
+        Ok(Urgency { class, time: self.deadline_s.map(time).transpose()? })
     }
 
     fn logprobs(&self) -> Result<Option<u32>, HttpError> {

@@ -1,18 +1,23 @@
-//! Models that manifests define: from a definition to what is loaded, and what a change of the
-//! catalog means for what is in memory.
+//! Models that manifests define: what a catalog means for the scheduler.
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
-use m40_control::{Change, Effect, ModelChange, ModelEntry, ModelRef, ModelState};
-use m40_manifest::{self as manifest, Catalog, Definition, changed_keys};
-use m40llm::{KvType, ModelOptions};
+use m40_control::{ModelEntry, ModelRef, ModelState};
+use m40_manifest::{self as manifest, Catalog, Definition};
+use m40_sched::ModelName;
+use m40_sched::residency::{self, check_pinned};
 use tracing::{info, warn};
 
+use super::desk::{Desk, Known};
+use super::entry::{defined_entry, remote_entry, stored_entry};
+use super::error::LoadFailure;
+use super::source::Source;
+use super::{ModelError, Models};
+use crate::manifests::Judge;
 use crate::pulls::Pulls;
 use crate::store::Manifest;
-
-use super::slot::{Source, defined_entry, remote_entry, stored_entry};
-use super::{ModelError, Models};
 
 /// Where a defined model is loaded from.
 pub(super) fn source(
@@ -22,34 +27,15 @@ pub(super) fn source(
 ) -> Result<Source, ModelError> {
     let definition = &model.definition;
     let name = || definition.name.clone();
-    let is_own =
-        |path| matches!(&definition.source, manifest::Source::File(own) if own.path() == path);
+    let is_own = |path: &Path| matches!(&definition.source, manifest::Source::File(own) if own.path() == path);
     match wanted {
-        ModelRef::File(path) if !is_own(path.as_path()) => {
+        ModelRef::File(path) if !is_own(path) => {
             Err(ModelError::NameDefined { name: name(), manifest: model.file })
         }
         _ => match pulls.file_of(definition) {
             Ok(path) => Ok(Source::defined(path, model)),
             Err(why) => Err(ModelError::NotHere { name: name(), why }),
         },
-    }
-}
-
-/// What a definition asks of a load, but for how keys and values are kept.
-pub(super) fn options(definition: &Definition) -> ModelOptions {
-    ModelOptions {
-        context: definition.context_tokens,
-        chat_template: definition.template.as_ref().map(|text| text.content.to_string()),
-        tokenizer: definition.tokenizer.clone(),
-        ..ModelOptions::default()
-    }
-}
-
-/// How keys and values are kept, in the engine's terms.
-pub(super) fn kv_type(kv_type: manifest::KvType) -> KvType {
-    match kv_type {
-        manifest::KvType::F16 => KvType::F16,
-        manifest::KvType::Int8 => KvType::Int8,
     }
 }
 
@@ -64,9 +50,13 @@ impl Models {
     }
 
     pub(super) fn defined(&self, name: &str) -> Option<manifest::Model> {
-        let model = self.catalog().find(name).cloned()?;
+        self.catalog().find(name).map(|model| self.complete(model))
+    }
+
+    /// A model with what its source says where its manifest says nothing.
+    fn complete(&self, model: &manifest::Model) -> manifest::Model {
         let definition = self.inner.store.pulls().complete(&model.definition);
-        Some(manifest::Model { definition, ..model })
+        manifest::Model { definition, file: model.file.clone() }
     }
 
     /// The name that a model has itself, of one of its names.
@@ -74,13 +64,18 @@ impl Models {
         self.defined(name).map_or_else(|| name.to_owned(), |model| model.definition.name.clone())
     }
 
-    pub(super) fn defined_entries(&self) -> impl Iterator<Item = ModelEntry> {
+    pub(super) fn defined_entries(&self) -> Vec<ModelEntry> {
         let pulls = self.inner.store.pulls();
         let entry = |model: &manifest::Model| match pulls.file_of(&model.definition) {
             Ok(path) => defined_entry(model, &path),
             Err(why) => remote_entry(model, &why),
         };
-        self.catalog().models().map(entry).collect::<Vec<_>>().into_iter()
+        self.catalog().models().map(entry).collect()
+    }
+
+    /// The models that manifests define and whose files are not here.
+    pub(crate) fn coming(&self) -> impl Iterator<Item = ModelEntry> {
+        self.defined_entries().into_iter().filter(|entry| entry.state == ModelState::Remote)
     }
 
     pub(super) fn stored_entry(&self, manifest: &Manifest) -> ModelEntry {
@@ -93,95 +88,92 @@ impl Models {
         ModelEntry { state: ModelState::Failed, failure: Some(failure), ..entry }
     }
 
-    /// The models that manifests define and whose files are not here.
-    pub(crate) fn coming(&self) -> impl Iterator<Item = ModelEntry> {
-        self.defined_entries().filter(|entry| entry.state == ModelState::Remote)
-    }
-
     fn catalog(&self) -> Arc<Catalog> {
         Arc::clone(&self.inner.catalog.borrow())
     }
 
-    /// Does what the catalog and each change of it ask for: preloads, and lets go of what is
-    /// defined otherwise or no more, after its answers. Ends with the manifests.
-    pub(crate) async fn follow_catalog(self) {
-        let mut catalog = self.inner.catalog.clone();
-        let mut old = Arc::new(Catalog::default());
-        loop {
-            let new = Arc::clone(&catalog.borrow_and_update());
-            for change in old.changes(&new) {
-                self.apply(&change);
-            }
-            old = new;
-            if catalog.changed().await.is_err() {
-                return;
-            }
-        }
+    /// What a model in memory goes on with whose file is not what it was, or gone: as it is mapped, that
+    /// does not matter before the next load.
+    fn as_loaded(
+        &self,
+        desk: &Desk,
+        name: &ModelName,
+        source: &Source,
+        failure: Arc<LoadFailure>,
+    ) -> Weighed {
+        let before = desk.known(name.as_str()).filter(|before| {
+            desk.is_coming(name.as_str()) && before.source.revision() == source.revision()
+        });
+        let footprint = before.map(|before| before.definition.footprint).ok_or(failure)?;
+        Ok(self.inner.opener.definition(source, footprint))
     }
 
-    fn apply(&self, change: &ModelChange) {
-        let now = self.defined(&change.model);
-        let leaves = self.is_outdated(&change.model, now.as_ref());
-        let is_asked = match &change.change {
-            Change::Added => true,
-            Change::Removed => false,
-            Change::Changed { keys } => leaves || keys.iter().any(|key| key.key == "preload"),
+    /// Each model of a catalog whose file is here, with what the scheduler has to know of it or why
+    /// that cannot be told. Blocking.
+    fn weigh_all(&self, catalog: &Catalog) -> Vec<(ModelName, Source, Weighed)> {
+        let weigh = |model: &manifest::Model| {
+            let path = self.inner.store.pulls().file_of(&model.definition).ok()?;
+            let name = model.definition.name.as_str();
+            let source = Source::defined(path, self.complete(model));
+            let weighed = self.inner.opener.define(name, &source);
+            let weighed = weighed.map_err(|error| Arc::new(LoadFailure::from(&error)));
+            Some((name.into(), source, weighed))
         };
-        let preloads = is_asked && now.as_ref().is_some_and(|model| model.definition.preload);
-        // A file that was loaded where it is, by a name that no longer leads to it.
-        let aliases = now.iter().flat_map(|model| model.definition.aliases.clone());
-        let hidden = aliases.filter(|alias| self.slots().contains_key(alias));
-        let leaving: Vec<String> =
-            leaves.then(|| change.model.clone()).into_iter().chain(hidden).collect();
-        if leaving.is_empty() && !preloads {
-            return;
-        }
-        let (models, name) = (self.clone(), change.model.clone());
-        tokio::spawn(async move {
-            for name in leaving {
-                // It may have left by itself meanwhile.
-                if models.unload_own(&name, false).await.is_ok() {
-                    info!(model = name, "out of memory: the name is defined otherwise now");
+        catalog.models().filter_map(weigh).collect()
+    }
+}
+
+/// What the scheduler has to know of a model, or why that cannot be told.
+type Weighed = Result<residency::Definition, Arc<LoadFailure>>;
+
+impl Judge for Models {
+    fn check(&self, catalog: &Catalog) -> Result<(), String> {
+        let weighed = self.weigh_all(catalog).into_iter();
+        let definitions =
+            weighed.filter_map(|(name, _, weighed)| Some((name, weighed.ok()?))).collect();
+        let budget = self.with_desk(|desk, _| desk.ledger().budget());
+        check_pinned(&definitions, budget).map_err(|error| error.to_string())
+    }
+
+    fn adopt(&self, catalog: &Catalog) {
+        let weighed = self.weigh_all(catalog);
+        self.with_desk(|desk, outside| {
+            let mut known = others(desk, catalog);
+            let mut faults = vec![];
+            for (name, source, weighed) in weighed {
+                match weighed.or_else(|failure| self.as_loaded(desk, &name, &source, failure)) {
+                    Ok(definition) => {
+                        known.insert(name, Known::new(source, definition));
+                    }
+                    Err(failure) => faults.push((name, source, failure)),
                 }
             }
-            if preloads {
-                models.preload(name).await;
+            if let Err(error) = desk.adopt(known, outside) {
+                warn!(%error, "until they fit, no model is pinned");
             }
+            desk.replace_faults(faults);
+        });
+        let catalog = self.catalog();
+        self.with_desk(|desk, _| {
+            self.inner
+                .opener
+                .keep_only(|name| desk.known(name).is_some() || catalog.find(name).is_some());
         });
     }
+}
 
-    /// Loads what is to be in memory before anybody asks, whenever something has come from elsewhere.
-    /// Ends with the daemon.
-    pub(crate) async fn follow_arrivals(self) {
-        let mut arrivals = self.inner.store.pulls().arrivals();
-        while arrivals.changed().await.is_ok() {
-            let catalog = self.catalog();
-            let preloaded = catalog.models().filter(|model| model.definition.preload);
-            let absent = |name: &String| !self.slots().contains_key(name);
-            let names = preloaded.map(|model| model.definition.name.clone()).filter(absent);
-            for name in names.collect::<Vec<_>>() {
-                self.preload(name).await;
-            }
+/// What is known of models that no manifest defines, and whose names no manifest has.
+fn others(desk: &Desk, catalog: &Catalog) -> BTreeMap<ModelName, Known> {
+    let is_other = |(name, known): &(&ModelName, &Known)| {
+        if known.source.definition().is_some() {
+            return false;
         }
-    }
-
-    async fn preload(&self, name: String) {
-        match self.load(&ModelRef::Name(name.clone())).await {
-            // It is loaded when it comes.
-            Ok(_) | Err(ModelError::NotHere { .. }) => {}
-            Err(error) => warn!(model = name, %error, "cannot preload"),
+        let hidden = catalog.find(name.as_str()).is_some();
+        if hidden && desk.is_coming(name.as_str()) {
+            info!(model = name.as_str(), "leaves memory: the name is defined otherwise now");
         }
-    }
-
-    /// Whether what is in memory by this name is not what the name means now.
-    fn is_outdated(&self, name: &str, now: Option<&manifest::Model>) -> bool {
-        let Some(slot) = self.slots().get(name).cloned() else { return false };
-        match (slot.source().definition(), now) {
-            (Some(old), Some(now)) => {
-                let keys = changed_keys(old, &now.definition);
-                keys.iter().any(|key| key.effect == Effect::Reload)
-            }
-            (old, now) => old.is_some() || now.is_some(),
-        }
-    }
+        !hidden
+    };
+    let others = desk.all_known().iter().filter(is_other);
+    others.map(|(name, known)| (name.clone(), known.clone())).collect()
 }

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use m40_control::{ApiError, ErrorCode};
+use m40_sched::residency::{PinnedTooLarge, Refusal};
 use m40llm::LoadError;
 
+use super::job::Reason;
 use crate::pulls::NotHere;
 
 /// Why a model is not ready, or takes no job.
@@ -38,20 +40,20 @@ pub(crate) enum ModelError {
     NotHere { name: String, why: NotHere },
     #[error("{} is not an absolute path of a file", path.display())]
     BadPath { path: PathBuf },
-    #[error(
-        "{limit} models are loaded, the most that models.loaded_max allows: unload one with `m40ctl unload NAME`"
-    )]
-    TooManyLoaded { limit: usize },
     #[error("{}", .0.message)]
     Load(Arc<LoadFailure>),
-    #[error(
-        "the model {name:?} has {limit} requests waiting, the most that limits.queued_jobs_max allows: try again later"
-    )]
-    QueueFull { name: String, limit: usize },
-    #[error("the model {name:?} is being unloaded: try again")]
-    Unloading { name: String },
-    #[error("m40d is stopping")]
-    Stopping,
+    #[error("{refusal}")]
+    Refused {
+        refusal: Box<Refusal>,
+        /// What the latest load that failed came to.
+        failure: Option<ErrorCode>,
+    },
+    #[error(transparent)]
+    Pinned(#[from] PinnedTooLarge),
+    #[error("the request was ended: {0}")]
+    Ended(Reason),
+    #[error("m40d failed, see its log")]
+    Internal,
 }
 
 /// Why a load failed, kept for everybody who waits for it.
@@ -66,7 +68,7 @@ impl From<&LoadError> for LoadFailure {
         let code = match error {
             LoadError::NotFound { .. } => ErrorCode::NotFound,
             LoadError::Io { .. } | LoadError::Gpu { .. } => ErrorCode::Internal,
-            // It would fit if other models made room.
+            // It would fit if what is free was in one piece.
             LoadError::NoRoom { memory, .. } if memory.needed() <= memory.capacity => {
                 ErrorCode::Busy
             }
@@ -87,13 +89,34 @@ impl ModelError {
             Self::NotLoaded { .. }
             | Self::NameTaken { .. }
             | Self::NameStored { .. }
-            | Self::NameDefined { .. } => ErrorCode::Conflict,
+            | Self::NameDefined { .. }
+            | Self::Pinned(_) => ErrorCode::Conflict,
             Self::NotHere { why, .. } => why.code(),
-            Self::TooManyLoaded { .. } | Self::QueueFull { .. } | Self::Unloading { .. } => {
-                ErrorCode::Busy
-            }
             Self::Load(failure) => failure.code,
+            Self::Refused { refusal, failure } => refused(refusal, *failure),
+            Self::Ended(reason) => reason.code(),
+            Self::Internal => ErrorCode::Internal,
+        }
+    }
+}
+
+fn refused(refusal: &Refusal, failure: Option<ErrorCode>) -> ErrorCode {
+    match refusal {
+        Refusal::Unknown(_) | Refusal::Removed(_) => ErrorCode::NotFound,
+        Refusal::NeverFits(_) => ErrorCode::BadModel,
+        Refusal::Pinned { .. } => ErrorCode::Conflict,
+        Refusal::LoadFailed { .. } => failure.unwrap_or(ErrorCode::Internal),
+        Refusal::QueueFull { .. } => ErrorCode::Busy,
+        Refusal::DeadlinePassed { .. } | Refusal::Unloaded(_) => ErrorCode::Aborted,
+    }
+}
+
+impl Reason {
+    /// The code that the control API has for it.
+    pub(crate) fn code(self) -> ErrorCode {
+        match self {
             Self::Stopping => ErrorCode::Stopping,
+            Self::Unloaded | Self::Cancelled | Self::Deadline => ErrorCode::Aborted,
         }
     }
 }

@@ -83,6 +83,16 @@ impl Card {
         format!("cuda, {name}, {mib} MiB for models, decode by {}", self.decode)
     }
 
+    /// Bytes that all models have together.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.arena.usage().capacity
+    }
+
+    /// Bytes of them that nothing has.
+    pub(crate) fn free(&self) -> u64 {
+        self.arena.usage().free
+    }
+
     /// Everything of a model but its weights.
     pub(crate) fn plan(
         &self,
@@ -100,7 +110,7 @@ impl Card {
         program: Program,
         gguf: &Gguf<Mmap>,
         context: u32,
-    ) -> Result<CardModel, LoadError> {
+    ) -> Result<(CardModel, GpuMemory), LoadError> {
         let (plan, memory) = self.plan(path, program, context)?;
         let mut held = lock(&self.loader);
         let (loader, kernels) = &mut *held;
@@ -120,7 +130,8 @@ impl Card {
         let owner = Owner::start(passes, ahead)
             .map_err(|error| GpuError::Thread { reason: error.to_string() })
             .map_err(|source| LoadError::Gpu { path: path.into(), source })?;
-        Ok(CardModel { owner, vocab, context: context as usize, page_bytes })
+        let model = CardModel { owner, vocab, context: context as usize, page_bytes };
+        Ok((model, memory))
     }
 }
 

@@ -315,3 +315,25 @@ fn a_tokenizer_json_beside_the_model_stands_in_for_its_vocabulary() {
     let broken = error_with(&whole.path, &options);
     assert!(matches!(broken, LoadError::Tokenizer { .. }), "{broken}");
 }
+
+#[test]
+fn what_a_model_takes_is_known_before_it_is_loaded() {
+    let file = Tiny::of(&TinyModel::new("llama").build());
+    let footprint = engine().footprint(&file.path, &ModelOptions::default()).unwrap();
+    let model = file.load();
+    assert_eq!(model.footprint(), &footprint);
+    let info = model.info();
+    assert_eq!(footprint.weights, info.weight_bytes);
+    assert_eq!(footprint.parts().kv, info.kv_bytes_per_token * u64::from(info.context));
+    // The input of the widest layer at least.
+    assert!(footprint.scratch >= 512 * 512 * 4, "{footprint:?}");
+
+    let prompt: Vec<u32> = (0..40).collect();
+    let mut session = model.session();
+    session.generate(&prompt, &greedy(200), &CancelToken::new(), &mut |_| {}).unwrap();
+    assert!(session.kv_bytes() as u64 <= footprint.parts().kv);
+    let shorter = ModelOptions { context: Some(64), ..ModelOptions::default() };
+    let shorter = engine().footprint(&file.path, &shorter).unwrap();
+    assert_eq!(shorter.parts().kv, info.kv_bytes_per_token * 64);
+    assert_eq!(engine().capacity(), None);
+}

@@ -61,10 +61,14 @@ fn a_full_queue_says_when_to_come_back() {
     let waiting = daemon.post_stream("/generate", &long());
     assert_eq!(waiting.status, 200);
     let refused = daemon.post("/generate", &json!({"prompt": "a"}));
-    assert_eq!(refused.status, 503, "{}", refused.body);
+    assert_eq!(refused.status, 429, "{}", refused.body);
     assert_eq!(refused.header("retry-after"), Some("1"));
-    assert_eq!(refused.json()["error"]["type"], "unavailable_error");
-    assert!(refused.body.contains("limits.queued_jobs_max"), "{}", refused.body);
+    let error = &refused.json()["error"];
+    assert_eq!(
+        (&error["type"], &error["code"]),
+        (&json!("rate_limit_error"), &json!("queue_full"))
+    );
+    ctl(&daemon, &["run", "tiny", "a"]).fails(75, &["1 requests wait", "try again"]);
     check_healthy(&mut daemon);
 }
 

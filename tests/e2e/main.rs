@@ -14,6 +14,7 @@ mod manifests;
 mod models;
 mod pulls;
 mod real;
+mod residency;
 mod sources;
 mod stored;
 

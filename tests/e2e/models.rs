@@ -233,16 +233,6 @@ fn a_model_is_unloaded_after_its_answers_or_at_once_when_forced() {
 }
 
 #[test]
-fn no_more_models_are_loaded_than_allowed() {
-    let daemon = builder().config("[models]\nloaded_max = 1").start();
-    let (a, b) = (tiny(daemon.dir(), "a.gguf"), tiny(daemon.dir(), "b.gguf"));
-    ctl(&daemon, &["load", path_str(&a)]).ok();
-    ctl(&daemon, &["load", path_str(&b)]).fails(75, &["models.loaded_max", "m40ctl unload"]);
-    ctl(&daemon, &["unload", "a"]).ok();
-    ctl(&daemon, &["load", path_str(&b)]).ok();
-}
-
-#[test]
 fn failures_are_json_when_asked_for() {
     let daemon = builder().start();
     let done = ctl(&daemon, &["load", "--json", "nope"]);

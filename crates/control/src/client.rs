@@ -16,10 +16,10 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::{
-    AdoptEvent, AdoptRequest, ApiError, BenchEvent, BenchRequest, ErrorBody, LoadRequest,
-    ModelDetails, ModelEntry, ModelList, NameRequest, PruneRequest, Pruned, PullEvent, PullRequest,
-    Reload, ReloadRequest, Removed, RunEvent, RunRequest, Status, UnloadRequest, VerifyEvent,
-    VerifyRequest,
+    AdoptEvent, AdoptRequest, ApiError, BenchEvent, BenchRequest, CancelRequest, ErrorBody,
+    LoadRequest, ModelDetails, ModelEntry, ModelList, NameRequest, Plan, PlanRequest, PruneRequest,
+    Pruned, PullEvent, PullRequest, QueueEntry, QueueList, Reload, ReloadRequest, Removed,
+    RunEvent, RunRequest, Status, UnloadRequest, VerifyEvent, VerifyRequest, Vram,
 };
 
 /// Longest answer, and longest line of a streamed one, that the client takes. Far above what a
@@ -165,6 +165,38 @@ impl Client {
     /// Any [`ClientError`].
     pub async fn unload(&self, request: &UnloadRequest) -> Result<ModelEntry, ClientError> {
         self.call(Method::POST, "/models/unload", Some(request)).await
+    }
+
+    /// What would happen if a model was asked for now.
+    ///
+    /// # Errors
+    /// Any [`ClientError`]. That it would be refused is none: the plan says so.
+    pub async fn plan(&self, request: &PlanRequest) -> Result<Plan, ClientError> {
+        self.call(Method::POST, "/models/plan", Some(request)).await
+    }
+
+    /// The requests that wait or run.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn queue(&self) -> Result<QueueList, ClientError> {
+        self.call::<(), _>(Method::GET, "/queue", None).await
+    }
+
+    /// Ends a request that waits or runs.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn cancel(&self, request: &CancelRequest) -> Result<QueueEntry, ClientError> {
+        self.call(Method::POST, "/queue/cancel", Some(request)).await
+    }
+
+    /// Who holds which bytes of the memory that models share.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn vram(&self) -> Result<Vram, ClientError> {
+        self.call::<(), _>(Method::GET, "/vram", None).await
     }
 
     /// Rereads the manifests, or says what that would change.

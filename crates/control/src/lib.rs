@@ -12,12 +12,16 @@
 //! | `POST /models/remove` | [`NameRequest`] | [`Removed`] |
 //! | `POST /models/load` | [`LoadRequest`] | [`ModelEntry`] |
 //! | `POST /models/unload` | [`UnloadRequest`] | [`ModelEntry`] |
+//! | `POST /models/plan` | [`PlanRequest`] | [`Plan`] |
 //! | `POST /models/bench` | [`BenchRequest`] | lines of [`BenchEvent`] |
 //! | `POST /run` | [`RunRequest`] | lines of [`RunEvent`] |
 //! | `POST /reload` | [`ReloadRequest`] | [`Reload`] |
 //! | `POST /prune` | [`PruneRequest`] | [`Pruned`] |
 //! | `POST /verify` | [`VerifyRequest`] | lines of [`VerifyEvent`] |
 //! | `POST /adopt` | [`AdoptRequest`] | lines of [`AdoptEvent`] |
+//! | `GET /queue` | | [`QueueList`] |
+//! | `POST /queue/cancel` | [`CancelRequest`] | [`QueueEntry`] |
+//! | `GET /vram` | | [`Vram`] |
 //!
 //! Every error is an [`ApiError`] with the status of [`ErrorCode::http_status`]. This crate never
 //! links the engine, prints nothing and reads no environment: [`paths::Env`] is handed in.
@@ -28,6 +32,7 @@ mod client;
 mod error;
 pub mod paths;
 mod reload;
+mod residency;
 mod stored;
 mod types;
 
@@ -37,5 +42,6 @@ pub use error::{ApiError, ErrorCode};
 pub use reload::{
     Change, Effect, KeyChange, ManifestProblem, ModelChange, Place, Reload, ReloadRequest,
 };
+pub use residency::*;
 pub use stored::*;
 pub use types::*;

@@ -92,6 +92,8 @@ pub enum ModelState {
     Remote,
     /// Known, and on disk only.
     Stored,
+    /// Asked for, and not in memory before others make room.
+    Waiting,
     /// Being loaded.
     Loading,
     /// Answering.
@@ -108,6 +110,7 @@ impl ModelState {
         match self {
             Self::Remote => "remote",
             Self::Stored => "stored",
+            Self::Waiting => "waiting",
             Self::Loading => "loading",
             Self::Ready => "ready",
             Self::Unloading => "unloading",
@@ -165,12 +168,24 @@ pub struct LoadedModel {
     pub kv_type: String,
     /// Cache bytes that a token of context takes.
     pub kv_bytes_per_token: u64,
+    /// Bytes of memory that it holds, weights and all.
+    #[serde(default)]
+    pub memory_bytes: u64,
     /// How long loading took.
     pub load_ms: u64,
-    /// Jobs waiting or running.
+    /// Requests waiting or running.
     pub jobs: u64,
-    /// Jobs ended since the load.
+    /// Requests running.
+    #[serde(default)]
+    pub running: u64,
+    /// Requests waiting.
+    #[serde(default)]
+    pub waiting: u64,
+    /// Requests answered since the load.
     pub jobs_done: u64,
+    /// Seconds until it leaves memory if nobody asks for it; absent where it stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaves_in_s: Option<u64>,
 }
 
 /// Answer to `GET /models`, sorted by name.

@@ -80,6 +80,14 @@ impl Catalog {
         Self { problems: vec![problem], ..self.clone() }
     }
 
+    /// This catalog with one more thing that is wrong.
+    #[must_use]
+    pub fn with(&self, problem: ManifestProblem) -> Self {
+        let mut with = self.clone();
+        with.problems.push(problem);
+        with
+    }
+
     fn add(&mut self, file: PathBuf, candidate: Candidate<'_>) {
         for defined in &candidate.models {
             let definition = Arc::clone(&defined.definition);

@@ -248,7 +248,8 @@ impl Daemon {
                         return message;
                     }
                 }
-                Err(error) if is_timeout(&error) => {
+                // A wait with a time limit is not begun again after a signal of any kind.
+                Err(error) if is_timeout(&error) || error.kind() == io::ErrorKind::Interrupted => {
                     let ended = self.child.try_wait().expect("a child can be waited for");
                     if let Some(status) = ended {
                         panic!("m40d ended with {status} before {what}\n{}", self.log());

@@ -68,6 +68,18 @@ impl Stream {
         }
     }
 
+    /// All that is left of the body.
+    ///
+    /// # Panics
+    /// When the connection breaks.
+    pub fn rest(&mut self) -> String {
+        let mut rest = std::mem::take(&mut self.pending);
+        while let Some(piece) = self.body.piece().expect("the connection broke in a body") {
+            rest.extend(piece);
+        }
+        String::from_utf8_lossy(&rest).into_owned()
+    }
+
     /// The next server-sent event's data, without comments.
     pub fn event(&mut self) -> Option<String> {
         loop {

@@ -101,6 +101,13 @@ impl Rules {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub(super) u64);
 
+impl RequestId {
+    /// The number, for people; no other request has it.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+}
+
 /// What somebody asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ask {

@@ -140,7 +140,16 @@ impl Scheduler {
 
     /// All models, by name.
     pub fn models(&self) -> Vec<ModelStatus> {
-        let status = |(name, entry): (&ModelName, &Entry)| ModelStatus {
+        self.models.iter().map(|(name, entry)| self.status(name, entry)).collect()
+    }
+
+    /// The model of this name.
+    pub fn model(&self, name: &str) -> Option<ModelStatus> {
+        self.models.get_key_value(name).map(|(name, entry)| self.status(name, entry))
+    }
+
+    fn status(&self, name: &ModelName, entry: &Entry) -> ModelStatus {
+        ModelStatus {
             model: name.clone(),
             residence: self.residence(entry),
             parts: self.ledger.account(name).map(|account| *account.parts()).unwrap_or_default(),
@@ -149,8 +158,7 @@ impl Scheduler {
             idle_end: entry.idle_end(),
             failure: entry.failure.as_ref().map(|f| (Arc::clone(&f.reason), f.in_a_row)),
             load_took: entry.load_took,
-        };
-        self.models.iter().map(status).collect()
+        }
     }
 
     /// A request that waits; `None` if it does not, or not any more.

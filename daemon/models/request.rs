@@ -1,0 +1,104 @@
+//! A request, from when it is asked until it has ended: its place goes when it is dropped.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use m40_sched::{Class, RequestId};
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
+use tracing::error;
+
+use super::desk::{Started, Told};
+use super::job::{CountedJob, Cut, Job, Reason};
+use super::loaded::{Failed, Loaded};
+use super::{ModelError, Models};
+
+/// How a request is to be treated beside others.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Urgency {
+    pub class: Class,
+    /// After how long it is to be over, whether it waits or runs.
+    pub time: Option<Duration>,
+}
+
+/// A place among those that wait or run. Dropping it frees it.
+#[derive(Debug)]
+pub(super) struct Place {
+    models: Models,
+    id: RequestId,
+    // Last, so that no request is counted means that none has a place.
+    _counted: CountedJob,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.models.with_desk(|desk, outside| desk.leave(self.id, outside));
+    }
+}
+
+/// A request that waits.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    model: String,
+    told: oneshot::Receiver<Told>,
+    place: Place,
+}
+
+impl Ticket {
+    pub(super) fn new(
+        models: Models,
+        model: String,
+        id: RequestId,
+        told: oneshot::Receiver<Told>,
+        counted: CountedJob,
+    ) -> Self {
+        Self { model, told, place: Place { models, id, _counted: counted } }
+    }
+
+    /// Name of the model that is asked for.
+    pub(crate) fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// The model as it is in memory; it may be another one by the request's turn. Holding it keeps it
+    /// there.
+    pub(crate) fn loaded(&self) -> Option<Arc<Loaded>> {
+        self.place.models.with_desk(|desk, _| desk.loaded_of(&self.model).cloned())
+    }
+
+    /// Waits for its turn.
+    pub(crate) async fn turn(self) -> Result<Run, ModelError> {
+        let Self { told, place, .. } = self;
+        let told = told.await.unwrap_or(Err(ModelError::Ended(Reason::Stopping)));
+        let Started { loaded, cut } = told?;
+        Ok(Run { loaded, cut, place })
+    }
+}
+
+/// A request that runs on a model, which stays in memory meanwhile.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub loaded: Arc<Loaded>,
+    pub cut: Arc<Cut>,
+    place: Place,
+}
+
+impl Run {
+    /// Answers a job on a thread of its own, and ends with it.
+    pub(crate) fn answer(self, job: Job) {
+        spawn_blocking(move || {
+            let Self { loaded, cut, place } = self;
+            let name = loaded.name.clone();
+            let answered = loaded.answer(&job, &cut);
+            drop(loaded);
+            match answered {
+                Ok(()) => {}
+                Err(Failed::DeviceLost(error)) => place.models.device_failed(error),
+                Err(Failed::Panicked) => {
+                    error!(model = name.as_str(), "the model panicked; it loads again on use");
+                    place.models.end_now(&name);
+                }
+            }
+        });
+    }
+}

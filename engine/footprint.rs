@@ -1,0 +1,46 @@
+//! What a model takes of the memory that models share.
+
+use std::num::NonZeroU32;
+
+use m40_cpu::kv;
+use m40_gguf::Gguf;
+use m40_program::{MemoryPlan, Program};
+use m40_sched::Footprint;
+use memmap2::Mmap;
+
+use crate::backend::{CPU_SESSIONS, PROMPT_ROWS};
+#[cfg(feature = "cuda")]
+use crate::gpu::GpuMemory;
+
+/// On the CPU: the weights, which are mapped; a KV cache of `context` tokens for each session that
+/// runs; and the buffers of a pass over as much of a prompt as is computed at a time.
+pub(crate) fn on_cpu(program: &Program, gguf: &Gguf<Mmap>, context: u32) -> Footprint {
+    let page_tokens = const { NonZeroU32::new(kv::PAGE_TOKENS as u32).unwrap() };
+    let page_bytes = program.kv_bytes_per_token() as u64 * kv::PAGE_TOKENS as u64;
+    let bytes = |info: &m40_gguf::TensorInfo| gguf.tensor_data(info).len() as u64;
+    Footprint {
+        weights: gguf.tensors().iter().map(bytes).sum(),
+        scratch: MemoryPlan::new(program, PROMPT_ROWS, CPU_SESSIONS as usize).bytes(),
+        page_bytes,
+        page_tokens,
+        context: context.saturating_mul(CPU_SESSIONS),
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl GpuMemory {
+    /// As the ledger counts it.
+    pub(crate) fn footprint(&self) -> Footprint {
+        let page_tokens = u32::try_from(self.step_tokens).ok().and_then(NonZeroU32::new);
+        let mut footprint = Footprint {
+            weights: self.weights,
+            scratch: self.scratch,
+            page_bytes: self.kv_step,
+            page_tokens: page_tokens.unwrap_or(NonZeroU32::MIN),
+            context: self.context,
+        };
+        // What the cache takes beyond its pages, as it begins and ends where the arena has it.
+        footprint.scratch += self.kv.saturating_sub(footprint.parts().kv);
+        footprint
+    }
+}

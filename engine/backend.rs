@@ -228,6 +228,15 @@ impl Cache {
 }
 
 impl Runner {
+    /// Whether sessions share one KV cache; else each has its own.
+    pub(crate) fn shares_cache(&self) -> bool {
+        match self {
+            Self::Cpu { .. } => false,
+            #[cfg(feature = "cuda")]
+            Self::Gpu(_) => true,
+        }
+    }
+
     /// An empty cache.
     pub(crate) fn cache(&self) -> Cache {
         match self {

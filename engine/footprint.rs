@@ -12,8 +12,8 @@ use crate::backend::{CPU_SESSIONS, PROMPT_ROWS};
 #[cfg(feature = "cuda")]
 use crate::gpu::GpuMemory;
 
-/// On the CPU: the weights, which are mapped; a KV cache of `context` tokens for each session that
-/// runs; and the buffers of a pass over as much of a prompt as is computed at a time.
+/// On the CPU: the weights, which are mapped; a session's KV cache of `context` tokens; and the buffers
+/// of a pass over as much of a prompt as is computed at a time.
 pub(crate) fn on_cpu(program: &Program, gguf: &Gguf<Mmap>, context: u32) -> Footprint {
     let page_tokens = const { NonZeroU32::new(kv::PAGE_TOKENS as u32).unwrap() };
     let page_bytes = program.kv_bytes_per_token() as u64 * kv::PAGE_TOKENS as u64;
@@ -23,7 +23,7 @@ pub(crate) fn on_cpu(program: &Program, gguf: &Gguf<Mmap>, context: u32) -> Foot
         scratch: MemoryPlan::new(program, PROMPT_ROWS, CPU_SESSIONS as usize).bytes(),
         page_bytes,
         page_tokens,
-        context: context.saturating_mul(CPU_SESSIONS),
+        context,
     }
 }
 

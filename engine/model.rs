@@ -449,6 +449,12 @@ impl Model {
         Session::new(self.clone())
     }
 
+    /// Bytes that each session takes beyond the footprint that runs beside another: nothing where
+    /// sessions share one KV cache.
+    pub fn session_bytes(&self) -> u64 {
+        if self.runner().shares_cache() { 0 } else { self.footprint().parts().kv }
+    }
+
     /// What it takes of the memory.
     pub fn footprint(&self) -> &Footprint {
         &self.0.footprint

@@ -6,6 +6,9 @@
 //! `loaded`, `load_failed`, `departed`, `leave`.
 
 mod known;
+mod sessions;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -32,6 +35,10 @@ use super::source::Source;
 struct Resident {
     /// Absent until it is loaded, and from when it is to go.
     loaded: Option<Arc<Loaded>>,
+    /// Requests that run, each in a session.
+    sessions: u32,
+    /// What a session takes beside another; see [`sessions`].
+    session_bytes: u64,
     /// Closed when it is out of memory.
     gone: watch::Sender<()>,
 }
@@ -66,7 +73,15 @@ struct Request {
 #[derive(Debug)]
 enum Stage {
     Waits(oneshot::Sender<Told>),
-    Runs { since: Moment, cut: Arc<Cut> },
+    /// It may run, and waits for memory for its session.
+    Held {
+        since: Moment,
+        teller: oneshot::Sender<Told>,
+    },
+    Runs {
+        since: Moment,
+        cut: Arc<Cut>,
+    },
 }
 
 /// A request as it is now.
@@ -172,6 +187,9 @@ impl Desk {
         let seen = |(&id, request): (&RequestId, &Request)| {
             let stage = match (&request.stage, waiting.get(&id)) {
                 (Stage::Runs { since, .. }, _) => Progress::Runs { since: now.since(*since) },
+                (Stage::Held { since, .. }, _) => {
+                    Progress::Waits { ahead: 0, since: now.since(*since), wait: None }
+                }
                 (Stage::Waits(_), Some(waiting)) => {
                     let &Waiting { ahead, since, wait, .. } = waiting;
                     Progress::Waits { ahead, since: now.since(since), wait }
@@ -225,7 +243,12 @@ impl Desk {
         let Some(request) = self.requests.remove(&id) else { return };
         let actions = match request.stage {
             Stage::Waits(_) => self.scheduler.cancel(self.now(), id),
-            Stage::Runs { .. } => self.scheduler.finished(self.now(), id),
+            Stage::Held { .. } => self.scheduler.finished(self.now(), id),
+            Stage::Runs { .. } => {
+                let mut actions = self.end_session(&request.model);
+                actions.extend(self.scheduler.finished(self.now(), id));
+                actions
+            }
         };
         self.carry_out(actions, outside);
     }
@@ -255,6 +278,11 @@ impl Desk {
             None => return,
             Some(Stage::Runs { cut, .. }) => cut.short(reason),
             Some(Stage::Waits(_)) => self.tell(id, Err(ModelError::Ended(reason))),
+            Some(Stage::Held { .. }) => {
+                self.tell(id, Err(ModelError::Ended(reason)));
+                let actions = self.scheduler.finished(self.now(), id);
+                return self.carry_out(actions, outside);
+            }
         }
         let actions = self.scheduler.cancel(self.now(), id);
         self.carry_out(actions, outside);
@@ -281,6 +309,7 @@ impl Desk {
         // It has been there since the load began.
         let Some(resident) = self.residents.get_mut(&name) else { return };
         info!(model = name.as_str(), ms = loaded.load_time.as_millis() as u64, "loaded");
+        resident.session_bytes = loaded.model.session_bytes();
         resident.loaded = Some(loaded);
         if let Some(known) = self.known.get_mut(&name) {
             known.failure = None;
@@ -359,45 +388,35 @@ impl Desk {
                     let refusal = self.refused(refusal);
                     self.tell(request, Err(refusal));
                 }
-                Action::Stop { request } => {
-                    let request = self.requests.get(&request);
-                    if let Some(Request { stage: Stage::Runs { cut, .. }, .. }) = request {
+                Action::Stop { request } => match self.requests.get(&request) {
+                    Some(Request { stage: Stage::Runs { cut, .. }, .. }) => {
                         cut.short(Reason::Deadline);
                     }
-                }
+                    Some(Request { stage: Stage::Held { .. }, .. }) => {
+                        self.tell(request, Err(ModelError::Ended(Reason::Deadline)));
+                        actions.extend(self.scheduler.finished(self.now(), request));
+                    }
+                    _ => {}
+                },
                 Action::Load { model } => self.begin_load(model, outside),
                 Action::Unload { model, why, cut_short } => {
                     info!(model = model.as_str(), ?why, cut_short, "unloading");
                     self.begin_unload(&model, outside);
                 }
-                // What models have of the KV cache they have from their load on.
+                // What a model has beyond its load is all in use, and goes back as its requests end.
                 Action::ShrinkKv { .. } => {}
             }
         }
+        self.begin_held();
         let wake = self.scheduler.next_wake();
         let wake = wake.map(|wake| self.started + wake.since(Moment::START));
         self.wake.send_if_modified(|before| std::mem::replace(before, wake) != wake);
     }
 
-    /// Lets a request begin; false where nobody waits for it any more.
-    fn start(&mut self, id: RequestId, model: &ModelName) -> bool {
-        let (since, loaded) = (self.now(), self.loaded_of(model.as_str()).cloned());
-        let (Some(loaded), Some(request)) = (loaded, self.requests.get_mut(&id)) else {
-            return false;
-        };
-        let cut = Arc::<Cut>::default();
-        let runs = Stage::Runs { since, cut: Arc::clone(&cut) };
-        match std::mem::replace(&mut request.stage, runs) {
-            // Who does not listen any more is about to say so.
-            Stage::Waits(teller) => drop(teller.send(Ok(Started { loaded, cut }))),
-            Stage::Runs { .. } => {}
-        }
-        true
-    }
-
     /// Ends a request's wait. Nothing more is heard of it.
     fn tell(&mut self, id: RequestId, told: Told) {
-        if let Some(Request { stage: Stage::Waits(teller), .. }) = self.requests.remove(&id) {
+        let stage = self.requests.remove(&id).map(|request| request.stage);
+        if let Some(Stage::Waits(teller) | Stage::Held { teller, .. }) = stage {
             // Who does not listen any more has left.
             drop(teller.send(told));
         }
@@ -407,16 +426,23 @@ impl Desk {
         // Only what is defined is loaded.
         let Some(known) = self.known.get(&model) else { return };
         info!(model = model.as_str(), path = %known.source.path.display(), "loading");
-        let resident = Resident { loaded: None, gone: watch::Sender::new(()) };
+        let resident =
+            Resident { loaded: None, sessions: 0, session_bytes: 0, gone: watch::Sender::new(()) };
         self.residents.insert(model.clone(), resident);
         outside.load(model, known.source.clone());
     }
 
     fn begin_unload(&mut self, model: &ModelName, outside: &impl Outside) {
-        for request in self.requests.values().filter(|request| request.model == *model) {
-            if let Stage::Runs { cut, .. } = &request.stage {
-                cut.short(Reason::Unloaded);
+        let mut held = vec![];
+        for (id, request) in self.requests.iter().filter(|(_, request)| request.model == *model) {
+            match &request.stage {
+                Stage::Runs { cut, .. } => cut.short(Reason::Unloaded),
+                Stage::Held { .. } => held.push(*id),
+                Stage::Waits(_) => {}
             }
+        }
+        for id in held {
+            self.tell(id, Err(ModelError::Ended(Reason::Unloaded)));
         }
         let resident = self.residents.get_mut(model);
         if let Some(loaded) = resident.and_then(|resident| resident.loaded.take()) {

@@ -332,6 +332,7 @@ fn what_a_model_takes_is_known_before_it_is_loaded() {
     let mut session = model.session();
     session.generate(&prompt, &greedy(200), &CancelToken::new(), &mut |_| {}).unwrap();
     assert!(session.kv_bytes() as u64 <= footprint.parts().kv);
+    assert_eq!(model.session_bytes(), footprint.parts().kv, "each session has its own");
     let shorter = ModelOptions { context: Some(64), ..ModelOptions::default() };
     let shorter = engine().footprint(&file.path, &shorter).unwrap();
     assert_eq!(shorter.parts().kv, info.kv_bytes_per_token * 64);

@@ -10,7 +10,7 @@ use m40_testkit::daemon::{Builder, Daemon};
 use m40_testkit::gguf::TinyModel;
 use serde_json::{Value, json};
 
-use crate::{ENDLESS_CONTEXT, builder, check_healthy, ctl, endless, path_str};
+use crate::{ENDLESS_CONTEXT, builder, check_healthy, ctl, path_str};
 
 /// Clients at a time.
 const CLIENTS: usize = 64;
@@ -279,6 +279,15 @@ fn a_model_in_memory_goes_on_when_its_file_is_gone_and_others_are_edited() {
     assert!(list.contains("failed: there is no file"), "{list}");
 }
 
+/// As [`crate::endless`], and `tiny` answers one request at a time.
+fn endless_alone(builder: Builder) -> Daemon {
+    let model = TinyModel::new("llama").context(ENDLESS_CONTEXT);
+    let file = crate::write(builder.dir(), "tiny.gguf", &model.build());
+    let keys = format!("context_tokens = {ENDLESS_CONTEXT}\nsequences_max = 1\npreload = true");
+    manifest(builder.dir(), "tiny", &format!("source = {:?}\n{keys}\n", path_str(&file)));
+    builder.start()
+}
+
 /// A long answer.
 fn long() -> Value {
     json!({"model": "tiny", "prompt": "a", "stream": true, "ignore_eos": true, "temperature": 0})
@@ -286,7 +295,7 @@ fn long() -> Value {
 
 #[test]
 fn a_request_is_seen_in_the_queue_and_can_be_cancelled_whether_it_waits_or_runs() {
-    let mut daemon = endless(builder());
+    let mut daemon = endless_alone(builder());
     let mut running = daemon.post_stream("/generate", &long());
     running.line().expect("a token");
     let requests = || {
@@ -323,11 +332,12 @@ fn a_request_is_seen_in_the_queue_and_can_be_cancelled_whether_it_waits_or_runs(
 
 #[test]
 fn a_request_is_over_at_its_deadline_whether_it_waits_or_runs() {
-    let daemon = endless(builder());
+    let daemon = endless_alone(builder());
     let mut brief = long();
     brief["deadline_s"] = json!(0.3);
     let mut running = daemon.post_stream("/generate", &brief);
-    let waiting = daemon.post("/generate", &json!({"prompt": "b", "deadline_s": 0.05}));
+    let waiting =
+        daemon.post("/generate", &json!({"model": "tiny", "prompt": "b", "deadline_s": 0.05}));
     assert_eq!(waiting.status, 504, "{}", waiting.body);
     assert_eq!(waiting.json()["error"]["code"], "deadline_passed");
     let last = std::iter::from_fn(|| running.line()).last().expect("a last line");
@@ -340,7 +350,7 @@ fn a_request_is_over_at_its_deadline_whether_it_waits_or_runs() {
 
 #[test]
 fn a_client_that_waits_and_leaves_frees_its_place() {
-    let daemon = endless(builder().config("[limits]\nqueued_jobs_max = 1"));
+    let daemon = endless_alone(builder().config("[limits]\nqueued_jobs_max = 1"));
     let mut running = daemon.post_stream("/generate", &long());
     running.line().expect("a token");
     let mut leaves = m40_testkit::http::connect(daemon.http());

@@ -4,13 +4,16 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bench, load, plan, pull, queue, reload, run, unload};
+use crate::commands::{
+    adopt, bench, load, plan, prune, pull, queue, reload, rm, run, show, unload, verify,
+};
 
 /// Administer m40d: models, status, and a chat in the terminal.
 ///
 /// Exit codes: 0 done · 1 refused in this state · 64 wrong command line · 65 not a usable model,
-/// or a wrong manifest · 66 no such model or file · 69 m40d is not running · 70 m40d failed · 74
-/// input or output failed · 75 busy, try again · 77 not permitted · 130 interrupted.
+/// or a wrong manifest · 66 no such model or file · 69 m40d is not running · 70 m40d failed · 73 not
+/// enough space on the disk · 74 input or output failed · 75 busy, try again · 76 where a file comes
+/// from failed · 77 not permitted · 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(name = "m40ctl", version)]
 pub(crate) struct Cli {
@@ -28,10 +31,15 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Show what the daemon is doing
     Status,
-    /// List the models, stored and loaded
+    /// List the models: on disk, in memory, and on their way here
     #[command(visible_alias = "ls")]
     List,
+    Show(show::ShowArgs),
     Pull(pull::PullArgs),
+    Rm(rm::RmArgs),
+    Prune(prune::PruneArgs),
+    Verify(verify::VerifyArgs),
+    Adopt(adopt::AdoptArgs),
     Load(load::LoadArgs),
     Unload(unload::UnloadArgs),
     Run(run::RunArgs),

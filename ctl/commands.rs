@@ -1,15 +1,22 @@
 //! One file per command.
 
+mod bar;
+
+pub(crate) mod adopt;
 pub(crate) mod bench;
 pub(crate) mod list;
 pub(crate) mod load;
 pub(crate) mod plan;
+pub(crate) mod prune;
 pub(crate) mod pull;
 pub(crate) mod queue;
 pub(crate) mod reload;
+pub(crate) mod rm;
 pub(crate) mod run;
+pub(crate) mod show;
 pub(crate) mod status;
 pub(crate) mod unload;
+pub(crate) mod verify;
 pub(crate) mod vram;
 
 use std::path::{Path, absolute};
@@ -29,7 +36,12 @@ pub(crate) async fn run(
     match command {
         Command::Status => status::run(client, output).await,
         Command::List => list::run(client, output).await,
+        Command::Show(args) => show::run(args, client, output).await,
         Command::Pull(args) => pull::run(args, client, output).await,
+        Command::Rm(args) => rm::run(args, client, output).await,
+        Command::Prune(args) => prune::run(args, client, output).await,
+        Command::Verify(args) => verify::run(args, client, output).await,
+        Command::Adopt(args) => adopt::run(args, client, output).await,
         Command::Load(args) => load::run(args, client, output).await,
         Command::Unload(args) => unload::run(args, client, output).await,
         Command::Bench(args) => bench::run(args, client, output).await,

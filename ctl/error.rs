@@ -22,10 +22,14 @@ pub(crate) enum Kind {
     Unavailable,
     /// The daemon, or this program, failed.
     Internal,
+    /// The disk is too full.
+    NoSpace,
     /// Reading or writing failed.
     Io,
     /// Too much to do; trying again may help.
     Busy,
+    /// Where a file comes from failed.
+    Origin,
     /// Not permitted.
     Permission,
     /// Ended by Ctrl-C.
@@ -42,8 +46,10 @@ impl Kind {
             Self::NotFound => 66,
             Self::Unavailable => 69,
             Self::Internal => 70,
+            Self::NoSpace => 73,
             Self::Io => 74,
             Self::Busy => 75,
+            Self::Origin => 76,
             Self::Permission => 77,
             // What a shell reports for a program that died of SIGINT.
             Self::Interrupted => 130,
@@ -58,8 +64,10 @@ impl Kind {
             Self::NotFound => "not_found",
             Self::Unavailable => "not_running",
             Self::Internal => "internal",
+            Self::NoSpace => "no_space",
             Self::Io => "io",
             Self::Busy => "busy",
+            Self::Origin => "origin",
             Self::Permission => "not_permitted",
             Self::Interrupted => "interrupted",
         }
@@ -127,6 +135,8 @@ impl From<ApiError> for CommandError {
             ErrorCode::Forbidden => Kind::Permission,
             ErrorCode::NotFound => Kind::NotFound,
             ErrorCode::BadModel => Kind::BadData,
+            ErrorCode::NoSpace => Kind::NoSpace,
+            ErrorCode::Origin => Kind::Origin,
             ErrorCode::Busy | ErrorCode::Stopping => Kind::Busy,
             ErrorCode::Conflict | ErrorCode::Aborted | ErrorCode::TooLarge => Kind::Refused,
             _ => Kind::Internal,
@@ -174,6 +184,8 @@ mod tests {
             (ErrorCode::NotFound, 66),
             (ErrorCode::BadModel, 65),
             (ErrorCode::Busy, 75),
+            (ErrorCode::NoSpace, 73),
+            (ErrorCode::Origin, 76),
             (ErrorCode::Forbidden, 77),
             (ErrorCode::Conflict, 1),
             (ErrorCode::Internal, 70),

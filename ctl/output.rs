@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal, Stdout, Write};
 
-use m40_control::ModelEntry;
+use m40_control::{ModelEntry, Size};
 use serde::Serialize;
 
 /// Where a command prints.
@@ -53,7 +53,8 @@ impl Output {
         if self.json || !err.is_terminal() {
             return Ok(());
         }
-        write!(err, "\r\x1b[K{text}")?;
+        // What does not fit is cut off at the edge, not carried to the next line.
+        write!(err, "\r\x1b[K\x1b[?7l{}\x1b[?7h", harmless(text))?;
         err.flush()
     }
 
@@ -81,12 +82,7 @@ fn harmless(text: &str) -> String {
 
 /// A size in decimal units, as disks and downloads have it.
 pub(crate) fn size(bytes: u64) -> String {
-    const UNITS: [(&str, u64); 4] =
-        [("TB", 1_000_000_000_000), ("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1000)];
-    match UNITS.iter().find(|(_, unit)| bytes >= *unit) {
-        Some((name, unit)) => format!("{:.1} {name}", bytes as f64 / *unit as f64),
-        None => format!("{bytes} B"),
-    }
+    Size(bytes).to_string()
 }
 
 /// Memory, in MiB.
@@ -129,6 +125,9 @@ pub(crate) fn model_rows(models: &[ModelEntry]) -> Vec<Vec<String>> {
 
 /// A model's state in words.
 pub(crate) fn state(model: &ModelEntry) -> String {
+    if let Some(progress) = &model.progress {
+        return format!("{}, {progress}", model.state.name());
+    }
     match (&model.failure, &model.loaded) {
         (Some(failure), _) => format!("{}: {failure}", model.state.name()),
         (None, Some(loaded)) => {

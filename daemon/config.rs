@@ -4,6 +4,7 @@
 //! keeps it equal to the defaults. An unknown key is an error, so that a typo is never silent.
 
 mod raw;
+mod store;
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use m40_sched::Rules;
 
 use crate::exit::Failure;
 use raw::RawConfig;
+pub(crate) use store::Store;
 
 /// The configuration in its resolved form: defaults filled in, paths found, units typed.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,6 +33,7 @@ pub(crate) struct Config {
     /// Most context of a model; `None` means the engine's own limit.
     pub context_tokens_max: Option<u32>,
     pub kv_type: m40llm::KvType,
+    pub store: Store,
     /// Bytes of models in the machine's own memory; `None` means a share of what there is.
     pub memory_bytes_max: Option<u64>,
     /// What the scheduler goes by.
@@ -164,6 +167,7 @@ impl Config {
             context_tokens_max: Some(raw.models.context_tokens_max.to_u32())
                 .filter(|&tokens| tokens > 0),
             kv_type: raw.models.kv_type.into(),
+            store: raw.store.into(),
             memory_bytes_max: Some(raw.models.memory_mib_max.get() << 20)
                 .filter(|&bytes| bytes > 0),
             rules: Rules {
@@ -191,6 +195,7 @@ impl Config {
             ("engine.threads", self.threads != other.threads),
             ("models.context_tokens_max", self.context_tokens_max != other.context_tokens_max),
             ("models.kv_type", self.kv_type != other.kv_type),
+            ("store", self.store != other.store),
             ("models.memory_mib_max", self.memory_bytes_max != other.memory_bytes_max),
             ("models.patience_ms", self.rules.patience != other.rules.patience),
             ("models.resident_ms_min", self.rules.resident_least != other.rules.resident_least),
@@ -287,6 +292,36 @@ mod tests {
         assert_eq!(kv_type("[models]\nkv_type = \"int8\"\n").unwrap(), m40llm::KvType::Int8);
         let error = kv_type("[models]\nkv_type = \"q8_0\"\n").unwrap_err().to_string();
         assert!(error.contains("`f16`") && error.contains("`int8`"), "{error}");
+    }
+
+    #[test]
+    fn the_store_has_settings_and_tokens_in_files_and_no_text_of_either_in_errors() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("hub"), "hf_hidden\n").unwrap();
+        let file = dir.path().join("hub");
+        let text = format!(
+            "[store]\nconnections = 2\nrate_mib_per_s_max = 3\nproxy = \"http://p:3128\"\n\
+             tokens = {{ \"a.example\" = {file:?}, \"b.example\" = \"hub\" }}\n"
+        );
+        let config = load(&text).unwrap();
+        let error = config.store.settings(&env()).unwrap_err().to_string();
+        assert!(error.contains("\"hub\"") && error.contains("LoadCredential="), "{error}");
+        let credentials = ("CREDENTIALS_DIRECTORY", dir.path().to_str().unwrap());
+        let env = Env::new([credentials].map(|(a, b)| (a.to_owned(), b.to_owned())), false);
+        let settings = config.store.settings(&env).unwrap();
+        assert_eq!((settings.connections, settings.bytes_per_s_max), (2, Some(3 << 20)));
+        let hosts: Vec<&str> = settings.tokens.iter().map(|token| token.host.as_str()).collect();
+        assert_eq!(hosts, ["a.example", "b.example"]);
+        assert!(!format!("{settings:?}").contains("hf_hidden"));
+        let error = |line: &str| load(&format!("[store]\n{line}\n")).unwrap_err().to_string();
+        for line in ["tokens = { h = \"hf_x/secret\" }", "proxy = \"http://u:secret@p\""] {
+            let error = error(line);
+            assert!(error.contains("m40d.toml:2:") && !error.contains("secret"), "{error}");
+        }
+        assert!(error("proxy = \"ftp://p\"").contains("\"environment\", \"none\""));
+        let missing = load("[store]\ntokens = { h = \"/nowhere/token\" }").unwrap();
+        let error = missing.store.settings(&env).unwrap_err().to_string();
+        assert!(error.contains("for h: ") && error.contains("/nowhere/token"), "{error}");
     }
 
     #[test]

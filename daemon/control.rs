@@ -2,7 +2,9 @@
 //!
 //! Everything here is for those who may use the socket; [`crate::socket::Access`] says who.
 
+mod pull;
 mod residency;
+mod stored;
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -18,12 +20,10 @@ use axum::{Json, Router};
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use m40_control::{
-    ApiError, BenchRequest, ErrorBody, ErrorCode, ImportEvent, ImportRequest, LoadRequest,
-    ModelEntry, ModelList, ModelRef, Reload, ReloadRequest, RunEvent, RunRequest, Status,
-    UnloadRequest,
+    ApiError, BenchRequest, ErrorBody, ErrorCode, LoadRequest, ModelEntry, ModelList, ModelRef,
+    Reload, ReloadRequest, RunEvent, RunRequest, Status, UnloadRequest,
 };
 use m40_sched::sampler::SamplingParams;
-use m40_store::StoreError as BlobError;
 use m40llm::GenerateParams;
 use serde::Serialize;
 use serde_json::{Map, json};
@@ -35,17 +35,16 @@ use crate::http::{BodyError, BodyLimits, read_json};
 use crate::manifests::Manifests;
 use crate::models::{Models, Urgency};
 use crate::net::{Peer, Phase};
+use crate::pulls::blob_error;
 use crate::socket::Access;
-use crate::store::{Import, StoreError};
-
-/// Bytes between two progress events of an import.
-const PROGRESS_BYTES: u64 = 16 << 20;
+use crate::store::{Store, StoreError};
 
 /// What every handler has.
 #[derive(Debug, Clone)]
 pub(crate) struct Context {
     pub models: Models,
     pub manifests: Manifests,
+    pub store: Store,
     pub body_limits: BodyLimits,
     pub access: Access,
     pub started: Instant,
@@ -60,7 +59,12 @@ pub(crate) fn router(context: Context) -> Router {
     Router::new()
         .route("/status", get(status))
         .route("/models", get(models))
-        .route("/models/import", post(import))
+        .route("/models/pull", post(pull::pull))
+        .route("/models/show", post(stored::show))
+        .route("/models/remove", post(stored::remove))
+        .route("/prune", post(stored::prune))
+        .route("/verify", post(stored::verify))
+        .route("/adopt", post(stored::adopt))
         .route("/models/load", post(load))
         .route("/models/unload", post(unload))
         .route("/models/plan", post(residency::plan))
@@ -122,7 +126,7 @@ async fn status(State(context): State<Context>) -> Json<Status> {
         manifests_dir: context.manifests.dir().to_path_buf(),
         manifest_problems: context.manifests.current().problems().to_vec(),
         stopping: *context.models.phase().borrow() != Phase::Serving,
-        models: context.models.active(),
+        models: context.models.active().into_iter().chain(context.models.coming()).collect(),
     })
 }
 
@@ -160,45 +164,9 @@ async fn reload(
     Ok(Json(reload.map_err(|_| internal())?))
 }
 
-async fn import(
-    State(context): State<Context>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Refused> {
-    let request: ImportRequest = read_json(&headers, body, context.body_limits).await?;
-    let (sender, receiver) = mpsc::unbounded_channel();
-    let models = context.models.clone();
-    // Goes on when the client leaves: what was begun is finished.
-    tokio::task::spawn_blocking(move || {
-        // A client that left does not want the events.
-        let send = |event| drop(sender.send(event));
-        send(match run_import(&models, &request, &send) {
-            Ok(model) => ImportEvent::Imported { model: Box::new(model) },
-            Err(error) => ImportEvent::Error { error: error.into() },
-        });
-    });
-    Ok(lines(received(receiver)))
-}
-
 fn received<E>(receiver: mpsc::UnboundedReceiver<E>) -> impl Stream<Item = E> {
     stream::unfold(receiver, |mut receiver| async move {
         receiver.recv().await.map(|event| (event, receiver))
-    })
-}
-
-fn run_import(
-    models: &Models,
-    request: &ImportRequest,
-    send: &dyn Fn(ImportEvent),
-) -> Result<ModelEntry, StoreError> {
-    let import =
-        Import { path: &request.path, name: request.name.as_deref(), replace: request.replace };
-    let mut told = 0;
-    models.import(&import, &mut |done_bytes, total_bytes| {
-        if done_bytes - told >= PROGRESS_BYTES {
-            told = done_bytes;
-            send(ImportEvent::Progress { done_bytes, total_bytes });
-        }
     })
 }
 
@@ -293,25 +261,11 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         let code = match &error {
             StoreError::Name(_) => ErrorCode::InvalidRequest,
-            StoreError::MissingShard { .. } => ErrorCode::NotFound,
+            StoreError::MissingShard { .. } | StoreError::NoModel { .. } => ErrorCode::NotFound,
             StoreError::NameTaken { .. } => ErrorCode::Conflict,
             StoreError::BadModel { .. } => ErrorCode::BadModel,
             StoreError::Blob(error) => blob_error(error),
         };
         Self::new(code, error.to_string())
-    }
-}
-
-fn blob_error(error: &BlobError) -> ErrorCode {
-    match error {
-        BlobError::NotAbsolute { .. }
-        | BlobError::NotAFile { .. }
-        | BlobError::NotAdoptable { .. } => ErrorCode::InvalidRequest,
-        BlobError::NoFile { .. } | BlobError::NoBlob { .. } => ErrorCode::NotFound,
-        BlobError::Changed { .. } => ErrorCode::Conflict,
-        BlobError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
-            ErrorCode::Forbidden
-        }
-        BlobError::NoSpace { .. } | BlobError::Io { .. } => ErrorCode::Internal,
     }
 }

@@ -46,6 +46,13 @@ pub(crate) enum Failure {
          in [http] listen (`ss -ltnp` shows who has it)"
     )]
     AddressInUse { address: SocketAddr },
+    #[error("store.tokens: the token for {host}: {reason}")]
+    Token { host: String, reason: String },
+    #[error(
+        "store.tokens: {name:?} is the name of a credential, and there are none: name an absolute \
+         path, or set LoadCredential= in the unit"
+    )]
+    NoCredentials { name: String },
     #[error("http.listen: not permitted to listen on {address}: use a port above 1023")]
     AddressForbidden { address: SocketAddr },
     #[error("http.listen: cannot listen on {address}: {source}")]
@@ -65,7 +72,12 @@ pub(crate) enum Failure {
 impl Failure {
     fn code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Manifests(_) | Self::Paths(_) | Self::NoGroup { .. } => 78,
+            Self::Config(_)
+            | Self::Manifests(_)
+            | Self::Paths(_)
+            | Self::NoGroup { .. }
+            | Self::Token { .. }
+            | Self::NoCredentials { .. } => 78,
             Self::Device(error) if error.is_of_build() => 78,
             Self::AddressInUse { .. }
             | Self::SocketInUse { .. }

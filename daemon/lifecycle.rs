@@ -51,7 +51,7 @@ const CONTROL_CONNECTIONS_MAX: usize = 64;
 /// Runs the daemon until it is told to stop.
 pub(crate) fn run(config: Config, env: &Env) -> Result<(), Failure> {
     let access = Access::new(&config.control)?;
-    let store = Store::open(&config.state_dir)?;
+    let store = Store::open(&config.state_dir, config.store.settings(env)?)?;
     let engine = open_engine(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -130,7 +130,8 @@ async fn serve(
         kv_type: config.kv_type,
     };
     let manifests = Manifests::open(&config.manifests_dir);
-    let models = Models::new(engine, store, &manifests, limits, phase_receiver.clone());
+    let pulls = store.pulls().clone();
+    let models = Models::new(engine, store.clone(), &manifests, limits, phase_receiver.clone());
     let Bound { http, http_address, control, control_file } = bound;
     let (alive, connections) = mpsc::channel(1);
     let http_limits = net::Limits {
@@ -139,12 +140,14 @@ async fn serve(
     };
     let control_limits = net::Limits { connections_max: CONTROL_CONNECTIONS_MAX, ..http_limits };
     let http_router = http::router(http_context(&config, &models));
-    let context = control_context(&config, &models, &manifests, access, http_address);
+    let context = control_context(&config, &models, &manifests, store, access, http_address);
     let control_router = control::router(context);
     tokio::spawn(net::serve(http, http_router, http_limits, phase_receiver.clone(), alive.clone()));
     tokio::spawn(net::serve(control, control_router, control_limits, phase_receiver, alive));
 
     tokio::spawn(manifests.clone().follow());
+    tokio::spawn(judge_arrivals(pulls.arrivals(), manifests.clone()));
+    tokio::spawn(pulls.follow(manifests.subscribe()));
     let serving = Serving {
         config: &config,
         env,
@@ -171,6 +174,16 @@ fn memory_share() -> u64 {
     memory::total_bytes().map_or(MEMORY_BYTES, |bytes| bytes / 4 * 3)
 }
 
+/// Tells the scheduler of each file that has come, so that it knows the model and loads it where its
+/// manifest says so. Ends with the store.
+async fn judge_arrivals(mut arrivals: watch::Receiver<u64>, manifests: Manifests) {
+    while arrivals.changed().await.is_ok() {
+        let manifests = manifests.clone();
+        // A panic is logged by its hook; the next change tries again.
+        let _ = tokio::task::spawn_blocking(move || manifests.judge_again()).await;
+    }
+}
+
 fn http_context(config: &Config, models: &Models) -> http::Context {
     http::Context {
         models: models.clone(),
@@ -183,12 +196,14 @@ fn control_context(
     config: &Config,
     models: &Models,
     manifests: &Manifests,
+    store: Store,
     access: Access,
     http_address: SocketAddr,
 ) -> control::Context {
     control::Context {
         models: models.clone(),
         manifests: manifests.clone(),
+        store,
         body_limits: body_limits(config),
         access,
         started: Instant::now(),

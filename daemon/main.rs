@@ -4,7 +4,7 @@
 //! modules: [`config`] what the file says · [`lifecycle`] start, signals, stop · [`net`]
 //! connections · [`http`] what clients on the network speak · [`control`] what `m40ctl` speaks ·
 //! [`manifests`] which models there are · [`models`] what is loaded · [`generation`] one answer ·
-//! [`store`] what is on disk.
+//! [`store`] what is on disk · [`pulls`] what comes there from elsewhere.
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -19,6 +19,7 @@ mod manifests;
 mod memory;
 mod models;
 mod net;
+mod pulls;
 mod socket;
 mod store;
 mod systemd;

@@ -116,6 +116,14 @@ impl Manifests {
         let _ = self.inner.judge.set(Box::new(judge));
     }
 
+    /// Has the judge adopt the catalog that counts again, as a file of a model has come or gone. Blocking.
+    pub(crate) fn judge_again(&self) {
+        let _held = self.inner.watches.lock().unwrap_or_else(|poison| poison.into_inner());
+        if let Some(judge) = self.inner.judge.get() {
+            judge.adopt(&self.current());
+        }
+    }
+
     /// Their folder.
     pub(crate) fn dir(&self) -> &Path {
         &self.inner.dir

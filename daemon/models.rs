@@ -229,7 +229,7 @@ impl Models {
 
     // A matter of milliseconds, since weights are mapped, and it finds every mistake that would
     // otherwise be met on first use.
-    fn describe(&self, path: &Path) -> Result<Description, String> {
+    pub(crate) fn describe(&self, path: &Path) -> Result<Description, String> {
         let info = self.inner.opener.inspect(path).map_err(|error| error.to_string())?;
         Ok(Description {
             architecture: info.architecture,
@@ -351,7 +351,7 @@ impl Models {
     /// What a manifest defines comes before what is stored.
     fn source(&self, name: &str, wanted: &ModelRef) -> Result<Option<Source>, ModelError> {
         if let Some(model) = self.defined(name) {
-            return defined::source(model, wanted).map(Some);
+            return defined::source(self.inner.store.pulls(), model, wanted).map(Some);
         }
         let stored = self.inner.store.find(name);
         match (wanted, stored) {
@@ -467,7 +467,7 @@ mod tests {
         };
         let engine = Engine::new(EngineOptions::default()).unwrap();
         let manifests = Manifests::open(&dir.path().join("models.d"));
-        let store = Store::open(dir.path()).unwrap();
+        let store = Store::open(dir.path(), m40_store::Settings::default()).unwrap();
         let models = Models::new(engine, store, &manifests, limits, phase);
         let mut lost = pin!(models.device_lost());
 

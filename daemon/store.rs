@@ -4,30 +4,43 @@
 //! ```text
 //! files/<name>/<file>       links to the blobs under the files' own names (splits need them)
 //! models/<name>.toml        what there is; a model exists exactly when this file does
+//! sources/<key>/            what a source turned out to be: see [`sources`]
 //! ```
 //!
 //! An import ends with the rename of the last one, and everything before it is on disk by then:
 //! a crash leaves either a whole model or an unlisted remainder that the next start removes.
+//! So does a removal begin with it.
+
+pub(crate) mod defaults;
+mod remove;
+pub(crate) mod sources;
 
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use m40_control::{NameError, check_model_name, model_name_of_file};
-use m40_store::{OpenError, Settings, StoreError as BlobError};
+use m40_manifest::Definition;
+use m40_store::{OpenError, Settings, Sha256, StoreError as BlobError};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::exit::Failure;
+use crate::pulls::Pulls;
+use defaults::Defaults;
+use sources::{Record, Sources};
+
+/// Folder of what sources turned out to be.
+const SOURCES: &str = "sources";
 
 /// A stored model, as its file in `models/` says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Manifest {
     pub name: String,
-    /// Where it was imported from.
+    /// Where it came from: a path, or the text of another source.
     pub source: PathBuf,
     pub imported_at_unix_s: u64,
     pub architecture: String,
@@ -35,6 +48,8 @@ pub(crate) struct Manifest {
     pub parameters: u64,
     /// One file, or all of a split in order.
     pub files: Vec<StoredFile>,
+    #[serde(default, skip_serializing_if = "Defaults::is_empty")]
+    pub defaults: Box<Defaults>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,8 +57,8 @@ pub(crate) struct Manifest {
 pub(crate) struct StoredFile {
     /// Its own name, without folders.
     pub name: String,
-    /// Hash of its contents, in lower-case hexadecimal.
-    pub sha256: String,
+    /// Hash of its contents.
+    pub sha256: Sha256,
     pub size_bytes: u64,
 }
 
@@ -72,6 +87,8 @@ pub(crate) enum StoreError {
     NameTaken { name: String },
     #[error("{message}")]
     BadModel { message: String },
+    #[error("there is no stored model {name:?}: `m40ctl list` shows which there are")]
+    NoModel { name: String },
     #[error(transparent)]
     Blob(#[from] m40_store::StoreError),
 }
@@ -84,33 +101,46 @@ pub(crate) struct Import<'a> {
     pub replace: bool,
 }
 
-/// The models on disk. Having one means having the state folder to oneself.
-#[derive(Debug)]
+/// The models on disk, and on their way there. Having one means having the state folder to oneself.
+/// A cheap handle.
+#[derive(Debug, Clone)]
 pub(crate) struct Store {
     dir: PathBuf,
     blobs: m40_store::Store,
-    // Two imports of one name or one blob at a time would race for the same files.
-    importing: Mutex<()>,
+    pulls: Pulls,
+    // Two changes of one name or one blob at a time would race for the same files.
+    changing: Arc<Mutex<()>>,
 }
 
 impl Store {
     /// Opens the state folder, makes what is missing in it and removes what an interrupted
     /// import left.
-    pub(crate) fn open(dir: &Path) -> Result<Self, Failure> {
+    pub(crate) fn open(dir: &Path, settings: Settings) -> Result<Self, Failure> {
         let create = |path: &Path| {
             let path = path.to_path_buf();
             move |source| Failure::Create { action: "make the state folder", path, source }
         };
-        for part in ["models", "files"] {
+        for part in ["models", "files", SOURCES] {
             let part = dir.join(part);
             fs::create_dir_all(&part).map_err(create(&part))?;
         }
-        let opened = m40_store::Store::open(dir, Settings::default());
+        let opened = m40_store::Store::open(dir, settings);
         let blobs = opened.map_err(|error| match error {
             OpenError::InUse { dir } => Failure::StateInUse { dir },
             OpenError::Io { path, source } => create(&path)(source),
         })?;
-        Ok(Self { dir: dir.to_path_buf(), blobs, importing: Mutex::new(()) })
+        let pulls = Pulls::new(blobs.clone(), Sources::open(dir.join(SOURCES)));
+        Ok(Self { dir: dir.to_path_buf(), blobs, pulls, changing: Arc::default() })
+    }
+
+    /// What comes from elsewhere.
+    pub(crate) fn pulls(&self) -> &Pulls {
+        &self.pulls
+    }
+
+    /// The files by their hashes.
+    pub(crate) fn blobs(&self) -> &m40_store::Store {
+        &self.blobs
     }
 
     /// The stored models, sorted by name. A manifest that cannot be read is left out and logged.
@@ -176,27 +206,89 @@ impl Store {
             Some(name) => name.to_owned(),
             None => model_name_of_file(&file_name(&sources[0].path)),
         };
-        check_model_name(&name)?;
-        let _one_at_a_time = self.importing.lock().unwrap_or_else(|poison| poison.into_inner());
-        let taken = self.find(&name);
-        if taken.is_some() && !import.replace && !same_source(taken.as_ref(), &sources) {
-            return Err(StoreError::NameTaken { name });
-        }
+        let _one_at_a_time = self.changing();
+        self.check_free(&name, &sources[0].path, import.replace)?;
         let description =
             describe(&sources[0].path).map_err(|message| StoreError::BadModel { message })?;
         let files = self.store_files(&sources, progress)?;
+        let source = sources[0].path.clone();
+        self.put(name, source, description, files, Defaults::default())
+    }
+
+    /// Gives what came from a source a name. `describe` is as for [`Self::import`].
+    pub(crate) fn add(
+        &self,
+        name: &str,
+        record: &Record,
+        replace: bool,
+        describe: &dyn Fn(&Path) -> Result<Description, String>,
+    ) -> Result<Manifest, StoreError> {
+        let source = PathBuf::from(record.source.to_string());
+        let _one_at_a_time = self.changing();
+        self.check_free(name, &source, replace)?;
+        let path = self.pulls.sources().path_of(record);
+        let description = describe(&path).map_err(|message| StoreError::BadModel { message })?;
+        let files = record.files().to_vec();
+        self.put(name.to_owned(), source, description, files, record.defaults.clone())
+    }
+
+    /// Whether a model from this source may have this name.
+    pub(crate) fn check_free(
+        &self,
+        name: &str,
+        source: &Path,
+        replace: bool,
+    ) -> Result<(), StoreError> {
+        check_model_name(name)?;
+        match self.find(name) {
+            Some(taken) if !replace && taken.source != source => {
+                Err(StoreError::NameTaken { name: name.to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether all files of a stored model are there.
+    pub(crate) fn is_whole(&self, manifest: &Manifest) -> bool {
+        manifest.files.iter().all(|file| self.blobs.path(&file.sha256).is_file())
+    }
+
+    /// How a stored model is used, where its source says anything about it.
+    pub(crate) fn usage(&self, name: &str) -> Option<Arc<Definition>> {
+        let manifest = self.find(name).filter(|manifest| !manifest.defaults.is_empty())?;
+        let source = manifest.source.to_str()?.parse().ok()?;
+        let plain = Definition::plain(&manifest.name, source).ok()?;
+        Some(manifest.defaults.complete(&Arc::new(plain)))
+    }
+
+    fn put(
+        &self,
+        name: String,
+        source: PathBuf,
+        description: Description,
+        files: Vec<StoredFile>,
+        defaults: Defaults,
+    ) -> Result<Manifest, StoreError> {
         let manifest = Manifest {
             name,
-            source: sources[0].path.clone(),
+            source,
             imported_at_unix_s: unix_s(SystemTime::now()),
             architecture: description.architecture,
             quantization: description.quantization,
             parameters: description.parameters,
             files,
+            defaults: Box::new(defaults),
         };
-        self.link_files(&manifest)?;
-        self.write_manifest(&manifest)?;
+        let links = self.dir.join("files").join(&manifest.name);
+        link_files(&links, Path::new("../../blobs/sha256"), &manifest.files)?;
+        write_toml(&self.manifest_path(&manifest.name), &manifest)?;
         Ok(manifest)
+    }
+
+    /// While this is held no model comes or goes.
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        // It guards files, which a panic leaves as an error would.
+        self.changing.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
     fn store_files(
@@ -212,46 +304,48 @@ impl Store {
                 done += bytes;
                 progress(done, total);
             })?;
-            let (name, sha256) = (file_name(&source.path), blob.sha256.to_string());
+            let (name, sha256) = (file_name(&source.path), blob.sha256);
             files.push(StoredFile { name, sha256, size_bytes: blob.size_bytes });
         }
         Ok(files)
-    }
-
-    fn link_files(&self, manifest: &Manifest) -> Result<(), StoreError> {
-        let dir = self.dir.join("files").join(&manifest.name);
-        fs::create_dir_all(&dir).map_err(failed("make the folder", &dir))?;
-        for file in &manifest.files {
-            let link = dir.join(&file.name);
-            let fresh = dir.join(format!(".new-{}", file.name));
-            let _ = fs::remove_file(&fresh);
-            let target = Path::new("../../blobs/sha256").join(&file.sha256);
-            std::os::unix::fs::symlink(&target, &fresh).map_err(failed("make the link", &fresh))?;
-            fs::rename(&fresh, &link).map_err(failed("make the link", &link))?;
-        }
-        sync_dir(&dir)?;
-        sync_dir(&self.dir.join("files"))
-    }
-
-    fn write_manifest(&self, manifest: &Manifest) -> Result<(), StoreError> {
-        let path = self.manifest_path(&manifest.name);
-        let fresh = path.with_extension("toml.new");
-        let text = toml::to_string(manifest).map_err(io::Error::other);
-        let text = text.map_err(failed("write", &path))?;
-        let write = || {
-            let mut file = File::create(&fresh)?;
-            io::Write::write_all(&mut file, text.as_bytes())?;
-            file.sync_all()
-        };
-        write().map_err(failed("write", &fresh))?;
-        fs::rename(&fresh, &path).map_err(failed("write", &path))?;
-        sync_dir(&self.dir.join("models"))
     }
 
     // Names may hold dots, so the ending is added to the name, not put in place of its "ending".
     fn manifest_path(&self, name: &str) -> PathBuf {
         self.dir.join("models").join(format!("{name}.toml"))
     }
+}
+
+/// Makes links to blobs in a folder, under the files' own names. `blobs` leads there from it.
+fn link_files(dir: &Path, blobs: &Path, files: &[StoredFile]) -> Result<(), BlobError> {
+    fs::create_dir_all(dir).map_err(failed("make the folder", dir))?;
+    for file in files {
+        let link = dir.join(&file.name);
+        let fresh = dir.join(format!(".new-{}", file.name));
+        let _ = fs::remove_file(&fresh);
+        let target = blobs.join(file.sha256.to_string());
+        std::os::unix::fs::symlink(&target, &fresh).map_err(failed("make the link", &fresh))?;
+        fs::rename(&fresh, &link).map_err(failed("make the link", &link))?;
+    }
+    sync_dir(dir)?;
+    dir.parent().map_or(Ok(()), sync_dir)
+}
+
+/// Writes a file so that a crash leaves the old one or the new one.
+fn write_toml(path: &Path, value: &impl Serialize) -> Result<(), BlobError> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".new");
+    let fresh = path.with_file_name(name);
+    let text = toml::to_string(value).map_err(io::Error::other);
+    let text = text.map_err(failed("write", path))?;
+    let write = || {
+        let mut file = File::create(&fresh)?;
+        io::Write::write_all(&mut file, text.as_bytes())?;
+        file.sync_all()
+    };
+    write().map_err(failed("write", &fresh))?;
+    fs::rename(&fresh, path).map_err(failed("write", path))?;
+    path.parent().map_or(Ok(()), sync_dir)
 }
 
 /// A file to import.
@@ -292,25 +386,21 @@ fn source_at(path: &Path) -> Result<Source, StoreError> {
     Ok(Source { path: path.to_path_buf(), size_bytes: metadata.len() })
 }
 
-fn same_source(taken: Option<&Manifest>, sources: &[Source]) -> bool {
-    taken.is_some_and(|manifest| manifest.source == sources[0].path)
-}
-
 fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-fn unix_s(time: SystemTime) -> u64 {
+pub(crate) fn unix_s(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BlobError {
     let path = path.to_path_buf();
-    move |source| BlobError::Io { action, path, source }.into()
+    move |source| BlobError::Io { action, path, source }
 }
 
 // A rename is on disk only when its folder is.
-fn sync_dir(dir: &Path) -> Result<(), StoreError> {
+fn sync_dir(dir: &Path) -> Result<(), BlobError> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("flush", dir))
 }
 

@@ -11,7 +11,7 @@ pub(crate) async fn run(client: &Client, output: &mut Output) -> Result<(), Comm
         return Ok(output.value(&list)?);
     }
     if list.models.is_empty() {
-        output.note("no models yet: `m40ctl pull FILE` adds one")?;
+        output.note("no models yet: `m40ctl pull SOURCE` adds one")?;
         return Ok(());
     }
     Ok(output.table(&model_rows(&list.models))?)

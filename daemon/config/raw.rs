@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 use tracing_subscriber::EnvFilter;
 
+use super::store::RawStore;
 use super::{Decode, Device, KvType};
 
 /// Parses a configuration file.
@@ -24,6 +25,7 @@ pub(super) struct RawConfig {
     pub engine: RawEngine,
     pub gpu: RawGpu,
     pub models: RawModels,
+    pub store: RawStore,
     pub paths: RawPaths,
     pub limits: RawLimits,
     pub log: RawLog,
@@ -135,7 +137,7 @@ pub(super) struct RawLog {
 
 /// A number from `MIN` to `MAX`, checked while parsing so that the error has the value's place.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Bounded<const MIN: u32, const MAX: u32>(u32);
+pub(super) struct Bounded<const MIN: u32, const MAX: u32>(pub(super) u32);
 
 impl<const MIN: u32, const MAX: u32> Bounded<MIN, MAX> {
     pub(super) fn get(self) -> u64 {

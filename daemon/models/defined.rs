@@ -1,57 +1,62 @@
 //! Models that manifests define: what a catalog means for the scheduler.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
-use m40_control::{ModelEntry, ModelRef};
+use m40_control::{ModelEntry, ModelRef, ModelState};
 use m40_manifest::{self as manifest, Catalog, Definition};
 use m40_sched::ModelName;
 use m40_sched::residency::{self, check_pinned};
 use tracing::{info, warn};
 
 use super::desk::{Desk, Known};
-use super::entry::{defined_entry, remote_entry};
+use super::entry::{defined_entry, remote_entry, stored_entry};
 use super::error::LoadFailure;
 use super::source::Source;
 use super::{ModelError, Models};
 use crate::manifests::Judge;
-
-/// The file that a definition names, if it is of this machine.
-fn path_of(definition: &Definition) -> Option<PathBuf> {
-    match &definition.source {
-        manifest::Source::File(file) => Some(file.path().to_path_buf()),
-        _ => None,
-    }
-}
+use crate::pulls::Pulls;
+use crate::store::Manifest;
 
 /// Where a defined model is loaded from.
-pub(super) fn source(model: manifest::Model, wanted: &ModelRef) -> Result<Source, ModelError> {
+pub(super) fn source(
+    pulls: &Pulls,
+    model: manifest::Model,
+    wanted: &ModelRef,
+) -> Result<Source, ModelError> {
     let definition = &model.definition;
     let name = || definition.name.clone();
-    let Some(path) = path_of(definition) else {
-        let source_text = definition.source.to_string();
-        return Err(ModelError::NotDownloaded { name: name(), source_text });
-    };
+    let is_own = |path: &Path| matches!(&definition.source, manifest::Source::File(own) if own.path() == path);
     match wanted {
-        ModelRef::File(asked) if *asked != path => {
+        ModelRef::File(path) if !is_own(path) => {
             Err(ModelError::NameDefined { name: name(), manifest: model.file })
         }
-        _ => Ok(Source::defined(path, model)),
+        _ => match pulls.file_of(definition) {
+            Ok(path) => Ok(Source::defined(path, model)),
+            Err(why) => Err(ModelError::NotHere { name: name(), why }),
+        },
     }
 }
 
 impl Models {
-    /// What a manifest says of the model of this name or alias, now. Without a name: of the one
-    /// that is loaded.
+    /// What a manifest says of the model of this name or alias, now, or what came with it says. Without
+    /// a name: of the one that is loaded.
     pub(crate) fn definition(&self, name: Option<&str>) -> Option<Arc<Definition>> {
         let only = || self.only_loaded().ok();
         let name = name.map(str::to_owned).or_else(only)?;
-        self.defined(&name).map(|model| model.definition)
+        let defined = self.defined(&name).map(|model| model.definition);
+        defined.or_else(|| self.inner.store.usage(&name))
     }
 
     pub(super) fn defined(&self, name: &str) -> Option<manifest::Model> {
-        self.catalog().find(name).cloned()
+        self.catalog().find(name).map(|model| self.complete(model))
+    }
+
+    /// A model with what its source says where its manifest says nothing.
+    fn complete(&self, model: &manifest::Model) -> manifest::Model {
+        let definition = self.inner.store.pulls().complete(&model.definition);
+        manifest::Model { definition, file: model.file.clone() }
     }
 
     /// The name that a model has itself, of one of its names.
@@ -60,11 +65,27 @@ impl Models {
     }
 
     pub(super) fn defined_entries(&self) -> Vec<ModelEntry> {
-        let entry = |model: &manifest::Model| match path_of(&model.definition) {
-            Some(path) => defined_entry(model, &path),
-            None => remote_entry(model),
+        let pulls = self.inner.store.pulls();
+        let entry = |model: &manifest::Model| match pulls.file_of(&model.definition) {
+            Ok(path) => defined_entry(model, &path),
+            Err(why) => remote_entry(model, &why),
         };
         self.catalog().models().map(entry).collect()
+    }
+
+    /// The models that manifests define and whose files are not here.
+    pub(crate) fn coming(&self) -> impl Iterator<Item = ModelEntry> {
+        self.defined_entries().into_iter().filter(|entry| entry.state == ModelState::Remote)
+    }
+
+    pub(super) fn stored_entry(&self, manifest: &Manifest) -> ModelEntry {
+        let entry = stored_entry(manifest);
+        if self.inner.store.is_whole(manifest) {
+            return entry;
+        }
+        let name = &manifest.name;
+        let failure = format!("a file of it is missing: `m40ctl pull {name}` gets it again");
+        ModelEntry { state: ModelState::Failed, failure: Some(failure), ..entry }
     }
 
     fn catalog(&self) -> Arc<Catalog> {
@@ -91,9 +112,9 @@ impl Models {
     /// that cannot be told. Blocking.
     fn weigh_all(&self, catalog: &Catalog) -> Vec<(ModelName, Source, Weighed)> {
         let weigh = |model: &manifest::Model| {
-            let path = path_of(&model.definition)?;
+            let path = self.inner.store.pulls().file_of(&model.definition).ok()?;
             let name = model.definition.name.as_str();
-            let source = Source::defined(path, model.clone());
+            let source = Source::defined(path, self.complete(model));
             let weighed = self.inner.opener.define(name, &source);
             let weighed = weighed.map_err(|error| Arc::new(LoadFailure::from(&error)));
             Some((name.into(), source, weighed))

@@ -9,6 +9,7 @@ use m40_sched::residency::{ModelStatus, Residence};
 
 use super::loaded::Loaded;
 use super::source::{Origin, Source};
+use crate::pulls::NotHere;
 use crate::store::Manifest;
 
 /// The entry of a model that is not loaded.
@@ -70,6 +71,7 @@ fn in_place_entry(name: &str, path: &Path) -> ModelEntry {
         manifest: None,
         state: ModelState::Stored,
         failure: None,
+        progress: None,
         size_bytes: std::fs::metadata(path).map_or(0, |metadata| metadata.len()),
         architecture: String::new(),
         quantization: String::new(),
@@ -87,21 +89,27 @@ pub(super) fn defined_entry(model: &manifest::Model, path: &Path) -> ModelEntry 
     ModelEntry {
         aliases: definition.aliases.clone(),
         manifest: Some(model.file.clone()),
+        source: PathBuf::from(definition.source.to_string()),
         state: if failure.is_some() { ModelState::Failed } else { ModelState::Stored },
         failure,
         ..in_place_entry(&definition.name, path)
     }
 }
 
-/// The entry of a model that a manifest defines and whose file is elsewhere.
-pub(super) fn remote_entry(model: &manifest::Model) -> ModelEntry {
+/// The entry of a model that a manifest defines and whose file is not here yet.
+pub(super) fn remote_entry(model: &manifest::Model, why: &NotHere) -> ModelEntry {
     let definition = &model.definition;
-    let source = PathBuf::from(definition.source.to_string());
+    let (progress, failure) = match why {
+        NotHere::Coming(progress) => (Some(*progress), None),
+        NotHere::Failed(failure) => (None, Some(failure.to_string())),
+    };
+    let total_bytes = progress.and_then(|progress| progress.total_bytes);
     ModelEntry {
         state: ModelState::Remote,
-        failure: None,
-        size_bytes: definition.size_bytes.unwrap_or(0),
-        ..defined_entry(model, &source)
+        failure,
+        progress,
+        size_bytes: definition.size_bytes.or(total_bytes).unwrap_or(0),
+        ..defined_entry(model, Path::new(""))
     }
 }
 
@@ -113,6 +121,7 @@ pub(super) fn stored_entry(manifest: &Manifest) -> ModelEntry {
         manifest: None,
         state: ModelState::Stored,
         failure: None,
+        progress: None,
         size_bytes: manifest.size_bytes(),
         architecture: manifest.architecture.clone(),
         quantization: manifest.quantization.clone(),

@@ -8,6 +8,7 @@ use m40_sched::residency::{PinnedTooLarge, Refusal};
 use m40llm::LoadError;
 
 use super::job::Reason;
+use crate::pulls::NotHere;
 
 /// Why a model is not ready, or takes no job.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -35,11 +36,8 @@ pub(crate) enum ModelError {
         manifest.display()
     )]
     NameDefined { name: String, manifest: PathBuf },
-    #[error(
-        "the model {name:?} is not downloaded yet: its manifest names {source_text}, and only a \
-         path of this machine can be loaded"
-    )]
-    NotDownloaded { name: String, source_text: String },
+    #[error("the file of the model {name:?} {why}")]
+    NotHere { name: String, why: NotHere },
     #[error("{} is not an absolute path of a file", path.display())]
     BadPath { path: PathBuf },
     #[error("{}", .0.message)]
@@ -92,8 +90,8 @@ impl ModelError {
             | Self::NameTaken { .. }
             | Self::NameStored { .. }
             | Self::NameDefined { .. }
-            | Self::NotDownloaded { .. }
             | Self::Pinned(_) => ErrorCode::Conflict,
+            Self::NotHere { why, .. } => why.code(),
             Self::Load(failure) => failure.code,
             Self::Refused { refusal, failure } => refused(refusal, *failure),
             Self::Ended(reason) => reason.code(),

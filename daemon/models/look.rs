@@ -18,7 +18,7 @@ impl Models {
         let stored = self.inner.store.list();
         let mut entries: BTreeMap<String, ModelEntry> = stored
             .iter()
-            .map(|manifest| (manifest.name.clone(), entry::stored_entry(manifest)))
+            .map(|manifest| (manifest.name.clone(), self.stored_entry(manifest)))
             .collect();
         let more = self.defined_entries().into_iter().chain(self.active());
         entries.extend(more.map(|entry| (entry.name.clone(), entry)));

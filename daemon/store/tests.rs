@@ -16,7 +16,7 @@ impl Dirs {
     }
 
     fn store(&self) -> Store {
-        Store::open(&self.root.path().join("state")).unwrap()
+        Store::open(&self.root.path().join("state"), Settings::default()).unwrap()
     }
 
     fn file(&self, name: &str, contents: &str) -> PathBuf {
@@ -43,7 +43,7 @@ fn an_imported_file_is_found_by_name_and_hash() {
     assert_eq!(manifest.name, "tiny.Q4_1");
     // FIPS 180-4's example for "abc".
     let sha = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-    assert_eq!(manifest.files[0].sha256, sha);
+    assert_eq!(manifest.files[0].sha256.to_string(), sha);
     assert_eq!(store.list(), std::slice::from_ref(&manifest));
     assert_eq!(store.find("tiny.Q4_1"), Some(manifest.clone()));
     assert_eq!(fs::read_to_string(store.path_of(&manifest)).unwrap(), "abc");
@@ -142,6 +142,6 @@ fn a_start_removes_unfinished_imports_and_skips_broken_manifests() {
 fn the_state_folder_has_one_owner() {
     let dirs = Dirs::new();
     let first = dirs.store();
-    let error = Store::open(&first.dir).unwrap_err();
+    let error = Store::open(&first.dir, Settings::default()).unwrap_err();
     assert!(matches!(error, Failure::StateInUse { .. }), "{error}");
 }

@@ -12,8 +12,11 @@ mod hostile;
 mod lifecycle;
 mod manifests;
 mod models;
+mod pulls;
 mod real;
 mod residency;
+mod sources;
+mod stored;
 
 use std::path::{Path, PathBuf};
 use std::process::Output;

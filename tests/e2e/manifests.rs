@@ -257,18 +257,11 @@ fn a_model_is_loaded_before_anybody_asks_when_its_definition_says_so() {
 }
 
 #[test]
-fn a_source_that_is_not_here_is_listed_as_such_and_refused_with_its_name() {
+fn a_file_that_is_not_there_is_said_to_be_missing() {
     let daemon = builder();
     write(daemon.dir(), "near", "source = \"/nowhere/m.gguf\"\n");
-    write(daemon.dir(), "far", "source = \"hf:org/repo:Q4_K_M\"\nsize_bytes = 5000000000\n");
     let daemon = daemon.start();
     let list = ctl(&daemon, &["list"]).ok().out;
-    assert!(
-        list.lines().any(|line| line.starts_with("far ") && line.ends_with("remote")),
-        "{list}"
-    );
-    ctl(&daemon, &["load", "far"]).fails(1, &["\"far\"", "not downloaded", "hf:org/repo:Q4_K_M"]);
-    assert_eq!(daemon.post("/v1/chat/completions", &chat("far")).status, 409);
     let missing =
         |line: &str| line.starts_with("near ") && line.contains("failed: there is no file");
     assert!(list.lines().any(missing), "{list}");
@@ -354,7 +347,9 @@ fn saved_to_served(daemon: &Daemon, source: &str, edit: usize) -> Duration {
 
 #[test]
 fn a_thousand_edits_right_and_wrong_fail_no_request_for_another_model() {
-    let builder = builder();
+    // Nobody is there.
+    let builder =
+        builder().config("[store]\nproxy = \"none\"\nhugging_face = \"http://127.0.0.1:1\"");
     let file = tiny(builder.dir(), "tiny.gguf");
     let source = format!("source = {:?}\n", path_str(&file));
     write(builder.dir(), "kept", &format!("{source}pin = true\n"));

@@ -1,7 +1,7 @@
 //! The real SmolLM2 through the whole of it.
 
 use m40_testkit::models;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{builder, ctl, path_str};
 
@@ -10,8 +10,9 @@ fn smollm2_is_pulled_and_answers_over_every_way_in() {
     let daemon = builder().start();
     let file = models::smollm2();
     let pulled = ctl(&daemon, &["pull", path_str(&file), "--name", "smollm2", "--json"]).ok();
-    assert_eq!(pulled.json()["architecture"], "llama");
-    assert_eq!(pulled.json()["quantization"], "Q4_1");
+    let last: Value = serde_json::from_str(pulled.out.lines().last().unwrap()).unwrap();
+    assert_eq!(last["model"]["architecture"], "llama");
+    assert_eq!(last["model"]["quantization"], "Q4_1");
 
     // As llama.cpp answers: tests/data has its golden text.
     let request = json!({"model": "smollm2", "prompt": "The capital of France is",

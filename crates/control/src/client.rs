@@ -16,9 +16,10 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::{
-    ApiError, BenchEvent, BenchRequest, CancelRequest, ErrorBody, ImportEvent, ImportRequest,
-    LoadRequest, ModelEntry, ModelList, Plan, PlanRequest, QueueEntry, QueueList, Reload,
-    ReloadRequest, RunEvent, RunRequest, Status, UnloadRequest, Vram,
+    AdoptEvent, AdoptRequest, ApiError, BenchEvent, BenchRequest, CancelRequest, ErrorBody,
+    LoadRequest, ModelDetails, ModelEntry, ModelList, NameRequest, Plan, PlanRequest, PruneRequest,
+    Pruned, PullEvent, PullRequest, QueueEntry, QueueList, Reload, ReloadRequest, Removed,
+    RunEvent, RunRequest, Status, UnloadRequest, VerifyEvent, VerifyRequest, Vram,
 };
 
 /// Longest answer, and longest line of a streamed one, that the client takes. Far above what a
@@ -98,15 +99,56 @@ impl Client {
         self.call::<(), _>(Method::GET, "/models", None).await
     }
 
-    /// Imports a file. It goes on when the events are dropped.
+    /// Gets a model from wherever it is. When the events are dropped, a download ends that no manifest
+    /// wants; what came of it is kept.
     ///
     /// # Errors
     /// Any [`ClientError`].
-    pub async fn import(
+    pub async fn pull(&self, request: &PullRequest) -> Result<Events<PullEvent>, ClientError> {
+        self.stream("/models/pull", request).await
+    }
+
+    /// All that is known of a model.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn show(&self, request: &NameRequest) -> Result<ModelDetails, ClientError> {
+        self.call(Method::POST, "/models/show", Some(request)).await
+    }
+
+    /// Removes a model from the disk.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn remove(&self, request: &NameRequest) -> Result<Removed, ClientError> {
+        self.call(Method::POST, "/models/remove", Some(request)).await
+    }
+
+    /// Removes the files that no model needs, or says which those are.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn prune(&self, request: &PruneRequest) -> Result<Pruned, ClientError> {
+        self.call(Method::POST, "/prune", Some(request)).await
+    }
+
+    /// Hashes stored files again. When the events are dropped, it ends after the file at hand.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn verify(
         &self,
-        request: &ImportRequest,
-    ) -> Result<Events<ImportEvent>, ClientError> {
-        self.stream("/models/import", request).await
+        request: &VerifyRequest,
+    ) -> Result<Events<VerifyEvent>, ClientError> {
+        self.stream("/verify", request).await
+    }
+
+    /// Takes in the models of another program. It goes on when the events are dropped.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn adopt(&self, request: &AdoptRequest) -> Result<Events<AdoptEvent>, ClientError> {
+        self.stream("/adopt", request).await
     }
 
     /// Loads a model and waits for it; it goes on loading when the future is dropped.

@@ -27,6 +27,10 @@ pub enum ErrorCode {
     Busy,
     /// The daemon is stopping.
     Stopping,
+    /// The disk is too full; the message has what is needed and what is free.
+    NoSpace,
+    /// Where a file comes from does not answer, refuses, or sends something else.
+    Origin,
     /// An operation was ended by an operator before it was done.
     Aborted,
     /// The daemon failed; its log says more.
@@ -47,6 +51,8 @@ impl ErrorCode {
             Self::BadModel => 422,
             Self::Busy | Self::Stopping => 503,
             Self::Internal => 500,
+            Self::Origin => 502,
+            Self::NoSpace => 507,
         }
     }
 }

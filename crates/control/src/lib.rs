@@ -7,13 +7,18 @@
 //! |---|---|---|
 //! | `GET /status` | | [`Status`] |
 //! | `GET /models` | | [`ModelList`] |
-//! | `POST /models/import` | [`ImportRequest`] | lines of [`ImportEvent`] |
+//! | `POST /models/pull` | [`PullRequest`] | lines of [`PullEvent`] |
+//! | `POST /models/show` | [`NameRequest`] | [`ModelDetails`] |
+//! | `POST /models/remove` | [`NameRequest`] | [`Removed`] |
 //! | `POST /models/load` | [`LoadRequest`] | [`ModelEntry`] |
 //! | `POST /models/unload` | [`UnloadRequest`] | [`ModelEntry`] |
 //! | `POST /models/plan` | [`PlanRequest`] | [`Plan`] |
 //! | `POST /models/bench` | [`BenchRequest`] | lines of [`BenchEvent`] |
 //! | `POST /run` | [`RunRequest`] | lines of [`RunEvent`] |
 //! | `POST /reload` | [`ReloadRequest`] | [`Reload`] |
+//! | `POST /prune` | [`PruneRequest`] | [`Pruned`] |
+//! | `POST /verify` | [`VerifyRequest`] | lines of [`VerifyEvent`] |
+//! | `POST /adopt` | [`AdoptRequest`] | lines of [`AdoptEvent`] |
 //! | `GET /queue` | | [`QueueList`] |
 //! | `POST /queue/cancel` | [`CancelRequest`] | [`QueueEntry`] |
 //! | `GET /vram` | | [`Vram`] |
@@ -28,6 +33,7 @@ mod error;
 pub mod paths;
 mod reload;
 mod residency;
+mod stored;
 mod types;
 
 #[cfg(feature = "client")]
@@ -37,4 +43,5 @@ pub use reload::{
     Change, Effect, KeyChange, ManifestProblem, ModelChange, Place, Reload, ReloadRequest,
 };
 pub use residency::*;
+pub use stored::*;
 pub use types::*;

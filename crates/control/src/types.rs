@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use crate::error::ErrorBody;
-use crate::{ApiError, ManifestProblem};
+use crate::{ApiError, ManifestProblem, PullProgress};
 
 /// Longest accepted model name, in bytes.
 pub const MODEL_NAME_BYTES_MAX: usize = 96;
@@ -132,9 +132,12 @@ pub struct ModelEntry {
     pub manifest: Option<PathBuf>,
     /// What it is doing.
     pub state: ModelState,
-    /// Why it is in [`ModelState::Failed`].
+    /// Why it is in [`ModelState::Failed`], or why its file could not be fetched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+    /// How far its file is on its way here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<PullProgress>,
     /// Size of its files.
     pub size_bytes: u64,
     /// Architecture, as the file calls it, such as `llama`.
@@ -222,43 +225,6 @@ pub struct Status {
     pub stopping: bool,
     /// The models that are not merely stored, sorted by name.
     pub models: Vec<ModelEntry>,
-}
-
-/// Body of `POST /models/import`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ImportRequest {
-    /// Absolute path of a GGUF file, as the daemon sees it. Of a split model, any of its files.
-    pub path: PathBuf,
-    /// Name to give it; by default made of the file name.
-    #[serde(default)]
-    pub name: Option<String>,
-    /// Whether to take the name from another model that has it.
-    #[serde(default)]
-    pub replace: bool,
-}
-
-/// One line of the answer to `POST /models/import`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub enum ImportEvent {
-    /// Bytes copied and hashed so far.
-    Progress {
-        /// Done.
-        done_bytes: u64,
-        /// To do in all.
-        total_bytes: u64,
-    },
-    /// The model is stored; the last line.
-    Imported {
-        /// The model.
-        model: Box<ModelEntry>,
-    },
-    /// The import failed and left nothing; the last line.
-    Error {
-        /// Why.
-        error: ApiError,
-    },
 }
 
 /// Body of `POST /models/load`.

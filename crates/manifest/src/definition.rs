@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use m40_control::{NameError, check_model_name};
 use m40_sched::sampler::SamplingParams;
-use m40_source::{Source, WebUrl};
-use serde::Deserialize;
+use m40_source::{Sha256, Source, WebUrl};
+use serde::{Deserialize, Serialize};
 
 use crate::duration;
 
@@ -54,37 +54,6 @@ pub struct Definition {
     pub stop: Vec<String>,
     /// What the model can do; as its file says when absent.
     pub capabilities: Option<Vec<Capability>>,
-}
-
-/// A hash of a file's contents.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Sha256(pub [u8; 32]);
-
-/// Why a text is no [`Sha256`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("must be 64 hexadecimal digits, as `sha256sum FILE` prints them")]
-pub struct NotASha256;
-
-impl FromStr for Sha256 {
-    type Err = NotASha256;
-
-    fn from_str(text: &str) -> Result<Self, NotASha256> {
-        let mut bytes = [0; 32];
-        if text.len() != 2 * bytes.len() || !text.bytes().all(|c| c.is_ascii_hexdigit()) {
-            return Err(NotASha256);
-        }
-        for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            let digits = std::str::from_utf8(digits).map_err(|_| NotASha256)?;
-            *byte = u8::from_str_radix(digits, 16).map_err(|_| NotASha256)?;
-        }
-        Ok(Self(bytes))
-    }
-}
-
-impl fmt::Display for Sha256 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
 }
 
 /// A text and, if it came from a file, which.
@@ -141,7 +110,7 @@ pub enum Capability {
 }
 
 /// Defaults for sampling; what is absent is as the daemon has it. See [`SamplingParams`].
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "SamplingParams says what they mean")]
 pub struct Sampling {
@@ -157,7 +126,55 @@ pub struct Sampling {
     pub seed: Option<u64>,
 }
 
+impl Definition {
+    /// What a manifest says that names a source and nothing else.
+    ///
+    /// # Errors
+    /// [`NameError`] of a name that no model can have.
+    pub fn plain(name: &str, source: Source) -> Result<Self, NameError> {
+        check_model_name(name)?;
+        Ok(Self {
+            name: name.to_owned(),
+            aliases: Vec::new(),
+            source,
+            sha256: None,
+            size_bytes: None,
+            mirrors: Vec::new(),
+            context_tokens: None,
+            sequences_max: None,
+            kv_type: None,
+            priority: 0,
+            pin: false,
+            preload: false,
+            idle_unload: None,
+            template: None,
+            tokenizer: None,
+            system: None,
+            sampling: Sampling::default(),
+            stop: Vec::new(),
+            capabilities: None,
+        })
+    }
+}
+
 impl Sampling {
+    /// These, and others where these say nothing.
+    #[must_use]
+    pub fn or(&self, others: &Self) -> Self {
+        Self {
+            temperature: self.temperature.or(others.temperature),
+            top_k: self.top_k.or(others.top_k),
+            top_p: self.top_p.or(others.top_p),
+            min_p: self.min_p.or(others.min_p),
+            typical_p: self.typical_p.or(others.typical_p),
+            repeat_penalty: self.repeat_penalty.or(others.repeat_penalty),
+            repeat_last_n: self.repeat_last_n.or(others.repeat_last_n),
+            presence_penalty: self.presence_penalty.or(others.presence_penalty),
+            frequency_penalty: self.frequency_penalty.or(others.frequency_penalty),
+            seed: self.seed.or(others.seed),
+        }
+    }
+
     /// The parameters of a request that says nothing about sampling.
     pub fn params(&self) -> SamplingParams {
         let plain = SamplingParams::default();

@@ -81,6 +81,13 @@ fn keys(d: &Definition) -> Vec<(&'static str, Effect, Value)> {
     ]
 }
 
+/// The keys that a definition sets, with their values as they are shown, in the order in which they
+/// are documented.
+pub fn set_keys(definition: &Definition) -> Vec<(&'static str, String)> {
+    let set = keys(definition).into_iter();
+    set.filter_map(|(key, _, value)| Some((key, value.show()?))).collect()
+}
+
 /// The keys in which two definitions of a model differ, in the order in which they are documented.
 pub fn changed_keys(old: &Definition, new: &Definition) -> Vec<KeyChange> {
     let pairs = keys(old).into_iter().zip(keys(new));

@@ -30,11 +30,9 @@ pub use catalog::{Catalog, Input, Model};
 pub use check::{
     ALIASES_MAX, FILE_BYTES_MAX, MIRRORS_MAX, MODELS_MAX, STOP_BYTES_MAX, STOPS_MAX, TEXT_BYTES_MAX,
 };
-pub use definition::{
-    Capability, Definition, IdleUnload, KvType, NotASha256, Sampling, Sha256, Text,
-};
-pub use diff::changed_keys;
-pub use m40_source::Source;
+pub use definition::{Capability, Definition, IdleUnload, KvType, Sampling, Text};
+pub use diff::{changed_keys, set_keys};
+pub use m40_source::{Sha256, Source};
 
 /// What checking a manifest takes from outside.
 pub trait Surroundings {

@@ -1,4 +1,4 @@
-//! Where a model's file comes from, as one line of text.
+//! Where a model's file comes from, as one line of text, and the hash that it has.
 //!
 //! ```text
 //! https://host/path/file.gguf           a file on the web (http too)
@@ -18,6 +18,7 @@
 mod error;
 mod hugging_face;
 mod ollama;
+mod sha256;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,7 @@ use url::Url;
 pub use error::SourceError;
 pub use hugging_face::{HuggingFace, Pick};
 pub use ollama::OllamaName;
+pub use sha256::{Sha256, Sha256Error};
 
 /// Longest text of one source, in bytes.
 const LENGTH_MAX: usize = 4096;
@@ -93,6 +95,20 @@ impl Source {
             0 => Err(SourceError::Empty),
             1 => Ok(sources.swap_remove(0)),
             _ => Ok(Self::Parts(Parts(sources))),
+        }
+    }
+
+    /// The text for logs: without the queries of URLs, which may hold keys.
+    pub fn shown(&self) -> String {
+        match self {
+            Self::Web(url) => {
+                let mut url = url.0.clone();
+                url.set_query(None);
+                url.into()
+            }
+            Self::Member(member) => format!("zip+{}!/{}", member.archive.shown(), member.name),
+            Self::Parts(parts) => parts.0.iter().map(Self::shown).collect::<Vec<_>>().join(PLUS),
+            Self::HuggingFace(_) | Self::Ollama(_) | Self::File(_) => self.to_string(),
         }
     }
 

@@ -127,3 +127,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn keys_in_urls_are_not_shown() {
+    for (text, shown) in [
+        ("https://h/m.gguf?key=secret", "https://h/m.gguf"),
+        ("zip+https://h/w.whl?secret!/m.gguf", "zip+https://h/w.whl!/m.gguf"),
+        ("https://h/a?secret + https://h/b", "https://h/a + https://h/b"),
+        ("hf:org/repo:Q4_0", "hf:org/repo:Q4_0"),
+    ] {
+        assert_eq!(text.parse::<Source>().unwrap().shown(), shown);
+    }
+}

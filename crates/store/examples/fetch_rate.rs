@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use m40_store::{Request, Settings, Sha256, Store};
+use m40_store::{Proxy, Request, Settings, Sha256, Store};
 use m40_testkit::origin::Origin;
 
 const ROUNDS: usize = 3;
@@ -67,7 +67,7 @@ fn main() {
 /// One download in a process of its own; prints its seconds and KiB.
 fn fetch(url: &str, dir: &Path, connections: usize) {
     let (url, sha256) = url.split_once(' ').expect("a URL and a hash");
-    let settings = Settings { connections, uses_proxies: false, ..Settings::default() };
+    let settings = Settings { connections, proxy: Proxy::Direct, ..Settings::default() };
     let store = Store::open(dir, settings).expect("a store");
     let source = url.parse().expect("a source");
     let sha256 = Some(sha256.parse().expect("a hash"));

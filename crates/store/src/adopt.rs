@@ -7,11 +7,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-
 use crate::blobs::{Blob, names_in, read_capped};
 use crate::error::{StoreError, failed};
 use crate::import::Ways;
+use crate::ollama::{Kind, Manifest, OllamaModel};
 use crate::sha256::Sha256;
 use crate::source::Source;
 use crate::store::Inner;
@@ -20,8 +19,8 @@ use crate::store::Inner;
 const DEPTH_MAX: usize = 8;
 /// Most files that are looked at.
 const FILES_MAX: usize = 100_000;
-/// Longest manifest.
-const MANIFEST_BYTES_MAX: u64 = 1 << 20;
+/// Longest manifest, and longest text that it names.
+const TEXT_BYTES_MAX: u64 = 1 << 20;
 
 /// What was adopted.
 #[derive(Debug, Default)]
@@ -41,6 +40,8 @@ pub struct AdoptedModel {
     pub name: String,
     /// Its weights.
     pub blob: Blob,
+    /// What Ollama has beside them.
+    pub ollama: Option<OllamaModel>,
 }
 
 /// A file of another program that may be adopted.
@@ -51,6 +52,8 @@ struct Candidate {
     source: Result<Source, String>,
     /// What the other program says that it hashes to.
     said: Option<Sha256>,
+    /// What Ollama has beside it.
+    ollama: Option<OllamaModel>,
 }
 
 impl Inner {
@@ -89,7 +92,7 @@ impl Inner {
         let source = candidate.source.clone()?;
         if let Some(blob) = candidate.said.and_then(|said| self.blobs.find(&said)) {
             progress(blob.size_bytes);
-            return Ok(AdoptedModel { source, name: candidate.name.clone(), blob });
+            return Ok(candidate.adopted(source, blob));
         }
         let sources = vec![source.clone()];
         let blob = self.import(&candidate.path, Ways::UpToReference, sources, progress);
@@ -98,7 +101,14 @@ impl Inner {
             // It is in the store as what it is, and nothing refers to it.
             return Err(format!("it should hash to {said} and hashes to {}", blob.sha256));
         }
-        Ok(AdoptedModel { source, name: candidate.name.clone(), blob })
+        Ok(candidate.adopted(source, blob))
+    }
+}
+
+impl Candidate {
+    fn adopted(&self, source: Source, blob: Blob) -> AdoptedModel {
+        let (name, ollama) = (self.name.clone(), self.ollama.clone());
+        AdoptedModel { source, name, blob, ollama }
     }
 }
 
@@ -119,29 +129,19 @@ fn find(dir: &Path, left: &mut Vec<(PathBuf, String)>) -> Result<Vec<Candidate>,
     Ok(found)
 }
 
-#[derive(Debug, Deserialize)]
-struct Manifest {
-    layers: Vec<Layer>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Layer {
-    #[serde(rename = "mediaType")]
-    media_type: String,
-    digest: Sha256,
-}
-
 /// `manifests/<host>/<namespace>/<name>/<tag>` and `blobs/sha256-<hex>`.
 fn ollama(dir: &Path, left: &mut Vec<(PathBuf, String)>) -> Result<Vec<Candidate>, StoreError> {
     let mut found = Vec::new();
     let manifests = dir.join("manifests");
     for path in files_below(&manifests)? {
-        let text = read_capped(&path, MANIFEST_BYTES_MAX).map_err(|error| error.to_string());
-        let manifest = text.and_then(|text| {
-            serde_json::from_str::<Manifest>(&text).map_err(|error| error.to_string())
-        });
-        let layers = match manifest {
-            Ok(manifest) => manifest.layers,
+        let text = read_capped(&path, TEXT_BYTES_MAX).map_err(|error| error.to_string());
+        let manifest = text.and_then(|text| Manifest::parse(&text));
+        let weights = |manifest: Manifest| {
+            let sha256 = manifest.weights()?.digest;
+            Ok::<_, String>((manifest, sha256))
+        };
+        let (manifest, said) = match manifest.and_then(weights) {
+            Ok(found) => found,
             Err(reason) => {
                 left.push((path, reason));
                 continue;
@@ -150,16 +150,39 @@ fn ollama(dir: &Path, left: &mut Vec<(PathBuf, String)>) -> Result<Vec<Candidate
         let parts = path.strip_prefix(&manifests).unwrap_or(&path);
         let parts: Vec<String> =
             parts.iter().map(|part| part.to_string_lossy().into_owned()).collect();
-        for layer in layers.iter().filter(|layer| layer.media_type.ends_with(".image.model")) {
-            found.push(Candidate {
-                path: dir.join("blobs").join(format!("sha256-{}", layer.digest)),
-                name: ollama_name(&parts),
-                source: ollama_source(&parts),
-                said: Some(layer.digest),
-            });
-        }
+        let blobs = dir.join("blobs");
+        found.push(Candidate {
+            path: blob_in(&blobs, said),
+            name: ollama_name(&parts),
+            source: ollama_source(&parts),
+            said: Some(said),
+            ollama: Some(beside(&manifest, &blobs)),
+        });
     }
     Ok(found)
+}
+
+fn blob_in(blobs: &Path, sha256: Sha256) -> PathBuf {
+    blobs.join(format!("sha256-{sha256}"))
+}
+
+/// What there is beside the weights. A layer that is not what its name says is left.
+fn beside(manifest: &Manifest, blobs: &Path) -> OllamaModel {
+    let mut found = OllamaModel::default();
+    for layer in &manifest.layers {
+        let is_taken = match layer.kind() {
+            Kind::Weights => true,
+            Kind::Other => false,
+            Kind::Text(kind) => read_capped(&blob_in(blobs, layer.digest), TEXT_BYTES_MAX)
+                .ok()
+                .filter(|text| Sha256::of(text.as_bytes()) == layer.digest)
+                .is_some_and(|text| found.take(kind, text).is_ok()),
+        };
+        if !is_taken {
+            found.leave(layer);
+        }
+    }
+    found
 }
 
 fn ollama_name(parts: &[String]) -> String {
@@ -204,6 +227,7 @@ fn hugging_face(
             name: file.rsplit('/').next().unwrap_or(file).to_owned(),
             source: text.parse().map_err(|error: crate::SourceError| error.to_string()),
             path,
+            ollama: None,
         });
     }
     Ok(())

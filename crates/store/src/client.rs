@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use url::Url;
 
 use crate::download::error::{FetchError, shown};
-use crate::settings::Settings;
+use crate::settings::{Proxy, Settings};
 
 /// Most redirects of one request.
 const REDIRECTS_MAX: usize = 10;
@@ -34,8 +34,15 @@ impl Client {
             .redirect(reqwest::redirect::Policy::none())
             .http1_only()
             .connect_timeout(settings.connect_timeout);
-        if !settings.uses_proxies {
-            builder = builder.no_proxy();
+        match &settings.proxy {
+            Proxy::Environment => {}
+            Proxy::Direct => builder = builder.no_proxy(),
+            Proxy::Url(url) => {
+                let proxy = reqwest::Proxy::all(url.clone());
+                let proxy =
+                    proxy.map_err(|error| FetchError::NoClient { reason: causes(&error) })?;
+                builder = builder.proxy(proxy);
+            }
         }
         let http = builder.build();
         let http = http.map_err(|error| FetchError::NoClient { reason: causes(&error) })?;

@@ -31,6 +31,7 @@ use url::Url;
 use crate::blobs::{Blob, BlobInfo, Kept};
 use crate::client::Client;
 use crate::error::{StoreError, failed};
+use crate::import::check_space;
 use crate::progress::{Meter, Phase, Progress};
 use crate::sha256::{CHUNK_BYTES, Hasher, Sha256};
 use crate::source::Source;
@@ -234,6 +235,11 @@ impl<'a> Download<'a> {
     ) -> Result<Self, FetchError> {
         let client = Client::new(Arc::clone(&inner.settings))?;
         let partial = Arc::new(Partial::open(dir)?);
+        // Where the length is known beforehand, so is whether there is room.
+        if let Some(size) = job.size_bytes {
+            let needed = size.saturating_sub(partial.taken_bytes()?);
+            check_space(&*inner.host, partial.dir(), needed)?;
+        }
         let origin = partial.origin().unwrap_or_default();
         if let Some(size) = job.size_bytes.or(origin.size_bytes) {
             meter.total(size);

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use crate::blobs::{Blob, BlobInfo, Kept};
 use crate::error::{StoreError, failed};
 use crate::host::Host;
-use crate::sha256::Hasher;
+use crate::sha256::{Hasher, Sha256};
 use crate::source::Source;
 use crate::store::{Inner, unix_s};
 
@@ -106,6 +106,15 @@ pub(crate) fn source_at(path: &Path) -> Result<PathBuf, StoreError> {
     path.canonicalize().map_err(failed("read", path))
 }
 
+/// Hash and length of a file of this machine, which must not be written to meanwhile. `progress`
+/// hears of each piece of bytes. Blocking.
+pub fn hash_file(path: &Path, progress: &mut dyn FnMut(u64)) -> Result<(Sha256, u64), StoreError> {
+    let path = source_at(path)?;
+    let mut file = File::open(&path).map_err(failed("read", &path))?;
+    let hasher = hash_as_it_is(&mut file, &path, progress)?;
+    Ok((hasher.finish(), hasher.length()))
+}
+
 fn clone_file(from: &Path, to: &Path) -> io::Result<()> {
     Ok(rustix::fs::ioctl_ficlone(File::create(to)?, File::open(from)?)?)
 }
@@ -116,14 +125,23 @@ fn hash_unchanging(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Hasher, StoreError> {
     let mut file = File::open(link).map_err(failed("read", source))?;
+    let hasher = hash_as_it_is(&mut file, source, progress)?;
+    file.sync_all().map_err(failed("flush", source))?;
+    Ok(hasher)
+}
+
+/// Hashes a file that its owner may write to meanwhile, which is an error.
+fn hash_as_it_is(
+    file: &mut File,
+    source: &Path,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Hasher, StoreError> {
     let before = file.metadata().map_err(failed("read", source))?;
-    let hasher = hash(&mut file, progress).map_err(failed("read", source))?;
-    // The owner may write to the file through its other name.
+    let hasher = hash(file, progress).map_err(failed("read", source))?;
     let after = file.metadata().map_err(failed("read", source))?;
     if stamp(&before) != stamp(&after) {
         return Err(StoreError::Changed { path: source.to_path_buf() });
     }
-    file.sync_all().map_err(failed("flush", source))?;
     Ok(hasher)
 }
 

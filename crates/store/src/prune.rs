@@ -5,9 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use crate::blobs::{Kept, names_in};
+use crate::blobs::{Blob, Kept, names_in};
 use crate::error::{StoreError, failed};
 use crate::sha256::Sha256;
+use crate::source::Source;
 use crate::store::{Inner, PARTIAL, UNFINISHED, unix_s};
 
 /// What was removed, or would be.
@@ -22,10 +23,27 @@ pub struct Pruned {
     pub bytes: u64,
 }
 
+/// What is not to be removed.
+#[derive(Debug, Clone, Default)]
+pub struct Referenced {
+    /// Blobs that are in use.
+    pub blobs: BTreeSet<Sha256>,
+    /// Sources that are still to come: blobs that came from one of them stay, and, while there is
+    /// any, all that was downloaded in part.
+    pub sources: BTreeSet<Source>,
+}
+
+impl Referenced {
+    fn has(&self, blob: &Blob) -> bool {
+        let is_to_come = |source: &Source| self.sources.contains(source);
+        self.blobs.contains(&blob.sha256) || blob.info.sources.iter().any(is_to_come)
+    }
+}
+
 impl Inner {
     pub(crate) fn prune(
         &self,
-        referenced: &BTreeSet<Sha256>,
+        referenced: &Referenced,
         unused_for: Duration,
         remove: bool,
     ) -> Result<Pruned, StoreError> {
@@ -34,7 +52,7 @@ impl Inner {
         let now = self.host.today();
         let old_unix_s = unix_s(now).saturating_sub(unused_for.as_secs());
         for blob in self.blobs.list()? {
-            if referenced.contains(&blob.sha256) || blob.info.added_unix_s > old_unix_s {
+            if referenced.has(&blob) || blob.info.added_unix_s > old_unix_s {
                 continue;
             }
             if remove {
@@ -53,7 +71,8 @@ impl Inner {
         }
         // No download begins meanwhile.
         let transfers = self.transfers();
-        for dir in ["quarantine", PARTIAL].map(|dir| self.dir.join(dir)) {
+        let parts = referenced.sources.is_empty().then_some(PARTIAL);
+        for dir in ["quarantine"].into_iter().chain(parts).map(|dir| self.dir.join(dir)) {
             for name in names_in(&dir)? {
                 let path = dir.join(&name);
                 let is_busy = name.starts_with(UNFINISHED) || transfers.contains_key(&name);

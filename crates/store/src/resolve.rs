@@ -8,11 +8,10 @@ use url::Url;
 
 use crate::client::Client;
 use crate::download::error::{FetchError, shown};
+use crate::ollama::OllamaModel;
 use crate::settings::Settings;
 use crate::sha256::Sha256;
 use crate::source::{Pick, Source};
-
-pub use ollama::OllamaModel;
 
 /// A file on the web.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use url::Url;
 use crate::secret::Secret;
 
 /// How downloads are made. The defaults are for the public registries and a line of its own.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// Connections of one download, where the origin can send parts of a file.
     pub connections: usize,
@@ -23,8 +23,8 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// Longest time without a byte.
     pub stall_timeout: Duration,
-    /// Whether `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` count.
-    pub uses_proxies: bool,
+    /// Through whom requests go.
+    pub proxy: Proxy,
     /// Where `hf:` sources are.
     pub hugging_face: Url,
     /// Where `ollama:` sources without a host are.
@@ -33,8 +33,19 @@ pub struct Settings {
     pub tokens: Vec<Token>,
 }
 
+/// Through whom requests go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Proxy {
+    /// As `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` say.
+    Environment,
+    /// Nobody.
+    Direct,
+    /// This one, always.
+    Url(Url),
+}
+
 /// A bearer token for one host.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Token {
     /// The host, or host:port; no other ever gets the token.
     pub host: String,
@@ -53,7 +64,7 @@ impl Default for Settings {
             backoff_max: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(20),
             stall_timeout: Duration::from_secs(30),
-            uses_proxies: true,
+            proxy: Proxy::Environment,
             hugging_face: url("https://huggingface.co"),
             ollama: url("https://registry.ollama.ai"),
             tokens: Vec::new(),

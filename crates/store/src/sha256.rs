@@ -5,10 +5,7 @@
 //! to state `n`. So a download goes on from the last chunk that is still right, and of a file that
 //! went bad it is known where.
 
-use std::fmt;
-use std::str::FromStr;
-
-use serde::{Deserialize, Serialize};
+pub use m40_source::{Sha256, Sha256Error};
 use sha2::block_api::compress256;
 
 /// Bytes of a file between two states of its chain.
@@ -27,72 +24,6 @@ const START: [u32; 8] = [
     0x1f83_d9ab,
     0x5be0_cd19,
 ];
-
-/// A SHA-256 hash; text is 64 lower-case hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub struct Sha256([u8; 32]);
-
-/// Why a text is no hash.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no SHA-256: it must be 64 hexadecimal digits")]
-pub struct Sha256Error {
-    text: String,
-}
-
-impl Sha256 {
-    /// The hash of these bytes.
-    pub fn of(bytes: &[u8]) -> Self {
-        let mut hasher = Hasher::new();
-        hasher.update(bytes);
-        hasher.finish()
-    }
-}
-
-impl FromStr for Sha256 {
-    type Err = Sha256Error;
-
-    /// Reads hexadecimal digits, with or without `sha256:` or `sha256-` before them.
-    fn from_str(text: &str) -> Result<Self, Sha256Error> {
-        let bad = || Sha256Error { text: text.chars().take(80).collect() };
-        let digits = text.strip_prefix("sha256:").or_else(|| text.strip_prefix("sha256-"));
-        let digits = digits.unwrap_or(text);
-        if digits.len() != 64 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-            return Err(bad());
-        }
-        let mut bytes = [0; 32];
-        for (byte, at) in bytes.iter_mut().zip((0..64).step_by(2)) {
-            *byte = u8::from_str_radix(&digits[at..at + 2], 16).map_err(|_| bad())?;
-        }
-        Ok(Self(bytes))
-    }
-}
-
-impl TryFrom<String> for Sha256 {
-    type Error = Sha256Error;
-
-    fn try_from(text: String) -> Result<Self, Sha256Error> {
-        text.parse()
-    }
-}
-
-impl From<Sha256> for String {
-    fn from(hash: Sha256) -> Self {
-        hash.to_string()
-    }
-}
-
-impl fmt::Display for Sha256 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for Sha256 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
 
 /// The inner state of the hash at the end of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -195,7 +126,7 @@ impl Hasher {
         let blocks = if used < BLOCK_BYTES - 8 { 1 } else { 2 };
         last[blocks - 1][BLOCK_BYTES - 8..].copy_from_slice(&(self.length * 8).to_be_bytes());
         compress256(&mut state, &last[..blocks]);
-        Sha256(State(state).to_bytes())
+        Sha256::from(State(state).to_bytes())
     }
 }
 
@@ -207,7 +138,7 @@ mod tests {
     use super::*;
 
     fn reference(bytes: &[u8]) -> Sha256 {
-        Sha256(sha2::Sha256::digest(bytes).into())
+        Sha256::from(<[u8; 32]>::from(sha2::Sha256::digest(bytes)))
     }
 
     fn noise(length: usize) -> Vec<u8> {
@@ -248,19 +179,5 @@ mod tests {
         }
         let state = whole.chain()[1];
         assert_eq!(State::from_bytes(&state.to_bytes()), state);
-    }
-
-    #[test]
-    fn a_hash_is_read_as_registries_write_it() {
-        // FIPS 180-4's example for "abc".
-        let digits = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        let abc = Sha256::of(b"abc");
-        assert_eq!(abc.to_string(), digits);
-        for text in [digits, &format!("sha256:{digits}"), &format!("sha256-{digits}")] {
-            assert_eq!(text.parse(), Ok(abc));
-        }
-        for text in ["", "abc", &digits[1..], &format!("{}é", &digits[2..]), "../../etc/passwd"] {
-            assert!(text.parse::<Sha256>().is_err(), "{text}");
-        }
     }
 }

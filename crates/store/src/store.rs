@@ -1,6 +1,6 @@
 //! The store itself: one folder, which one process has at a time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +16,7 @@ use crate::download::retry::Limiter;
 use crate::error::{OpenError, StoreError};
 use crate::host::{Host, Machine};
 use crate::import::{Unfinished, Ways};
-use crate::prune::Pruned;
+use crate::prune::{Pruned, Referenced};
 use crate::settings::Settings;
 use crate::sha256::Sha256;
 use crate::verify::Verified;
@@ -135,12 +135,22 @@ impl Store {
         self.inner.verify(sha256, progress)
     }
 
-    /// Removes the blobs that are not among these, what is in quarantine, and downloads that nobody
+    /// Removes a blob, and what is known of it. Where it is another name of a file, or refers to one,
+    /// that file stays.
+    pub fn remove(&self, sha256: &Sha256) -> Result<(), StoreError> {
+        let _one_at_a_time = self.inner.changing();
+        match self.inner.blobs.find(sha256) {
+            Some(_) => self.inner.blobs.remove(sha256),
+            None => Err(StoreError::NoBlob { sha256: *sha256 }),
+        }
+    }
+
+    /// Removes the blobs that are not referenced, what is in quarantine, and downloads that nobody
     /// goes on with; all of them only if nothing happened to them for `unused_for`, so that what was
     /// just stored can still be named by a model.
     pub fn prune(
         &self,
-        referenced: &BTreeSet<Sha256>,
+        referenced: &Referenced,
         unused_for: Duration,
     ) -> Result<Pruned, StoreError> {
         self.inner.prune(referenced, unused_for, true)
@@ -149,7 +159,7 @@ impl Store {
     /// What `prune` would remove.
     pub fn prune_dry_run(
         &self,
-        referenced: &BTreeSet<Sha256>,
+        referenced: &Referenced,
         unused_for: Duration,
     ) -> Result<Pruned, StoreError> {
         self.inner.prune(referenced, unused_for, false)

@@ -162,6 +162,11 @@ impl Daemon {
         self.builder.socket()
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The configuration file that it was started with.
     pub fn config_file(&self) -> PathBuf {
         self.dir().join(CONFIG)

@@ -147,6 +147,15 @@ impl From<StoreError> for FetchError {
 }
 
 impl FetchError {
+    /// Whether the same pull may do better later, without anything being changed for it.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::GaveUp { .. } => true,
+            Self::Store(error) => matches!(**error, StoreError::NoSpace { .. }),
+            other => other.is_passing(),
+        }
+    }
+
     /// Whether the same request may do better a little later.
     pub(crate) fn is_passing(&self) -> bool {
         match self {

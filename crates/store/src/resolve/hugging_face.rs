@@ -37,7 +37,8 @@ async fn file(client: &Client, url: Url, path: &str) -> Result<Remote, FetchErro
     let response = client.head_here(&url).await?;
     let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
     // Only files that are kept outside of the repository have these.
-    let sha256 = header("x-linked-etag").and_then(|tag| tag.trim_matches('"').parse().ok());
+    let tag = header("x-linked-etag").map(|tag| tag.trim_matches('"'));
+    let sha256 = tag.and_then(|tag| Sha256::from_digest(tag).ok());
     let size_bytes = header("x-linked-size").and_then(|size| size.parse().ok());
     let is_elsewhere = response.status().is_redirection();
     if !is_elsewhere {

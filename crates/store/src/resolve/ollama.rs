@@ -1,48 +1,15 @@
-//! Ollama's registry: a manifest names layers by hash, of which one is the weights and the others
-//! say how to use them.
+//! Ollama's registry.
 
-use serde::Deserialize;
 use url::Url;
 
-use super::{Found, Remote, answer, below, parse};
+use super::{Found, Remote, answer, below};
 use crate::client::Client;
 use crate::download::error::{FetchError, shown};
+use crate::ollama::{Kind, Manifest, OllamaModel};
 use crate::sha256::Sha256;
 use crate::source::OllamaName;
 
-/// Most layers of a model.
-const LAYERS_MAX: usize = 64;
-/// Where media types of layers differ.
-const KIND: &str = "application/vnd.ollama.image.";
 const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-
-/// What an Ollama registry has beside a model's weights.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct OllamaModel {
-    /// The prompt's template, in Go's template language.
-    pub template: Option<String>,
-    /// The system prompt.
-    pub system: Option<String>,
-    /// Parameters for sampling and loading, by Ollama's names.
-    pub params: serde_json::Map<String, serde_json::Value>,
-    /// The licences.
-    pub licenses: Vec<String>,
-    /// Kinds of layers that are there and were left, as `projector` or `adapter`.
-    pub left_out: Vec<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Manifest {
-    layers: Vec<Layer>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Layer {
-    #[serde(rename = "mediaType")]
-    media_type: String,
-    digest: Sha256,
-    size: u64,
-}
 
 pub(super) async fn resolve(
     client: &Client,
@@ -53,33 +20,32 @@ pub(super) async fn resolve(
     let model = ["v2", name.namespace(), name.name()];
     let url = below(&base, model.into_iter().chain(["manifests", name.tag()]))?;
     let accept = (reqwest::header::ACCEPT, MANIFEST.to_owned());
-    let manifest: Manifest = parse(&url, &client.text(&url, &[accept]).await?)?;
-    if manifest.layers.len() > LAYERS_MAX {
-        return Err(answer(&url, format!("the model has more than {LAYERS_MAX} layers")));
-    }
+    let text = client.text(&url, &[accept]).await?;
+    let manifest = Manifest::parse(&text).map_err(|reason| answer(&url, reason))?;
+    let weights = manifest.weights().map_err(|reason| answer(&url, reason))?;
+    let blob = |sha256| {
+        let digest = format!("sha256:{sha256}");
+        below(&base, model.into_iter().chain(["blobs", &digest]))
+    };
+    let file = Remote {
+        name: format!("{}-{}.gguf", name.name(), name.tag()),
+        url: blob(weights.digest)?,
+        sha256: Some(weights.digest),
+        size_bytes: Some(weights.size),
+    };
     let mut found = OllamaModel::default();
-    let mut weights = Vec::new();
     for layer in &manifest.layers {
-        let digest = format!("sha256:{}", layer.digest);
-        let at = below(&base, model.into_iter().chain(["blobs", &digest]))?;
-        match layer.media_type.strip_prefix(KIND).unwrap_or(&layer.media_type) {
-            "model" => weights.push(Remote {
-                name: format!("{}-{}.gguf", name.name(), name.tag()),
-                url: at,
-                sha256: Some(layer.digest),
-                size_bytes: Some(layer.size),
-            }),
-            "template" => found.template = Some(text(client, &at, layer.digest).await?),
-            "system" => found.system = Some(text(client, &at, layer.digest).await?),
-            "params" => found.params = parse(&at, &text(client, &at, layer.digest).await?)?,
-            "license" => found.licenses.push(text(client, &at, layer.digest).await?),
-            other => found.left_out.push(other.chars().take(64).collect()),
+        match layer.kind() {
+            Kind::Weights => {}
+            Kind::Text(kind) => {
+                let at = blob(layer.digest)?;
+                let text = small_layer(client, &at, layer.digest).await?;
+                found.take(kind, text).map_err(|reason| answer(&at, reason))?;
+            }
+            Kind::Other => found.leave(layer),
         }
     }
-    match weights.len() {
-        1 => Ok(Found { files: weights, ollama: Some(found) }),
-        count => Err(answer(&url, format!("the model has {count} layers of weights, not one"))),
-    }
+    Ok(Found { files: vec![file], ollama: Some(found) })
 }
 
 fn registry(usual: &Url, name: &OllamaName) -> Result<Url, FetchError> {
@@ -92,7 +58,7 @@ fn registry(usual: &Url, name: &OllamaName) -> Result<Url, FetchError> {
 }
 
 /// A small layer, which is what its name says.
-async fn text(client: &Client, url: &Url, expected: Sha256) -> Result<String, FetchError> {
+async fn small_layer(client: &Client, url: &Url, expected: Sha256) -> Result<String, FetchError> {
     let text = client.text(url, &[]).await?;
     let found = Sha256::of(text.as_bytes());
     if found != expected {

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use m40_store::{Request, Settings, Sha256, Store};
+use m40_store::{Proxy, Request, Settings, Sha256, Store};
 use m40_testkit::origin::Fault;
 
 use crate::support::{CHUNK, Site, noise};
@@ -19,7 +19,7 @@ fn a_download_in_a_process_of_its_own() {
     let var = |name| std::env::var(name).ok();
     let (Some(url), Some(dir), Some(hash)) = (var(URL), var(DIR), var(HASH)) else { return };
     let connections = if url.contains("parallel") { 3 } else { 1 };
-    let settings = Settings { connections, uses_proxies: false, ..Settings::default() };
+    let settings = Settings { connections, proxy: Proxy::Direct, ..Settings::default() };
     let store = Store::open(Path::new(&dir), settings).unwrap();
     let source = url.parse().unwrap();
     let request = Request { sha256: Some(hash.parse().unwrap()), ..Request::new(source) };

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use m40_store::{FetchError, Phase, Request, Secret, Sha256, Token};
+use m40_store::{FetchError, Phase, Referenced, Request, Secret, Sha256, Token};
 use m40_testkit::origin::{Fault, Origin};
 
 use crate::support::{CHUNK, Site, contents, noise};
@@ -46,7 +46,7 @@ fn an_empty_file_and_one_of_unknown_length_are_files() {
         assert_eq!(contents(&store, &empty), b"");
         let chunked = site.pull(&store, Request::new(site.source("/chunked"))).unwrap();
         assert_eq!(contents(&store, &chunked), bytes);
-        store.prune(&BTreeSet::new(), Duration::ZERO).unwrap();
+        store.prune(&Referenced::default(), Duration::ZERO).unwrap();
     }
 }
 
@@ -115,11 +115,16 @@ fn prune_leaves_a_download_alone_that_runs_and_removes_one_that_nobody_goes_on_w
     let store = site.store();
     let pull = store.pull(site.request("/m.gguf", &bytes));
     site.origin.wait_for_held(1);
-    let pruned = store.prune(&BTreeSet::new(), Duration::ZERO).unwrap();
+    let pruned = store.prune(&Referenced::default(), Duration::ZERO).unwrap();
     assert!(pruned.leftovers.is_empty(), "{pruned:?}");
     pull.cancel();
     let _ = site.wait(pull.done());
-    let pruned = store.prune(&BTreeSet::new(), Duration::ZERO).unwrap();
+    // It waits to be tried again.
+    let sources = BTreeSet::from([site.source("/m.gguf")]);
+    let waiting = Referenced { sources, ..Referenced::default() };
+    let pruned = store.prune(&waiting, Duration::ZERO).unwrap();
+    assert!(pruned.leftovers.is_empty(), "{pruned:?}");
+    let pruned = store.prune(&Referenced::default(), Duration::ZERO).unwrap();
     assert_eq!(pruned.leftovers.len(), 1);
     assert_eq!(site.partial(), [""; 0]);
 }

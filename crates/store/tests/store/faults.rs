@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use m40_store::{FetchError, Phase, Request, Sha256, StoreError};
+use m40_store::{FetchError, Phase, Referenced, Request, Sha256, StoreError};
 use m40_testkit::origin::{Fault, Origin};
 use proptest::prelude::*;
 
@@ -245,7 +245,7 @@ fn a_file_that_changes_at_the_origin_is_never_mixed() {
         }
         let pulled = site.wait(pull.done()).unwrap();
         assert!(contents(&store, &pulled) == new, "{etag:?} {ignores}");
-        store.prune(&Default::default(), Duration::ZERO).unwrap();
+        store.prune(&Referenced::default(), Duration::ZERO).unwrap();
     }
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use m40_store::{Kept, OpenError, Settings, Sha256, Store, StoreError, Verified};
+use m40_store::{Kept, OpenError, Referenced, Settings, Sha256, Store, StoreError, Verified};
 
 use crate::support::{CHUNK, Site, names, noise, other_file_system};
 
@@ -70,7 +70,7 @@ fn a_blob_that_went_bad_is_found_and_quarantined() {
     let error = store.verify(&blob.sha256, &mut |_| {}).unwrap_err();
     assert!(matches!(error, StoreError::NoBlob { .. }), "{error}");
     // Where it is in nobody's way until it is pruned.
-    store.prune(&BTreeSet::new(), Duration::ZERO).unwrap();
+    store.prune(&Referenced::default(), Duration::ZERO).unwrap();
     assert!(!path.exists());
 }
 
@@ -84,14 +84,20 @@ fn prune_removes_what_nothing_refers_to_and_a_dry_run_only_says_so() {
         store.import(&path, &mut |_| {}).unwrap().sha256
     };
     let (wanted, unwanted) = (import("a", b"wanted"), import("b", b"unwanted"));
-    let referenced = BTreeSet::from([wanted]);
+    let referenced = Referenced { blobs: BTreeSet::from([wanted]), ..Default::default() };
     let young = store.prune(&referenced, Duration::from_secs(3600)).unwrap();
     assert_eq!(young.blobs, []);
     let planned = store.prune_dry_run(&referenced, Duration::ZERO).unwrap();
     assert_eq!((planned.blobs.as_slice(), planned.bytes), ([unwanted].as_slice(), 8));
     assert!(store.find(&unwanted).is_some());
+    // One file of several of a source that is still to come.
+    let path = site.root.path().join("b").to_str().unwrap().parse().unwrap();
+    let coming = Referenced { sources: BTreeSet::from([path]), ..referenced.clone() };
+    assert_eq!(store.prune(&coming, Duration::ZERO).unwrap().blobs, []);
     assert_eq!(store.prune(&referenced, Duration::ZERO).unwrap(), planned);
     assert!(store.find(&unwanted).is_none());
+    let error = store.remove(&unwanted).unwrap_err();
+    assert!(matches!(error, StoreError::NoBlob { .. }), "{error}");
     assert!(store.find(&wanted).is_some());
     assert_eq!(names(&store.dir().join("meta")).len(), 2);
 }

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use m40_store::{FetchError, Request, Sha256, Source};
+use m40_store::{FetchError, Referenced, Request, Sha256, Source};
 use m40_testkit::origin::{Fault, Layer, Origin};
 
 use crate::support::{CHUNK, Site, contents, names, noise};
@@ -195,6 +195,7 @@ fn a_member_of_a_wheel_is_taken_out_and_the_wheel_does_not_stay() {
 
 #[test]
 fn a_models_folder_of_ollama_is_adopted_without_a_copy() {
+    const PARAMS: &[u8] = br#"{"temperature":0.5}"#;
     let site = Site::new();
     let models = site.root.path().join("ollama/models");
     let manifest = |path: &str, bytes: &[u8]| {
@@ -206,13 +207,16 @@ fn a_models_folder_of_ollama_is_adopted_without_a_copy() {
             )
         };
         let digest = format!("sha256:{}", hex(bytes));
-        let layers = format!("{},{}", layer("model", &digest), layer("license", &digest));
+        let params = format!("sha256:{}", hex(PARAMS));
+        let layers = [("model", &digest), ("license", &digest), ("params", &params)];
+        let layers = layers.map(|(kind, digest)| layer(kind, digest)).join(",");
         std::fs::write(file, format!(r#"{{"schemaVersion":2,"layers":[{layers}]}}"#)).unwrap();
     };
     std::fs::create_dir_all(models.join("blobs")).unwrap();
     let weights = noise(69, 5000);
     let blob = models.join("blobs").join(format!("sha256-{}", hex(&weights)));
     std::fs::write(&blob, &weights).unwrap();
+    std::fs::write(models.join("blobs").join(format!("sha256-{}", hex(PARAMS))), PARAMS).unwrap();
     manifest("registry.ollama.ai/library/tiny/1b", &weights);
     manifest("hf.co/org/repo/Q4_0", &weights);
     let broken = models.join("blobs").join(format!("sha256-{}", hex(b"right")));
@@ -225,6 +229,12 @@ fn a_models_folder_of_ollama_is_adopted_without_a_copy() {
     let found: Vec<String> = adopted.models.iter().map(|model| model.source.to_string()).collect();
     assert_eq!(found, ["ollama:tiny:1b", "ollama:hf.co/org/repo:Q4_0"]);
     assert_eq!(adopted.left.len(), 2);
+    // A licence that is no text is not used.
+    let beside = adopted.models[0].ollama.as_ref().unwrap();
+    assert_eq!(
+        (&beside.params["temperature"], beside.left_out.as_slice()),
+        (&0.5.into(), ["license".to_owned()].as_slice())
+    );
     let kept = adopted.models[0].blob.info.kept;
     assert!(matches!(kept, m40_store::Kept::HardLink | m40_store::Kept::Clone), "{kept:?}");
     assert_eq!(store.find(&Sha256::of(b"right")), None);
@@ -272,11 +282,11 @@ fn what_lies_on_another_file_system_is_adopted_by_reference() {
     // The blob is gone when its owner removes the file, and what is left of it is pruned.
     std::fs::rename(repository.join("m.gguf"), repository.join("n.gguf")).unwrap();
     assert_eq!(store.find(&blob.sha256), None);
-    let pruned = store.prune(&Default::default(), std::time::Duration::ZERO).unwrap();
+    let pruned = store.prune(&Referenced::default(), std::time::Duration::ZERO).unwrap();
     assert_eq!(pruned.leftovers, [store.path(&blob.sha256)]);
     // The file belongs to somebody else: pruning takes the reference and leaves it.
     store.adopt(elsewhere.path(), &mut |_, _| {}).unwrap();
-    let pruned = store.prune(&Default::default(), std::time::Duration::ZERO).unwrap();
+    let pruned = store.prune(&Referenced::default(), std::time::Duration::ZERO).unwrap();
     assert_eq!((pruned.blobs.len(), pruned.bytes), (1, 0));
     assert_eq!(names(&repository), ["n.gguf"]);
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use m40_store::{
-    CHUNK_BYTES, FetchError, Host, Machine, Pulled, Request, Settings, Sha256, Source, Store,
+    CHUNK_BYTES, FetchError, Host, Machine, Proxy, Pulled, Request, Settings, Sha256, Source, Store,
 };
 use m40_testkit::origin::Origin;
 use tempfile::TempDir;
@@ -99,7 +99,7 @@ impl Site {
             connections,
             tries_max: 4,
             stall_timeout: Duration::from_secs(60),
-            uses_proxies: false,
+            proxy: Proxy::Direct,
             hugging_face: Clone::clone(&here),
             ollama: here,
             ..Settings::default()

@@ -1,0 +1,69 @@
+//! `m40ctl verify`
+
+use clap::Args;
+use m40_control::{Client, ClientError, Damage, VerifyEvent, VerifyRequest};
+
+use super::bar::Bar;
+use crate::error::{CommandError, Kind};
+use crate::output::{Output, size};
+
+/// Hash stored files again, and put damaged ones into quarantine
+///
+/// Gives way to all other use of the disk. Damaged files of models that manifests define are fetched
+/// again. Exits with 65 if a file is damaged.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// Name of a model [default: all that is stored]
+    name: Option<String>,
+}
+
+pub(crate) async fn run(
+    args: &VerifyArgs,
+    client: &Client,
+    output: &mut Output,
+) -> Result<(), CommandError> {
+    let mut events = client.verify(&VerifyRequest { model: args.name.clone() }).await?;
+    let mut bar = Bar::default();
+    while let Some(event) = events.next().await? {
+        if output.json && !matches!(event, VerifyEvent::Error { .. }) {
+            output.value(&event)?;
+        }
+        match event {
+            VerifyEvent::Progress(progress) => bar.show(&progress, output)?,
+            VerifyEvent::File { sha256, size_bytes, models, damage } => {
+                bar.clear(output)?;
+                if !output.json {
+                    let models = if models.is_empty() { String::new() } else { models.join(", ") };
+                    let word = damage.as_ref().map_or_else(|| "good".to_owned(), damaged);
+                    let size = size(size_bytes);
+                    output.line(&format!("{sha256} ({size}) {models}: {word}"))?;
+                }
+            }
+            VerifyEvent::Done { good: 0, bad: 0 } if !output.json => {
+                return Ok(output.line("nothing is stored")?);
+            }
+            VerifyEvent::Done { bad: 0, .. } => return Ok(()),
+            VerifyEvent::Done { bad, .. } => {
+                let message = match bad {
+                    1 => "a file is damaged and in quarantine".to_owned(),
+                    bad => format!("{bad} files are damaged and in quarantine"),
+                };
+                return Err(CommandError::new(Kind::BadData, message));
+            }
+            VerifyEvent::Error { error } => {
+                bar.clear(output)?;
+                return Err(error.into());
+            }
+        }
+    }
+    Err(ClientError::Closed.into())
+}
+
+fn damaged(damage: &Damage) -> String {
+    let chunks: Vec<String> = damage.bad_chunks.iter().map(ToString::to_string).collect();
+    let chunks = match chunks.len() {
+        0 => String::new(),
+        _ => format!(" in pieces {} of 4 MiB", chunks.join(", ")),
+    };
+    format!("damaged{chunks}, now {}", damage.quarantine.display())
+}

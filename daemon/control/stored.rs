@@ -1,0 +1,329 @@
+//! What is on disk: shown, checked, removed, and taken over from other programs.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
+use m40_control::{
+    AdoptEvent, AdoptRequest, ApiError, Damage, ErrorCode, FileDetails, ModelDetails, ModelState,
+    NameRequest, PruneRequest, Pruned, PrunedFile, PullPhase, PullProgress, Removed, VerifyEvent,
+    VerifyRequest,
+};
+use m40_manifest::{Catalog, set_keys};
+use m40_store::{AdoptedModel, Kept, Sha256, Verified};
+use tokio::sync::mpsc::{self, UnboundedSender};
+use tracing::info;
+
+use super::pull::{PROGRESS_BYTES, entry, name_of, send};
+use super::{Context, Refused, internal, lines, received};
+use crate::http::read_json;
+use crate::pulls::request_of;
+use crate::store::defaults::Defaults;
+use crate::store::sources::{Found, Record};
+use crate::store::{StoreError, StoredFile, unix_s};
+
+pub(super) async fn show(
+    State(context): State<Context>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<ModelDetails>, Refused> {
+    let request: NameRequest = read_json(&headers, body, context.body_limits).await?;
+    let model = entry(&context, request.model).await?;
+    let catalog = context.manifests.current();
+    let definition = catalog.find(&model.name).map(|found| &found.definition);
+    let pulls = context.store.pulls();
+    let record = definition.and_then(|definition| pulls.record(&request_of(definition)));
+    let used = match definition {
+        Some(definition) => Some(pulls.complete(definition)),
+        None => context.store.usage(&model.name),
+    };
+    let stored = || context.store.find(&model.name).map(|manifest| manifest.files);
+    let files = match (&record, definition) {
+        (Some(record), _) if !record.files().is_empty() => record.files().to_vec(),
+        (None, None) => stored().unwrap_or_default(),
+        _ => Vec::new(),
+    };
+    let mut files: Vec<FileDetails> = files.iter().map(|file| details(&context, file)).collect();
+    if files.is_empty() && model.state != ModelState::Remote {
+        files.push(in_place(&model.source, record.as_deref()));
+    }
+    // What follows from others, or is shown apart.
+    let apart = |key: &str| matches!(key, "source" | "aliases" | "sha256" | "size_bytes");
+    let settings = used.iter().flat_map(|definition| set_keys(definition));
+    let settings = settings.filter(|(key, _)| !apart(key));
+    let settings = settings.map(|(key, value)| (key.to_owned(), value)).collect();
+    let left_out = record.map(|record| record.left_out.clone()).unwrap_or_default();
+    Ok(Json(ModelDetails { model, files, settings, left_out }))
+}
+
+fn details(context: &Context, file: &StoredFile) -> FileDetails {
+    let blobs = context.store.blobs();
+    let info = blobs.find(&file.sha256).map(|blob| blob.info);
+    let kept = info.as_ref().map(|info| {
+        let word = match info.kept {
+            Kept::Own => "own",
+            Kept::Clone => "clone",
+            Kept::HardLink => "hard-link",
+            Kept::Reference => "reference",
+        };
+        word.to_owned()
+    });
+    FileDetails {
+        path: blobs.path(&file.sha256),
+        size_bytes: file.size_bytes,
+        sha256: Some(file.sha256.to_string()),
+        kept,
+        verified_unix_s: info.map(|info| info.verified_unix_s).filter(|&time| time > 0),
+    }
+}
+
+fn in_place(path: &Path, record: Option<&Record>) -> FileDetails {
+    FileDetails {
+        path: path.to_path_buf(),
+        size_bytes: std::fs::metadata(path).map_or(0, |found| found.len()),
+        sha256: record.and_then(|record| record.sha256).map(|sha256| sha256.to_string()),
+        kept: None,
+        verified_unix_s: record.map(|record| record.fetched_at_unix_s),
+    }
+}
+
+pub(super) async fn remove(
+    State(context): State<Context>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Removed>, Refused> {
+    let request: NameRequest = read_json(&headers, body, context.body_limits).await?;
+    let (name, catalog) = (request.model, context.manifests.current());
+    let conflict = |message: String| ApiError::new(ErrorCode::Conflict, message);
+    if let Some(model) = catalog.find(&name) {
+        let manifest = model.file.display();
+        let message = format!(
+            "{name:?} is defined by {manifest}: take it out of there, and `m40ctl prune` removes its file"
+        );
+        return Err(conflict(message).into());
+    }
+    check_manifests(&catalog)?;
+    let active = context.models.active().into_iter().find(|entry| entry.name == name);
+    match active.map(|entry| entry.state) {
+        None => {}
+        // All that is in memory of it is why it could not be loaded.
+        Some(ModelState::Failed) => drop(context.models.unload(&name, true).await),
+        Some(_) => {
+            let message = format!("{name:?} is in memory: `m40ctl unload {name}` first");
+            return Err(conflict(message).into());
+        }
+    }
+    let store = context.store.clone();
+    let removed = tokio::task::spawn_blocking(move || store.remove(&name, &catalog)).await;
+    let (manifest, freed_bytes) = removed.map_err(|_| internal())??;
+    info!(model = manifest.name, freed_bytes, "removed");
+    Ok(Json(Removed { model: manifest.name, freed_bytes }))
+}
+
+/// Whether it is known what all manifests name.
+fn check_manifests(catalog: &Catalog) -> Result<(), ApiError> {
+    match catalog.problems() {
+        [] => Ok(()),
+        [first, ..] => {
+            let message = format!(
+                "a manifest is wrong, so nobody knows which files it needs: {first}; correct it first"
+            );
+            Err(ApiError::new(ErrorCode::Conflict, message))
+        }
+    }
+}
+
+pub(super) async fn prune(
+    State(context): State<Context>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Pruned>, Refused> {
+    let request: PruneRequest = read_json(&headers, body, context.body_limits).await?;
+    let catalog = context.manifests.current();
+    check_manifests(&catalog)?;
+    let pruned = tokio::task::spawn_blocking(move || {
+        // Looked up before they go.
+        let known = context.store.blobs().list().map_err(StoreError::from)?;
+        let pruned = context.store.prune(&catalog, request.dry_run)?;
+        let blobs = known.into_iter().filter(|blob| pruned.blobs.contains(&blob.sha256));
+        let file = |blob: m40_store::Blob| PrunedFile {
+            sha256: blob.sha256.to_string(),
+            size_bytes: blob.size_bytes,
+            sources: blob.info.sources.iter().map(ToString::to_string).collect(),
+        };
+        let files = blobs.map(file).collect();
+        let (dry_run, bytes) = (request.dry_run, pruned.bytes);
+        if !dry_run {
+            info!(bytes, "pruned");
+        }
+        Ok::<_, ApiError>(Pruned { dry_run, files, leftovers: pruned.leftovers, bytes })
+    });
+    Ok(Json(pruned.await.map_err(|_| internal())??))
+}
+
+pub(super) async fn verify(
+    State(context): State<Context>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Refused> {
+    let request: VerifyRequest = read_json(&headers, body, context.body_limits).await?;
+    let files = files_of(&context, request.model.as_deref())?;
+    let (sender, receiver) = mpsc::unbounded_channel();
+    tokio::task::spawn_blocking(move || {
+        let last = match verify_all(&context, &files, &sender) {
+            Ok((good, bad)) => VerifyEvent::Done { good, bad },
+            Err(error) => VerifyEvent::Error { error },
+        };
+        send(&sender, last);
+    });
+    Ok(lines(received(receiver)))
+}
+
+/// The stored files of a model, or all; with the models that need each.
+fn files_of(context: &Context, name: Option<&str>) -> Result<Vec<(Sha256, Vec<String>)>, ApiError> {
+    let catalog = context.manifests.current();
+    let mut needed = context.store.files(&catalog);
+    let models = |needed: Option<std::collections::BTreeSet<String>>| {
+        needed.into_iter().flatten().collect::<Vec<_>>()
+    };
+    let Some(name) = name else {
+        let blobs = context.store.blobs().list().map_err(StoreError::from)?;
+        return Ok(blobs.iter().map(|b| (b.sha256, models(needed.remove(&b.sha256)))).collect());
+    };
+    let own = catalog.find(name).map_or(name, |model| model.definition.name.as_str());
+    needed.retain(|_, models| models.contains(own));
+    if needed.is_empty() {
+        let message = match catalog.find(name) {
+            Some(_) => format!("no file of {name:?} is stored: there is nothing to verify"),
+            None => {
+                format!("there is no stored model {name:?}: `m40ctl list` shows which there are")
+            }
+        };
+        return Err(ApiError::new(ErrorCode::NotFound, message));
+    }
+    Ok(needed.into_iter().map(|(sha256, names)| (sha256, models(Some(names)))).collect())
+}
+
+fn verify_all(
+    context: &Context,
+    files: &[(Sha256, Vec<String>)],
+    sender: &UnboundedSender<VerifyEvent>,
+) -> Result<(u64, u64), ApiError> {
+    let blobs = context.store.blobs();
+    let size = |sha256: &Sha256| blobs.find(sha256).map_or(0, |blob| blob.size_bytes);
+    let mut progress = hashing(files.iter().map(|(sha256, _)| size(sha256)).sum());
+    let (mut good, mut bad) = (0, 0);
+    for (sha256, models) in files {
+        if sender.is_closed() {
+            break;
+        }
+        let size_bytes = size(sha256);
+        let mut told = progress.done_bytes;
+        let verified = blobs.verify(sha256, &mut |bytes| {
+            progress.done_bytes += bytes;
+            if progress.done_bytes - told >= PROGRESS_BYTES {
+                told = progress.done_bytes;
+                send(sender, VerifyEvent::Progress(progress));
+            }
+        });
+        let damage = match verified.map_err(StoreError::from)? {
+            Verified::Right => None,
+            Verified::Quarantined { found, path, bad_chunks } => {
+                let found_sha256 = found.to_string();
+                Some(Damage { found_sha256, quarantine: path, bad_chunks })
+            }
+        };
+        *if damage.is_none() { &mut good } else { &mut bad } += 1;
+        let (sha256, models) = (sha256.to_string(), models.clone());
+        send(sender, VerifyEvent::File { sha256, size_bytes, models, damage });
+    }
+    if bad > 0 {
+        // What a manifest names is fetched again.
+        context.store.pulls().look_again();
+    }
+    Ok((good, bad))
+}
+
+fn hashing(total_bytes: u64) -> PullProgress {
+    let (phase, total_bytes) = (PullPhase::Checking, Some(total_bytes));
+    PullProgress { phase, total_bytes, ..PullProgress::default() }
+}
+
+pub(super) async fn adopt(
+    State(context): State<Context>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Refused> {
+    let request: AdoptRequest = read_json(&headers, body, context.body_limits).await?;
+    let (sender, receiver) = mpsc::unbounded_channel();
+    // Goes on when the client leaves: what was begun is finished.
+    tokio::task::spawn_blocking(move || {
+        let last = match adopt_all(&context, &request.dir, &sender) {
+            Ok((adopted, left)) => AdoptEvent::Done { adopted, left },
+            Err(error) => AdoptEvent::Error { error },
+        };
+        send(&sender, last);
+    });
+    Ok(lines(received(receiver)))
+}
+
+fn adopt_all(
+    context: &Context,
+    dir: &Path,
+    sender: &UnboundedSender<AdoptEvent>,
+) -> Result<(u64, u64), ApiError> {
+    let mut told = 0;
+    let found = context.store.blobs().adopt(dir, &mut |done_bytes, total_bytes| {
+        if done_bytes - told >= PROGRESS_BYTES {
+            told = done_bytes;
+            send(sender, AdoptEvent::Progress(PullProgress { done_bytes, ..hashing(total_bytes) }));
+        }
+    });
+    let found = found.map_err(StoreError::from)?;
+    let (mut adopted, mut left) = (0, 0);
+    let mut leave = |path: PathBuf, reason: String| {
+        left += 1;
+        send(sender, AdoptEvent::Left { path, reason });
+    };
+    for (path, reason) in found.left {
+        leave(path, reason);
+    }
+    for model in found.models {
+        let path = PathBuf::from(model.source.to_string());
+        match name_adopted(context, model) {
+            Ok(name) => {
+                let listed = context.models.list().into_iter().find(|entry| entry.name == name);
+                let Some(model) = listed else { continue };
+                adopted += 1;
+                send(sender, AdoptEvent::Adopted { model: Box::new(model) });
+            }
+            Err(error) => leave(path, error.message),
+        }
+    }
+    info!(adopted, left, dir = %dir.display(), "adopted");
+    // What a manifest names may be here now.
+    context.store.pulls().look_again();
+    Ok((adopted, left))
+}
+
+/// Makes what was adopted a model. Pulling its source finds it here from then on.
+fn name_adopted(context: &Context, model: AdoptedModel) -> Result<String, ApiError> {
+    let name = name_of(&model.source);
+    let (sha256, size_bytes) = (model.blob.sha256, model.blob.size_bytes);
+    let (defaults, left_out) = model.ollama.as_ref().map(Defaults::of).unwrap_or_default();
+    let record = Record {
+        source: model.source,
+        sha256: None,
+        fetched_at_unix_s: unix_s(SystemTime::now()),
+        found: Found::Stored(vec![StoredFile { name: model.name, sha256, size_bytes }]),
+        defaults,
+        left_out,
+    };
+    let record = context.store.pulls().sources().keep(record).map_err(StoreError::from)?;
+    let describe = |path: &Path| context.models.describe(path);
+    Ok(context.store.add(&name, &record, false, &describe)?.name)
+}

@@ -20,6 +20,7 @@
 mod defined;
 mod error;
 mod slot;
+mod tally;
 pub(crate) mod worker;
 
 use std::collections::BTreeMap;
@@ -435,14 +436,22 @@ impl Inner {
 impl Loaded {
     fn figures(&self) -> LoadedModel {
         let info = self.model.info();
+        let tally = self.worker.tally();
+        let (jobs, running) = (self.worker.jobs(), tally.running());
+        let kv_bytes = tally.context_tokens().saturating_mul(info.kv_bytes_per_token);
         LoadedModel {
             context_tokens: info.context,
             weight_bytes: info.weight_bytes,
             kv_type: info.kv_type.name().to_owned(),
             kv_bytes_per_token: info.kv_bytes_per_token,
             load_ms: self.load_time.as_millis() as u64,
-            jobs: self.worker.jobs(),
+            memory_bytes: info.weight_bytes.saturating_add(kv_bytes),
+            context_tokens_used: tally.context_tokens(),
+            jobs,
+            running,
+            waiting: jobs.saturating_sub(running),
             jobs_done: self.worker.jobs_done(),
+            work: tally.work(),
         }
     }
 }

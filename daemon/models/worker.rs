@@ -23,6 +23,8 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 use tracing::warn;
 
+use super::tally::Tally;
+
 /// Something to generate.
 #[derive(Debug)]
 pub(crate) struct Job {
@@ -101,6 +103,7 @@ struct Shared {
     current: Mutex<Current>,
     jobs: AtomicU64,
     jobs_done: AtomicU64,
+    tally: Tally,
 }
 
 /// One lock for both, so that a job either sees the reason before it starts or is cancelled.
@@ -137,6 +140,7 @@ impl Worker {
             current: Mutex::default(),
             jobs: AtomicU64::new(0),
             jobs_done: AtomicU64::new(0),
+            tally: Tally::default(),
         });
         let (thread_shared, model) = (Arc::clone(&shared), model.clone());
         thread::Builder::new().name(thread_name(name)).spawn(move || {
@@ -187,6 +191,11 @@ impl Worker {
     /// Jobs ended since the start.
     pub(crate) fn jobs_done(&self) -> u64 {
         self.shared.jobs_done.load(Ordering::Relaxed)
+    }
+
+    /// What its jobs compute.
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.shared.tally
     }
 }
 
@@ -266,7 +275,9 @@ impl<'a> Crew<'a> {
         if job.cancel.is_cancelled() || job.events.is_closed() {
             return None;
         }
+        let mut tallied = self.shared.tally.begin(job.prompt.len());
         let mut on_chunk = |chunk| {
+            tallied.chunk(&chunk);
             if job.events.send(Event::Chunk(chunk)).is_err() {
                 job.cancel.cancel();
             }
@@ -274,6 +285,11 @@ impl<'a> Crew<'a> {
         let mut session = self.session();
         let result = session.generate(&job.prompt, &job.params, &job.cancel, &mut on_chunk);
         self.keep(session);
+        if let Ok(completion) = &result {
+            tallied.done(completion);
+        }
+        // Before anyone hears that the answer is there.
+        drop(tallied);
         let cut_short = lock(&self.shared.current).cut_short.filter(|_| job.cancel.is_cancelled());
         let lost = match &result {
             Err(GenerateError::Gpu(error)) if error.is_lost() => Some(error.clone()),

@@ -155,6 +155,9 @@ pub struct ModelEntry {
 pub struct LoadedModel {
     /// Most tokens of prompt and answer together.
     pub context_tokens: u32,
+    /// Tokens of context that running requests have in use, prompts and answers.
+    #[serde(default)]
+    pub context_tokens_used: u64,
     /// Bytes of weights in use.
     pub weight_bytes: u64,
     /// How keys and values are kept; empty from a daemon that does not say.
@@ -162,12 +165,48 @@ pub struct LoadedModel {
     pub kv_type: String,
     /// Cache bytes that a token of context takes.
     pub kv_bytes_per_token: u64,
+    /// Bytes of memory that it holds, weights and all.
+    #[serde(default)]
+    pub memory_bytes: u64,
     /// How long loading took.
     pub load_ms: u64,
-    /// Jobs waiting or running.
+    /// Requests waiting or running.
     pub jobs: u64,
-    /// Jobs ended since the load.
+    /// Requests running.
+    #[serde(default)]
+    pub running: u64,
+    /// Requests waiting.
+    #[serde(default)]
+    pub waiting: u64,
+    /// Requests answered since the load.
     pub jobs_done: u64,
+    /// What was computed since the load.
+    #[serde(default)]
+    pub work: ModelWork,
+}
+
+/// What a loaded model has done. All figures grow, so two answers and the time between them give
+/// rates.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ModelWork {
+    /// Prompt tokens computed. They count when the first token of their answer is there.
+    pub prompt_tokens: u64,
+    /// Prompt tokens that were still in the cache and not computed again. They count when their
+    /// answer is.
+    pub cached_tokens: u64,
+    /// Tokens made.
+    pub completion_tokens: u64,
+    /// How long at least one request was running.
+    pub busy_ms: u64,
+}
+
+impl ModelWork {
+    /// Tokens made per second in which there was something to do; `None` before any.
+    pub fn completion_tokens_per_s(&self) -> Option<f64> {
+        (self.completion_tokens > 0 && self.busy_ms > 0)
+            .then(|| self.completion_tokens as f64 * 1000.0 / self.busy_ms as f64)
+    }
 }
 
 /// Answer to `GET /models`, sorted by name.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use crate::error::ErrorBody;
-use crate::{ApiError, ManifestProblem};
+use crate::{ApiError, ManifestProblem, RunParams};
 
 /// Longest accepted model name, in bytes.
 pub const MODEL_NAME_BYTES_MAX: usize = 96;
@@ -322,15 +322,9 @@ pub struct RunRequest {
     pub model: ModelRef,
     /// The conversation so far, the question last.
     pub messages: Vec<RunMessage>,
-    /// Most tokens to answer with; by default what the context leaves.
+    /// How to answer.
     #[serde(default)]
-    pub max_tokens: Option<u32>,
-    /// Randomness: 0 always takes the likeliest token.
-    #[serde(default)]
-    pub temperature: Option<f32>,
-    /// Makes a random answer repeatable.
-    #[serde(default)]
-    pub seed: Option<u64>,
+    pub params: RunParams,
 }
 
 /// One turn of a conversation.

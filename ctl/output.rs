@@ -1,50 +1,85 @@
 //! Printing: text for people, JSON for programs.
 
 use std::io::{self, IsTerminal, Stdout, Write};
+use std::time::Duration;
 
+use anstyle::Style;
+use clap::ValueEnum;
 use m40_control::ModelEntry;
 use serde::Serialize;
+use tokio::time::timeout;
+
+use crate::text::{Align, Line, Table, harmless};
+
+/// How long something may take before a terminal says that it is waited for.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// When text has colours: on a terminal, also into files and pipes, or nowhere.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
 
 /// Where a command prints.
 #[derive(Debug)]
 pub(crate) struct Output {
     pub json: bool,
+    /// Whether text has colours.
+    pub color: bool,
     out: Stdout,
     is_terminal: bool,
 }
 
 impl Output {
-    /// Prints to stdout.
-    pub(crate) fn new(json: bool) -> Self {
+    /// Prints to stdout. `plain` is whether the environment asks for no colours.
+    pub(crate) fn new(json: bool, color: Color, plain: bool) -> Self {
         let out = io::stdout();
         let is_terminal = out.is_terminal();
-        Self { json, out, is_terminal }
+        let color = match color {
+            Color::Auto => is_terminal && !plain,
+            Color::Always => true,
+            Color::Never => false,
+        };
+        Self { json, color, out, is_terminal }
+    }
+
+    /// Whether people see what is printed as it comes.
+    pub(crate) fn is_terminal(&self) -> bool {
+        self.is_terminal
     }
 
     /// One line of text.
     pub(crate) fn line(&mut self, text: &str) -> io::Result<()> {
+        let text = if self.is_terminal { harmless(text) } else { text.into() };
         writeln!(self.out, "{text}")
+    }
+
+    /// One line of styled text.
+    pub(crate) fn styled(&mut self, line: &Line) -> io::Result<()> {
+        writeln!(self.out, "{}", line.show(usize::MAX, self.color))
     }
 
     /// One value as one line of JSON.
     pub(crate) fn value(&mut self, value: &impl Serialize) -> io::Result<()> {
         let text = serde_json::to_string(value).map_err(io::Error::other)?;
-        self.line(&text)
+        writeln!(self.out, "{text}")
     }
 
     /// A piece of a model's answer, at once.
     pub(crate) fn piece(&mut self, text: &str) -> io::Result<()> {
-        if self.is_terminal {
-            self.out.write_all(harmless(text).as_bytes())?;
-        } else {
-            self.out.write_all(text.as_bytes())?;
-        }
+        let text = if self.is_terminal { harmless(text) } else { text.into() };
+        self.out.write_all(text.as_bytes())?;
         self.out.flush()
     }
 
     /// Something beside the result, for people only: to stderr.
     pub(crate) fn note(&self, text: &str) -> io::Result<()> {
-        writeln!(io::stderr(), "{text}")
+        let mut err = io::stderr();
+        let text = if err.is_terminal() { harmless(text) } else { text.into() };
+        writeln!(err, "{text}")
     }
 
     /// Replaces the line of progress; only a terminal has one.
@@ -53,30 +88,45 @@ impl Output {
         if self.json || !err.is_terminal() {
             return Ok(());
         }
-        write!(err, "\r\x1b[K{text}")?;
+        write!(err, "\r\x1b[K{}", harmless(text))?;
         err.flush()
+    }
+
+    /// Waits for something, and says so where it takes long.
+    pub(crate) async fn waiting<T>(
+        &self,
+        text: &str,
+        done: impl Future<Output = T>,
+    ) -> io::Result<T> {
+        let mut done = std::pin::pin!(done);
+        if let Ok(done) = timeout(PATIENCE, &mut done).await {
+            return Ok(done);
+        }
+        self.progress(text)?;
+        let _cleared = ClearProgress(self);
+        Ok(done.await)
     }
 
     /// Columns padded to their widest cell; the first row is the heading.
     pub(crate) fn table(&mut self, rows: &[Vec<String>]) -> io::Result<()> {
-        let columns = rows.first().map_or(0, Vec::len);
-        let width = |column: usize| {
-            let cells = rows.iter().filter_map(|row| row.get(column));
-            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let mut rows = rows.iter();
+        let headings = rows.next().into_iter().flatten();
+        let mut table = Table::new(headings.map(|heading| (heading.as_str(), Align::Left)));
         for row in rows {
-            let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
-            let line = cells.collect::<Vec<_>>().join("  ");
-            self.line(line.trim_end())?;
+            table.row(row.iter().map(|cell| (Style::new(), cell.clone())));
         }
-        Ok(())
+        table.lines().iter().try_for_each(|line| self.styled(line))
     }
 }
 
-/// The text without characters that steer a terminal: a model may answer with any.
-fn harmless(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
+/// Takes the line of progress away, also where the wait for it is given up.
+struct ClearProgress<'a>(&'a Output);
+
+impl Drop for ClearProgress<'_> {
+    fn drop(&mut self) {
+        // A terminal that is gone shows no progress.
+        let _ = self.0.progress("");
+    }
 }
 
 /// A size in decimal units, as disks and downloads have it.
@@ -87,6 +137,11 @@ pub(crate) fn size(bytes: u64) -> String {
         Some((name, unit)) => format!("{:.1} {name}", bytes as f64 / *unit as f64),
         None => format!("{bytes} B"),
     }
+}
+
+/// Memory, rounded up to whole MiB.
+pub(crate) fn mib(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 
 /// A count with a suffix, as model names have it.
@@ -138,12 +193,8 @@ mod tests {
         assert_eq!(size(999), "999 B");
         assert_eq!(size(98_362_432), "98.4 MB");
         assert_eq!(size(24_000_000_000), "24.0 GB");
+        assert_eq!(mib((5 << 20) + 1), "6 MiB");
         assert_eq!(count(134_515_008), "134.5M");
         assert_eq!(count(12), "12");
-    }
-
-    #[test]
-    fn an_answer_cannot_steer_the_terminal() {
-        assert_eq!(harmless("a\x1b[2Jb\u{9b}c\r\n\td"), "a[2Jbc\n\td");
     }
 }

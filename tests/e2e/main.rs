@@ -13,6 +13,7 @@ mod lifecycle;
 mod manifests;
 mod models;
 mod real;
+mod terminal;
 
 use std::path::{Path, PathBuf};
 use std::process::Output;

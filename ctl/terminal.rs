@@ -49,7 +49,7 @@ impl Before {
         if !self.restored.swap(true, Ordering::Relaxed) {
             // A terminal that is gone needs nothing.
             let _ = (&self.terminal).write_all(self.undo.as_bytes());
-            let _ = tcsetattr(&self.terminal, OptionalActions::Flush, &self.mode);
+            let _ = tcsetattr(&self.terminal, OptionalActions::Drain, &self.mode);
         }
     }
 }

@@ -18,10 +18,13 @@ const COLUMNS: [(&str, Align); 9] = [
     ("WAITING", Align::Right),
     ("DONE", Align::Right),
     ("TOKENS/S", Align::Right),
-    ("PROMPT/S", Align::Right),
+    (PROMPT_RATE, Align::Right),
     ("CONTEXT", Align::Right),
     ("MEMORY", Align::Right),
 ];
+
+/// The column that only looks at the same model twice can fill.
+const PROMPT_RATE: &str = "PROMPT/S";
 
 /// How fast something goes, in tokens per second.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
@@ -112,14 +115,19 @@ pub(crate) fn totals(status: &Status, rates: &Rates) -> Line {
 
 /// A row for each model, below headings.
 pub(crate) fn models(models: &[&ModelEntry], rates: &Rates) -> Vec<Line> {
-    let mut table = Table::new(COLUMNS);
+    // Of all the time since a load nobody knows how much of it went into prompts.
+    let of_prompts = |rate: &Rate| rate.prompt_tokens_per_s.is_some();
+    let prompts = rates.is_empty() || rates.values().any(of_prompts);
+    let shown = |&(heading, _): &(&str, Align)| prompts || heading != PROMPT_RATE;
+    let mut table = Table::new(COLUMNS.into_iter().filter(shown));
     for model in models {
         let rate = rates.get(&model.name).copied().unwrap_or_default();
-        let (style, state) = (state_style(model.state), model.state.name().to_owned());
-        let figures = figures(model.loaded.as_ref(), rate);
-        let cells = figures.into_iter().map(|text| (Style::new(), text));
         let name = (Style::new().bold(), model.name.clone());
-        table.row([name, (style, state)].into_iter().chain(cells));
+        let state = (state_style(model.state), model.state.name().to_owned());
+        let figures = figures(model.loaded.as_ref(), rate);
+        let cells = [name, state].into_iter().chain(figures.map(|text| (Style::new(), text)));
+        let cells = cells.zip(COLUMNS).filter(|(_, column)| shown(column));
+        table.row(cells.map(|(cell, _)| cell));
     }
     table.lines()
 }
@@ -136,8 +144,10 @@ pub(crate) fn failures(models: &[&ModelEntry]) -> Vec<Line> {
 
 fn figures(loaded: Option<&LoadedModel>, rate: Rate) -> [String; 7] {
     let Some(loaded) = loaded else { return Default::default() };
-    let per_s =
-        |rate: Option<f64>| rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}"));
+    let per_s = |rate: Option<f64>| match rate {
+        None | Some(0.0) => "-".to_owned(),
+        Some(rate) => format!("{rate:.1}"),
+    };
     [
         loaded.running.to_string(),
         loaded.waiting.to_string(),
@@ -236,13 +246,15 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "NAME    STATE   RUNNING  WAITING  DONE  TOKENS/S  PROMPT/S  CONTEXT  \
-                 MEMORY",
-                "a       ready         1        2     5      50.0         -  12/8192  \
-                 98 MiB",
+                "NAME    STATE   RUNNING  WAITING  DONE  TOKENS/S  CONTEXT  MEMORY",
+                "a       ready         1        2     5      50.0  12/8192  98 MiB",
                 "broken  failed",
             ]
         );
+        let now = rates_between(&status, &status, Duration::from_secs(1));
+        let lines = shown(&models(&entries, &now));
+        assert!(lines[0].contains("TOKENS/S  PROMPT/S  CONTEXT"), "{lines:#?}");
+        assert!(lines[1].contains("       -         -  12/8192"), "{lines:#?}");
         assert_eq!(shown(&failures(&entries)), ["broken failed: no[2Jn\u{e9}"]);
     }
 

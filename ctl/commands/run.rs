@@ -6,7 +6,10 @@ mod conversation;
 mod editor;
 mod typed;
 
+use std::fs::File;
 use std::io::{self, IsTerminal, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
 
 use clap::Args;
 use m40_control::paths::{Env, client_state_dir};
@@ -102,8 +105,8 @@ pub(crate) async fn run(
             .interact(editor, client, output)
             .await;
     }
-    let piped =
-        if stdin.is_terminal() && !prompt.is_empty() { String::new() } else { read_piped()? };
+    let reads = prompt.is_empty() || follows(&stdin)?;
+    let piped = if reads { read_piped()? } else { String::new() };
     let prompt = join(prompt, piped)?;
     match ask(&model, &mut conversation, prompt, args.verbose, client, output).await? {
         Ended::Done(_) => Ok(()),
@@ -111,9 +114,24 @@ pub(crate) async fn run(
     }
 }
 
+/// Whether what is on stdin belongs to a prompt of the command line. A socket does not: programs
+/// start others with one that they never write to nor close.
+fn follows(stdin: &impl AsFd) -> io::Result<bool> {
+    let stdin = File::from(stdin.as_fd().try_clone_to_owned()?);
+    let kind = stdin.metadata()?.file_type();
+    Ok(kind.is_file() || kind.is_fifo())
+}
+
 fn read_piped() -> Result<String, CommandError> {
     let mut text = String::new();
-    let read = io::stdin().take(PIPED_BYTES_MAX + 1).read_to_string(&mut text)?;
+    let read = io::stdin().take(PIPED_BYTES_MAX + 1).read_to_string(&mut text);
+    let read = read.map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => {
+            CommandError::new(Kind::Usage, "what is piped in is not UTF-8 text")
+                .hint("`iconv -t UTF-8` makes it so where it is text")
+        }
+        _ => error.into(),
+    })?;
     if read as u64 > PIPED_BYTES_MAX {
         let message = format!("the prompt is longer than {PIPED_BYTES_MAX} bytes");
         return Err(CommandError::new(Kind::Usage, message));

@@ -3,8 +3,9 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::num::NonZeroU16;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 use std::thread;
 
@@ -263,6 +264,14 @@ fn a_pipe_is_a_prompt_or_follows_one_and_gets_no_control_sequence() {
     let both = ctl(&daemon, &with("sum up:\n\none\ntwo\n")).ok().out;
     assert_eq!(piped(&daemon, &with("sum up:"), "one\ntwo\n").ok().out, both);
     assert_ne!(both, plain.out);
+    // Whoever started it need not know that it could read something.
+    let (_open, silent) = UnixStream::pair().unwrap();
+    let mut asked = daemon.ctl(M40CTL, &with("hello"));
+    let asked = asked.stdin(OwnedFd::from(silent)).output().unwrap();
+    assert_eq!(Done::from(&asked).ok().out, plain.out);
+    let mut binary = daemon.ctl(M40CTL, &run);
+    let binary = binary.stdin(fs::File::open(daemon.dir().join("tiny.gguf")).unwrap());
+    Done::from(&binary.output().unwrap()).fails(64, &["not UTF-8", "iconv"]);
 
     let color = ctl(&daemon, &["--color", "always", "status"]).ok().out;
     assert!(color.contains("\x1b[32mready"), "{color}");

@@ -139,9 +139,9 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
-/// Memory, rounded up to whole MiB.
+/// Memory, in MiB.
 pub(crate) fn mib(bytes: u64) -> String {
-    format!("{} MiB", bytes.div_ceil(1 << 20))
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 /// A count with a suffix, as model names have it.
@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(size(999), "999 B");
         assert_eq!(size(98_362_432), "98.4 MB");
         assert_eq!(size(24_000_000_000), "24.0 GB");
-        assert_eq!(mib((5 << 20) + 1), "6 MiB");
+        assert_eq!(mib((5 << 20) + (1 << 19)), "5.5 MiB");
         assert_eq!(count(134_515_008), "134.5M");
         assert_eq!(count(12), "12");
     }

@@ -54,6 +54,28 @@ impl Before {
     }
 }
 
+/// A terminal that does not show what is typed, until this is dropped: it is shown when somebody
+/// reads it.
+#[derive(Debug)]
+pub(crate) struct Quiet(Before);
+
+impl Quiet {
+    /// Turns the echo of this terminal off.
+    pub(crate) fn begin(terminal: impl AsFd) -> io::Result<Self> {
+        let before = Before::new(&terminal, "")?;
+        let mut mode = before.mode.clone();
+        mode.local_modes -= LocalModes::ECHO;
+        tcsetattr(&before.terminal, OptionalActions::Now, &mode)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        self.0.restore();
+    }
+}
+
 type PanicHook = Arc<dyn Fn(&PanicHookInfo<'_>) + Send + Sync>;
 
 /// A terminal that shows a picture instead of lines, until this is dropped.

@@ -227,7 +227,7 @@ mod tests {
         let line = totals(&after, &rates).show(usize::MAX, false);
         assert_eq!(
             line,
-            "2 models, 196 MiB of memory; 1 running, 4 waiting; 25.0 tokens/s, prompts 0.0 tokens/s"
+            "2 models, 196.0 MiB of memory; 1 running, 4 waiting; 25.0 tokens/s, prompts 0.0 tokens/s"
         );
         assert_eq!(rates_since_load(&after)["a"].completion_tokens_per_s, Some(75.0));
     }
@@ -246,8 +246,8 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "NAME    STATE   RUNNING  WAITING  DONE  TOKENS/S  CONTEXT  MEMORY",
-                "a       ready         1        2     5      50.0  12/8192  98 MiB",
+                "NAME    STATE   RUNNING  WAITING  DONE  TOKENS/S  CONTEXT    MEMORY",
+                "a       ready         1        2     5      50.0  12/8192  98.0 MiB",
                 "broken  failed",
             ]
         );

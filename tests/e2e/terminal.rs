@@ -19,6 +19,8 @@ use crate::{Done, M40CTL, builder, ctl, endless, path_str, with_tiny};
 const PROMPT: &str = ">>> ";
 const CTRL_C: &str = "\x03";
 const CTRL_D: &str = "\x04";
+/// Turns bracketed paste on, as the editor does at the beginning of each prompt.
+const PASTE_ON: &str = "\x1b[?2004h";
 const UP: &str = "\x1b[A";
 
 /// A command at a terminal of its own; its history is in the daemon's folder.
@@ -43,10 +45,9 @@ fn enter(terminal: &mut Terminal, line: &str) {
     terminal.until("another prompt", |terminal| prompts(terminal) > before);
 }
 
-/// How often a prompt was begun. The editor turns bracketed paste on before each.
+/// How often a prompt was begun.
 fn prompts(terminal: &Terminal) -> usize {
-    let on = b"\x1b[?2004h";
-    terminal.sent().windows(on.len()).filter(|bytes| bytes == on).count()
+    String::from_utf8_lossy(terminal.sent()).matches(PASTE_ON).count()
 }
 
 /// The conversation, as `/save` writes it.
@@ -126,6 +127,21 @@ fn ctrl_c_stops_an_answer_and_twice_at_the_prompt_leaves() {
     terminal.until("another prompt", |terminal| prompts(terminal) == 6);
     terminal.keys(CTRL_C);
     check_ended(&mut terminal, 0);
+}
+
+#[test]
+fn what_is_typed_during_an_answer_is_for_the_next_prompt() {
+    let daemon = endless(builder());
+    let mut terminal = chat(&daemon, &["--set", "ignore_eos=true", "--max-tokens", "500"]);
+    let before = terminal.sent().len();
+    terminal.keys("go on\r");
+    terminal.until("an answer", |terminal| terminal.sent().len() > before + 100);
+    terminal.keys("%%typed ahead%%");
+    terminal.until("another prompt", |terminal| prompts(terminal) == 2);
+    terminal.shows(">>> %%typed ahead%%");
+    let sent = String::from_utf8_lossy(terminal.sent()).into_owned();
+    let answer = sent.split(PASTE_ON).nth(1).unwrap();
+    assert!(!answer.contains("%%ty"), "{answer}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::editor::{Editor, Line};
 use super::typed::{COMMANDS, Typed, understand};
 use crate::error::{CommandError, Kind};
 use crate::output::Output;
-use crate::terminal::{Before, Ends};
+use crate::terminal::{Before, Ends, Quiet};
 
 /// A conversation with a model, and how it is shown.
 pub(super) struct Chat {
@@ -131,6 +131,8 @@ impl Chat {
         client: &Client,
         output: &mut Output,
     ) -> Result<(), CommandError> {
+        // What is typed meanwhile is for the next prompt and not for the middle of an answer.
+        let _quiet = Quiet::begin(std::io::stdin())?;
         let asked =
             ask(&self.model, &mut self.conversation, question, self.verbose, client, output)
                 .await?;

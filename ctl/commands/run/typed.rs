@@ -35,7 +35,8 @@ pub(super) enum Typed {
     Leave,
 }
 
-/// Understands what was typed; a space before a slash makes a message of it.
+/// Understands what was typed. A space before a slash makes a message of it, and so do several lines,
+/// which were pasted: only instructions have as many.
 ///
 /// # Errors
 /// What is wrong with a command.
@@ -43,7 +44,8 @@ pub(super) fn understand(typed: &str) -> Result<Typed, String> {
     if typed.trim().is_empty() {
         return Ok(Typed::Nothing);
     }
-    if !typed.starts_with('/') {
+    let is_pasted = typed.trim().contains('\n') && !typed.starts_with("/system");
+    if !typed.starts_with('/') || is_pasted {
         return Ok(Typed::Message(unquoted(typed.trim()).to_owned()));
     }
     let (command, rest) = typed.split_once(char::is_whitespace).unwrap_or((typed, ""));
@@ -133,6 +135,7 @@ mod tests {
             assert!(error.contains(wrong.split(' ').next().unwrap()), "{error}");
         }
         assert_eq!(message(" /usr/bin/env is what?"), "/usr/bin/env is what?");
+        assert_eq!(message("/* code\n   with a comment */"), "/* code\n   with a comment */");
     }
 
     #[test]

@@ -61,8 +61,7 @@ fn run(cli: &Cli) -> Result<(), CommandError> {
         (None, _) => paths::client_socket(&env, &|path| path.exists())?,
     };
     let client = Client::new(socket);
-    let plain = env.var("NO_COLOR").is_some() || env.var("TERM") == Some("dumb");
-    let mut output = Output::new(cli.json, cli.color, plain);
+    let mut output = Output::new(cli.json, cli.color, &env);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(commands::run(&cli.command, &client, &env, &mut output));
     // A read of the terminal cannot be interrupted and must not hold up the exit.

@@ -1,11 +1,13 @@
 //! Printing: text for people, JSON for programs.
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Stdout, Write};
 use std::time::Duration;
 
 use anstyle::Style;
 use clap::ValueEnum;
 use m40_control::ModelEntry;
+use m40_control::paths::Env;
 use serde::Serialize;
 use tokio::time::timeout;
 
@@ -31,24 +33,31 @@ pub(crate) struct Output {
     pub color: bool,
     out: Stdout,
     is_terminal: bool,
+    is_dumb: bool,
 }
 
 impl Output {
-    /// Prints to stdout. `plain` is whether the environment asks for no colours.
-    pub(crate) fn new(json: bool, color: Color, plain: bool) -> Self {
+    /// Prints to stdout.
+    pub(crate) fn new(json: bool, color: Color, env: &Env) -> Self {
         let out = io::stdout();
         let is_terminal = out.is_terminal();
+        let is_dumb = matches!(env.var("TERM"), None | Some("dumb"));
         let color = match color {
-            Color::Auto => is_terminal && !plain,
+            Color::Auto => is_terminal && !is_dumb && env.var("NO_COLOR").is_none(),
             Color::Always => true,
             Color::Never => false,
         };
-        Self { json, color, out, is_terminal }
+        Self { json, color, out, is_terminal, is_dumb }
     }
 
     /// Whether people see what is printed as it comes.
     pub(crate) fn is_terminal(&self) -> bool {
         self.is_terminal
+    }
+
+    /// Whether a picture can be drawn over another.
+    pub(crate) fn is_screen(&self) -> bool {
+        self.is_terminal && !self.is_dumb
     }
 
     /// One line of text.
@@ -65,7 +74,7 @@ impl Output {
     /// One value as one line of JSON.
     pub(crate) fn value(&mut self, value: &impl Serialize) -> io::Result<()> {
         let text = serde_json::to_string(value).map_err(io::Error::other)?;
-        writeln!(self.out, "{text}")
+        writeln!(self.out, "{}", escaped(&text))
     }
 
     /// A piece of a model's answer, at once.
@@ -82,10 +91,10 @@ impl Output {
         writeln!(err, "{text}")
     }
 
-    /// Replaces the line of progress; only a terminal has one.
+    /// Replaces the line of progress; only a terminal that can take it away again has one.
     pub(crate) fn progress(&self, text: &str) -> io::Result<()> {
         let mut err = io::stderr();
-        if self.json || !err.is_terminal() {
+        if self.json || self.is_dumb || !err.is_terminal() {
             return Ok(());
         }
         write!(err, "\r\x1b[K{}", harmless(text))?;
@@ -117,6 +126,18 @@ impl Output {
         }
         table.lines().iter().try_for_each(|line| self.styled(line))
     }
+}
+
+/// JSON with all characters that steer a terminal as escapes; on its own it has only some of them.
+fn escaped(json: &str) -> Cow<'_, str> {
+    if !json.contains(char::is_control) {
+        return json.into();
+    }
+    let escape = |c: char| match c.is_control() {
+        true => format!("\\u{:04x}", u32::from(c)),
+        false => c.to_string(),
+    };
+    json.chars().map(escape).collect::<String>().into()
 }
 
 /// Takes the line of progress away, also where the wait for it is given up.
@@ -196,5 +217,15 @@ mod tests {
         assert_eq!(mib((5 << 20) + (1 << 19)), "5.5 MiB");
         assert_eq!(count(134_515_008), "134.5M");
         assert_eq!(count(12), "12");
+    }
+
+    #[test]
+    fn json_steers_no_terminal_and_means_the_same() {
+        let text = "a\u{9b}31m\u{7f}\x1b\n\u{e9}";
+        let json = serde_json::to_string(text).unwrap();
+        let escaped = escaped(&json);
+        assert!(!escaped.contains(char::is_control) && json.contains('\u{9b}'));
+        assert_eq!(serde_json::from_str::<String>(&escaped).unwrap(), text);
+        assert!(matches!(super::escaped("{}"), Cow::Borrowed(_)));
     }
 }

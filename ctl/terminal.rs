@@ -33,9 +33,10 @@ pub(crate) struct Before {
 }
 
 impl Before {
-    /// The mode that a line editor, which may be cut off, is going to change.
-    pub(crate) fn editing(terminal: impl AsFd) -> io::Result<Self> {
-        Self::new(&terminal, PASTE_OFF)
+    /// The mode that a line editor, which may be cut off, is going to change. Of a terminal that is
+    /// no screen it asks for nothing else.
+    pub(crate) fn editing(terminal: impl AsFd, is_screen: bool) -> io::Result<Self> {
+        Self::new(&terminal, if is_screen { PASTE_OFF } else { "" })
     }
 
     fn new(terminal: &impl AsFd, undo: &'static str) -> io::Result<Self> {

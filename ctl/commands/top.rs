@@ -88,7 +88,7 @@ pub(crate) async fn run(
     output: &mut Output,
 ) -> Result<(), CommandError> {
     let answers = ask_again_and_again(client.clone(), args);
-    if !output.json && output.is_terminal() && io::stdin().is_terminal() {
+    if !output.json && output.is_screen() && io::stdin().is_terminal() {
         return watch(answers, args, output.color).await;
     }
     let mut ends = Ends::new()?;

@@ -156,6 +156,7 @@ impl Terminal {
         let side = self.terminal.try_clone().expect("a file can be used twice");
         File::from(side).write_all(END).expect("the terminal is there");
         self.until("end", |terminal| terminal.sent.ends_with(END));
+        self.sent.truncate(self.sent.len() - END.len());
         status
     }
 

@@ -44,7 +44,7 @@ impl Chat {
         client: &Client,
         output: &mut Output,
     ) -> Result<(), CommandError> {
-        let before = Before::editing(std::io::stdin())?;
+        let before = Before::editing(std::io::stdin(), output.is_screen())?;
         resized().thread_block().map_err(std::io::Error::from)?;
         let mut ends = Ends::new()?;
         let ended = tokio::select! {

@@ -14,6 +14,7 @@ mod manifests;
 mod models;
 mod real;
 mod residency;
+mod terminal;
 
 use std::path::{Path, PathBuf};
 use std::process::Output;

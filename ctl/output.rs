@@ -4,14 +4,13 @@ use std::borrow::Cow;
 use std::io::{self, IsTerminal, Stdout, Write};
 use std::time::Duration;
 
-use anstyle::Style;
 use clap::ValueEnum;
 use m40_control::ModelEntry;
 use m40_control::paths::Env;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use crate::text::{Align, Line, Table, harmless};
+use crate::text::{Line, Table, harmless};
 
 /// How long something may take before a terminal says that it is waited for.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -118,13 +117,7 @@ impl Output {
 
     /// Columns padded to their widest cell; the first row is the heading.
     pub(crate) fn table(&mut self, rows: &[Vec<String>]) -> io::Result<()> {
-        let mut rows = rows.iter();
-        let headings = rows.next().into_iter().flatten();
-        let mut table = Table::new(headings.map(|heading| (heading.as_str(), Align::Left)));
-        for row in rows {
-            table.row(row.iter().map(|cell| (Style::new(), cell.clone())));
-        }
-        table.lines().iter().try_for_each(|line| self.styled(line))
+        Table::of(rows).lines().iter().try_for_each(|line| self.styled(line))
     }
 }
 

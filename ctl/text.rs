@@ -77,6 +77,17 @@ impl Table {
         Self { columns: columns.collect(), rows: Vec::new() }
     }
 
+    /// A table of plain cells at the left edges of their columns; the first row is the headings.
+    pub(crate) fn of(rows: &[Vec<String>]) -> Self {
+        let mut rows = rows.iter();
+        let headings = rows.next().into_iter().flatten();
+        let mut table = Self::new(headings.map(|heading| (heading.as_str(), Align::Left)));
+        for row in rows {
+            table.row(row.iter().map(|cell| (Style::new(), cell.clone())));
+        }
+        table
+    }
+
     /// Adds a row, with a cell for each column.
     pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = (Style, String)>) {
         self.rows.push(cells.into_iter().collect());

@@ -7,7 +7,7 @@ use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
-use m40_control::{Client, ClientError, Status};
+use m40_control::{Client, ClientError, QueueEntry, Status};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, channel};
@@ -55,6 +55,8 @@ struct Look {
     time_unix_ms: u64,
     #[serde(flatten)]
     status: Status,
+    /// The requests that wait or run, in the order in which they came.
+    requests: Vec<QueueEntry>,
     /// Rates since a look before; none with the first.
     rates: Rates,
 }
@@ -66,7 +68,7 @@ struct Looker {
 }
 
 impl Looker {
-    fn look(&mut self, at: Instant, status: Status) -> Look {
+    fn look(&mut self, at: Instant, (status, requests): Answer) -> Look {
         let first = self.before.front();
         let rates = first.map_or_else(Rates::new, |(then, before)| {
             view::rates_between(before, &status, at.duration_since(*then))
@@ -76,11 +78,14 @@ impl Looker {
             self.before.pop_front();
         }
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Look { time_unix_ms: since.as_millis() as u64, status, rates }
+        Look { time_unix_ms: since.as_millis() as u64, status, requests, rates }
     }
 }
 
-type Answer = (Instant, Result<Status, CommandError>);
+/// What the daemon says: how it is, and which requests there are.
+type Answer = (Status, Vec<QueueEntry>);
+
+type Answered = (Instant, Result<Answer, CommandError>);
 
 pub(crate) async fn run(
     args: &TopArgs,
@@ -100,7 +105,7 @@ pub(crate) async fn run(
 }
 
 /// Asks the daemon at every interval, whether or not anybody has looked at the last answer.
-fn ask_again_and_again(client: Client, args: &TopArgs) -> Receiver<Answer> {
+fn ask_again_and_again(client: Client, args: &TopArgs) -> Receiver<Answered> {
     let (sender, receiver) = channel(1);
     let mut ticks = interval(args.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -118,9 +123,10 @@ fn ask_again_and_again(client: Client, args: &TopArgs) -> Receiver<Answer> {
     receiver
 }
 
-async fn ask(client: &Client) -> Result<Status, CommandError> {
-    match timeout(ANSWER_MAX, client.status()).await {
-        Ok(status) => status.map_err(|error: ClientError| error.into()),
+async fn ask(client: &Client) -> Result<Answer, CommandError> {
+    let both = async { Ok((client.status().await?, client.queue().await?.requests)) };
+    match timeout(ANSWER_MAX, both).await {
+        Ok(answer) => answer.map_err(|error: ClientError| error.into()),
         Err(_) => {
             let message = format!("m40d has not answered for {} s", ANSWER_MAX.as_secs());
             Err(CommandError::new(Kind::Unavailable, message))
@@ -128,11 +134,14 @@ async fn ask(client: &Client) -> Result<Status, CommandError> {
     }
 }
 
-async fn print_all(mut answers: Receiver<Answer>, output: &mut Output) -> Result<(), CommandError> {
+async fn print_all(
+    mut answers: Receiver<Answered>,
+    output: &mut Output,
+) -> Result<(), CommandError> {
     let mut looker = Looker::default();
     let mut first = true;
-    while let Some((at, status)) = answers.recv().await {
-        let look = looker.look(at, status?);
+    while let Some((at, answer)) = answers.recv().await {
+        let look = looker.look(at, answer?);
         if output.json {
             output.value(&look)?;
             continue;
@@ -149,14 +158,14 @@ async fn print_all(mut answers: Receiver<Answer>, output: &mut Output) -> Result
 
 /// Shows a picture until somebody has seen enough. A daemon that goes away may come back.
 async fn watch(
-    mut answers: Receiver<Answer>,
+    mut answers: Receiver<Answered>,
     args: &TopArgs,
     color: bool,
 ) -> Result<(), CommandError> {
     // What is wrong from the start is said where it stays to be read.
-    let Some((at, status)) = answers.recv().await else { return Ok(()) };
+    let Some((at, answer)) = answers.recv().await else { return Ok(()) };
     let mut looker = Looker::default();
-    let mut look = looker.look(at, status?);
+    let mut look = looker.look(at, answer?);
     let mut picture = Picture::watching(args.interval);
 
     let mut ends = Ends::new()?;
@@ -169,9 +178,9 @@ async fn watch(
             answer = answers.recv() => match answer {
                 None => return Ok(()),
                 Some(_) if picture.is_paused() => {}
-                Some((at, Ok(status))) => {
+                Some((at, Ok(answer))) => {
                     picture.set_trouble(None);
-                    look = looker.look(at, status);
+                    look = looker.look(at, answer);
                 }
                 Some((_, Err(error))) => picture.set_trouble(Some(error.to_string())),
             },
@@ -209,7 +218,7 @@ mod tests {
         let mut rates = (0..6).map(|second: u32| {
             let made = u64::from(second * second * 10);
             let status = view::test_status(json!([view::test_model("a", made, 1)]));
-            let look = looker.look(start + Duration::from_secs(second.into()), status);
+            let look = looker.look(start + Duration::from_secs(second.into()), (status, vec![]));
             look.rates.get("a").and_then(|rate| rate.completion_tokens_per_s)
         });
         assert_eq!(rates.next(), Some(None));
@@ -221,7 +230,7 @@ mod tests {
     #[test]
     fn a_look_is_a_status_with_more() {
         let status = view::test_status(json!([view::test_model("a", 1, 1)]));
-        let look = Looker::default().look(Instant::now(), status);
+        let look = Looker::default().look(Instant::now(), (status, vec![]));
         let value = serde_json::to_value(&look).unwrap();
         assert_eq!(value["models"][0]["name"], "a");
         assert!(value["time_unix_ms"].is_u64() && value["rates"].is_object());

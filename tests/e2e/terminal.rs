@@ -405,6 +405,10 @@ fn top_shows_what_is_running_and_waits_for_a_daemon_that_went_away() {
         let number = |at: usize| row.get(at).and_then(|cell| cell.parse::<f64>().ok());
         number(2) == Some(1.0) && number(5).is_some_and(|rate| rate > 0.0)
     });
+    terminal.until("a request", |terminal| {
+        let screen = terminal.screen().contents();
+        screen.lines().any(|line| line.contains("  tiny   ") && line.contains("  runs   "))
+    });
     drop(daemon);
     terminal.shows("m40d is not running");
     terminal.shows("tiny  ready");

@@ -7,7 +7,8 @@ use anstyle::{AnsiColor, Style};
 use m40_control::ModelEntry;
 
 use super::Look;
-use crate::text::Line;
+use crate::commands::queue;
+use crate::text::{Line, Table};
 use crate::view;
 
 /// Lines above the models, their headings included.
@@ -107,6 +108,7 @@ impl Picture {
             lines.extend(view::models(&models, &look.rates));
             lines.extend(view::failures(&models));
         }
+        lines.extend(requests(look));
         lines
     }
 
@@ -118,7 +120,10 @@ impl Picture {
         color: bool,
     ) -> Vec<String> {
         let models = self.ordered(look);
-        let room = rows.saturating_sub(ABOVE + BELOW);
+        let requests = requests(look);
+        // Where not all have room, models have most of it.
+        let below = BELOW + requests.len().min(rows / 3);
+        let room = rows.saturating_sub(ABOVE + below);
         self.skipped = self.skipped.min(models.len().saturating_sub(room));
         let mut table = view::models(&models, &look.rates).into_iter();
         let headings = table.next().unwrap_or_default();
@@ -127,9 +132,10 @@ impl Picture {
         lines.push(Line::default());
         lines.push(headings);
         lines.extend(table.skip(self.skipped).take(room));
-        lines.truncate(rows.saturating_sub(BELOW));
+        lines.extend(view::failures(&models));
+        lines.truncate(rows.saturating_sub(below));
         let room = rows.saturating_sub(BELOW + lines.len());
-        lines.extend(view::failures(&models).into_iter().take(room));
+        lines.extend(requests.into_iter().take(room));
         lines.resize(rows.saturating_sub(1), Line::default());
         lines.push(self.foot(models.len()));
         lines.truncate(rows);
@@ -187,10 +193,20 @@ impl Picture {
     }
 }
 
+/// The requests, below headings and apart from what is above them; nothing where there are none.
+fn requests(look: &Look) -> Vec<Line> {
+    if look.requests.is_empty() {
+        return Vec::new();
+    }
+    let table = Table::of(&queue::rows(&look.requests));
+    std::iter::once(Line::default()).chain(table.lines()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
 
+    use m40_control::QueueEntry;
     use serde_json::Value;
 
     use super::super::Looker;
@@ -202,8 +218,8 @@ mod tests {
         };
         let status = |made: u64| -> Value { models.iter().map(|m| model(made, m)).collect() };
         let (mut looker, start) = (Looker::default(), Instant::now());
-        looker.look(start, view::test_status(status(1)));
-        looker.look(start + Duration::from_secs(1), view::test_status(status(2)))
+        looker.look(start, (view::test_status(status(1)), vec![]));
+        looker.look(start + Duration::from_secs(1), (view::test_status(status(2)), vec![]))
     }
 
     fn names(lines: &[String]) -> Vec<&str> {
@@ -249,6 +265,31 @@ mod tests {
         assert!(picture.is_paused());
         assert_eq!(picture.press(b"\x1b[15~"), Pressed::Stay);
         assert_eq!(picture.press(b"q"), Pressed::Leave);
+    }
+
+    #[test]
+    fn requests_are_below_models_and_take_a_third_of_the_screen_at_most() {
+        let entry = |request| QueueEntry {
+            request,
+            model: "a".to_owned(),
+            urgency: "agent".to_owned(),
+            running: request == 1,
+            since_ms: 1200,
+            ahead: None,
+            wait_ms: None,
+        };
+        let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
+        let mut look = look(&names.map(|name| (name, 1, 1)));
+        look.requests = (1..=20).map(entry).collect();
+        let lines = Picture::default().draw(&look, (120, 12), false);
+        let count = |what: &str| lines.iter().filter(|line| line.contains(what)).count();
+        assert_eq!((count(" ready "), count(" agent "), lines.len()), (2, 2, 12), "{lines:#?}");
+        let tall = Picture::default().draw(&look, (120, 60), false);
+        assert!(
+            tall.iter().any(|line| line.starts_with("1        a      agent    runs")),
+            "{tall:#?}"
+        );
+        assert_eq!(tall.iter().filter(|line| line.contains(" agent ")).count(), 20);
     }
 
     #[test]

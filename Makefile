@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 
-.PHONY: help build demo test sm52 models nvrtc nvdisasm bench bench-gpu bench-pull lint verify-unit clean
+.PHONY: help build demo test sm52 models nvrtc nvdisasm bench bench-gpu bench-pull lint reference verify-unit clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -44,6 +44,9 @@ bench-pull: nvrtc ## print how fast a model is downloaded, beside curl, and the 
 lint: nvrtc ## formatting and lints
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+reference: ## write the help texts and the man page of m40ctl anew
+	M40_WRITE_REFERENCE=1 cargo test --locked --bin m40ctl reference
 
 verify-unit: ## check the systemd unit where systemd is installed
 	tests/verify-unit

@@ -5,24 +5,32 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    adopt, bench, load, plan, prune, pull, queue, reload, rm, run, show, unload, verify,
+    adopt, bench, completions, load, plan, prune, pull, queue, reload, rm, run, show, top, unload,
+    verify,
 };
+use crate::error::Kind;
+use crate::output::Color;
 
-/// Administer m40d: models, status, and a chat in the terminal.
+/// Where help lists what every command takes.
+const GLOBAL: &str = "Options of every command";
+
+/// Administer m40d: models, status, and a chat in the terminal
 ///
-/// Exit codes: 0 done · 1 refused in this state · 64 wrong command line · 65 not a usable model,
-/// or a wrong manifest · 66 no such model or file · 69 m40d is not running · 70 m40d failed · 73 not
-/// enough space on the disk · 74 input or output failed · 75 busy, try again · 76 where a file comes
-/// from failed · 77 not permitted · 130 interrupted.
+/// m40ctl speaks to a running m40d through its control socket. Its user's own daemon comes before the
+/// system's. Results go to stdout and all else to stderr, where a failure is one line that says what,
+/// where and what to do.
 #[derive(Debug, Parser)]
-#[command(name = "m40ctl", version)]
+#[command(name = "m40ctl", version, after_help = exit_codes())]
 pub(crate) struct Cli {
     /// Control socket of the daemon [default: $M40_SOCKET, else the user's, else the system's]
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, global = true, value_name = "PATH", help_heading = GLOBAL)]
     pub socket: Option<PathBuf>,
     /// Print JSON for programs instead of text for people
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     pub json: bool,
+    /// Colours in text; auto means on a terminal, unless NO_COLOR is set
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", help_heading = GLOBAL)]
+    pub color: Color,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -53,4 +61,12 @@ pub(crate) enum Command {
     /// Show the requests that wait or run
     Queue,
     Cancel(queue::CancelArgs),
+    Top(top::TopArgs),
+    Completions(completions::CompletionsArgs),
+}
+
+/// What exit codes mean, as help and man page have it.
+fn exit_codes() -> String {
+    let code = |kind: &Kind| format!("  {:>3}  {}\n", kind.exit_code(), kind.meaning());
+    format!("Exit codes:\n    0  done\n{}", Kind::ALL.iter().map(code).collect::<String>())
 }

@@ -4,6 +4,7 @@ mod bar;
 
 pub(crate) mod adopt;
 pub(crate) mod bench;
+pub(crate) mod completions;
 pub(crate) mod list;
 pub(crate) mod load;
 pub(crate) mod plan;
@@ -15,12 +16,14 @@ pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod show;
 pub(crate) mod status;
+pub(crate) mod top;
 pub(crate) mod unload;
 pub(crate) mod verify;
 pub(crate) mod vram;
 
 use std::path::{Path, absolute};
 
+use m40_control::paths::Env;
 use m40_control::{Client, ModelRef};
 
 use crate::cli::Command;
@@ -31,6 +34,7 @@ use crate::output::Output;
 pub(crate) async fn run(
     command: &Command,
     client: &Client,
+    env: &Env,
     output: &mut Output,
 ) -> Result<(), CommandError> {
     match command {
@@ -45,13 +49,15 @@ pub(crate) async fn run(
         Command::Load(args) => load::run(args, client, output).await,
         Command::Unload(args) => unload::run(args, client, output).await,
         Command::Bench(args) => bench::run(args, client, output).await,
-        Command::Run(args) => run::run(args, client, output).await,
+        Command::Run(args) => run::run(args, client, env, output).await,
         Command::Reload(args) => reload::run(args, client, output).await,
         Command::Ps => vram::ps(client, output).await,
         Command::Vram => vram::run(client, output).await,
         Command::Plan(args) => plan::run(args, client, output).await,
         Command::Queue => queue::run(client, output).await,
         Command::Cancel(args) => queue::cancel(args, client, output).await,
+        Command::Top(args) => top::run(args, client, output).await,
+        Command::Completions(args) => completions::run(args),
     }
 }
 

@@ -37,6 +37,40 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// All kinds, by their exit codes.
+    pub(crate) const ALL: [Self; 12] = [
+        Self::Refused,
+        Self::Usage,
+        Self::BadData,
+        Self::NotFound,
+        Self::Unavailable,
+        Self::Internal,
+        Self::NoSpace,
+        Self::Io,
+        Self::Busy,
+        Self::Origin,
+        Self::Permission,
+        Self::Interrupted,
+    ];
+
+    /// What it means, for who reads exit codes.
+    pub(crate) const fn meaning(self) -> &'static str {
+        match self {
+            Self::Refused => "refused, as things are",
+            Self::Usage => "wrong command line",
+            Self::BadData => "not a usable model, or a wrong manifest",
+            Self::NotFound => "no such model or file",
+            Self::Unavailable => "m40d is not running",
+            Self::Internal => "m40d or m40ctl failed",
+            Self::NoSpace => "not enough space on the disk",
+            Self::Io => "reading or writing failed",
+            Self::Busy => "busy, try again",
+            Self::Origin => "where a file comes from failed",
+            Self::Permission => "not permitted",
+            Self::Interrupted => "ended by Ctrl-C or another signal",
+        }
+    }
+
     /// The exit code.
     pub(crate) const fn exit_code(self) -> u8 {
         match self {
@@ -99,8 +133,14 @@ impl CommandError {
         Self { kind, message: message.into(), hint: None, closed_pipe: false }
     }
 
-    fn hint(self, hint: impl Into<String>) -> Self {
+    /// With what to do about it.
+    pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
+    }
+
+    /// Whether nothing that is typed after it can do any better.
+    pub(crate) fn ends_a_chat(&self) -> bool {
+        matches!(self.kind, Kind::Unavailable | Kind::Interrupted) || self.closed_pipe
     }
 
     /// For `--json`.

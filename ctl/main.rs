@@ -1,23 +1,29 @@
 //! `m40ctl`: administers a running `m40d` through its control socket.
 //!
 //! [`cli`] is what can be typed, [`commands`] has a file for each command, [`output`] prints for
-//! people or programs, and [`error`] maps what went wrong to an exit code. Nothing here links the
-//! engine.
+//! people or programs, [`text`] and [`view`] make what people see, [`terminal`] changes a terminal and
+//! puts it back, and [`error`] maps what went wrong to an exit code. Nothing here links the engine.
 #![forbid(unsafe_code)]
 
 mod cli;
 mod commands;
 mod error;
 mod output;
+#[cfg(test)]
+mod reference;
+mod terminal;
+mod text;
+mod view;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use m40_control::Client;
 use m40_control::paths::{self, Env};
 
-use crate::cli::Cli;
+use crate::cli::{Cli, Command};
 use crate::error::{CommandError, Kind};
 use crate::output::Output;
 
@@ -33,7 +39,11 @@ fn main() -> ExitCode {
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let text = if cli.json { error.to_json() } else { format!("m40ctl: {error}") };
+            let text = if cli.json {
+                error.to_json()
+            } else {
+                text::harmless(&format!("m40ctl: {error}")).into_owned()
+            };
             let _ = writeln!(std::io::stderr(), "{text}");
             ExitCode::from(error.kind.exit_code())
         }
@@ -44,14 +54,16 @@ fn run(cli: &Cli) -> Result<(), CommandError> {
     let vars = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let env = Env::new(vars, nix::unistd::geteuid().is_root());
-    let socket = match &cli.socket {
-        Some(socket) => socket.clone(),
-        None => paths::client_socket(&env, &|path| path.exists())?,
+    let socket = match (&cli.socket, &cli.command) {
+        (Some(socket), _) => socket.clone(),
+        // It needs no daemon, nor a home of its user to look for one in.
+        (None, Command::Completions(_)) => PathBuf::new(),
+        (None, _) => paths::client_socket(&env, &|path| path.exists())?,
     };
     let client = Client::new(socket);
-    let mut output = Output::new(cli.json);
+    let mut output = Output::new(cli.json, cli.color, &env);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(commands::run(&cli.command, &client, &mut output));
+    let result = runtime.block_on(commands::run(&cli.command, &client, &env, &mut output));
     // A read of the terminal cannot be interrupted and must not hold up the exit.
     runtime.shutdown_background();
     result.or_else(CommandError::ignore_closed_pipe)

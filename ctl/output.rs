@@ -1,56 +1,99 @@
 //! Printing: text for people, JSON for programs.
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Stdout, Write};
+use std::time::Duration;
 
+use clap::ValueEnum;
+use m40_control::paths::Env;
 use m40_control::{ModelEntry, Size};
 use serde::Serialize;
+use tokio::time::timeout;
+
+use crate::text::{Line, Table, harmless};
+
+/// How long something may take before a terminal says that it is waited for.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// When text has colours: on a terminal, also into files and pipes, or nowhere.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
 
 /// Where a command prints.
 #[derive(Debug)]
 pub(crate) struct Output {
     pub json: bool,
+    /// Whether text has colours.
+    pub color: bool,
     out: Stdout,
     is_terminal: bool,
+    is_dumb: bool,
 }
 
 impl Output {
     /// Prints to stdout.
-    pub(crate) fn new(json: bool) -> Self {
+    pub(crate) fn new(json: bool, color: Color, env: &Env) -> Self {
         let out = io::stdout();
         let is_terminal = out.is_terminal();
-        Self { json, out, is_terminal }
+        let is_dumb = matches!(env.var("TERM"), None | Some("dumb"));
+        let color = match color {
+            Color::Auto => is_terminal && !is_dumb && env.var("NO_COLOR").is_none(),
+            Color::Always => true,
+            Color::Never => false,
+        };
+        Self { json, color, out, is_terminal, is_dumb }
+    }
+
+    /// Whether people see what is printed as it comes.
+    pub(crate) fn is_terminal(&self) -> bool {
+        self.is_terminal
+    }
+
+    /// Whether a picture can be drawn over another.
+    pub(crate) fn is_screen(&self) -> bool {
+        self.is_terminal && !self.is_dumb
     }
 
     /// One line of text.
     pub(crate) fn line(&mut self, text: &str) -> io::Result<()> {
+        let text = if self.is_terminal { harmless(text) } else { text.into() };
         writeln!(self.out, "{text}")
+    }
+
+    /// One line of styled text.
+    pub(crate) fn styled(&mut self, line: &Line) -> io::Result<()> {
+        writeln!(self.out, "{}", line.show(usize::MAX, self.color))
     }
 
     /// One value as one line of JSON.
     pub(crate) fn value(&mut self, value: &impl Serialize) -> io::Result<()> {
         let text = serde_json::to_string(value).map_err(io::Error::other)?;
-        self.line(&text)
+        writeln!(self.out, "{}", escaped(&text))
     }
 
     /// A piece of a model's answer, at once.
     pub(crate) fn piece(&mut self, text: &str) -> io::Result<()> {
-        if self.is_terminal {
-            self.out.write_all(harmless(text).as_bytes())?;
-        } else {
-            self.out.write_all(text.as_bytes())?;
-        }
+        let text = if self.is_terminal { harmless(text) } else { text.into() };
+        self.out.write_all(text.as_bytes())?;
         self.out.flush()
     }
 
     /// Something beside the result, for people only: to stderr.
     pub(crate) fn note(&self, text: &str) -> io::Result<()> {
-        writeln!(io::stderr(), "{text}")
+        let mut err = io::stderr();
+        let text = if err.is_terminal() { harmless(text) } else { text.into() };
+        writeln!(err, "{text}")
     }
 
-    /// Replaces the line of progress; only a terminal has one.
+    /// Replaces the line of progress; only a terminal that can take it away again has one.
     pub(crate) fn progress(&self, text: &str) -> io::Result<()> {
         let mut err = io::stderr();
-        if self.json || !err.is_terminal() {
+        if self.json || self.is_dumb || !err.is_terminal() {
             return Ok(());
         }
         // What does not fit is cut off at the edge, not carried to the next line.
@@ -58,26 +101,47 @@ impl Output {
         err.flush()
     }
 
+    /// Waits for something, and says so where it takes long.
+    pub(crate) async fn waiting<T>(
+        &self,
+        text: &str,
+        done: impl Future<Output = T>,
+    ) -> io::Result<T> {
+        let mut done = std::pin::pin!(done);
+        if let Ok(done) = timeout(PATIENCE, &mut done).await {
+            return Ok(done);
+        }
+        self.progress(text)?;
+        let _cleared = ClearProgress(self);
+        Ok(done.await)
+    }
+
     /// Columns padded to their widest cell; the first row is the heading.
     pub(crate) fn table(&mut self, rows: &[Vec<String>]) -> io::Result<()> {
-        let columns = rows.first().map_or(0, Vec::len);
-        let width = |column: usize| {
-            let cells = rows.iter().filter_map(|row| row.get(column));
-            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..columns).map(width).collect();
-        for row in rows {
-            let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
-            let line = cells.collect::<Vec<_>>().join("  ");
-            self.line(line.trim_end())?;
-        }
-        Ok(())
+        Table::of(rows).lines().iter().try_for_each(|line| self.styled(line))
     }
 }
 
-/// The text without characters that steer a terminal: a model may answer with any.
-fn harmless(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
+/// JSON with all characters that steer a terminal as escapes; on its own it has only some of them.
+fn escaped(json: &str) -> Cow<'_, str> {
+    if !json.contains(char::is_control) {
+        return json.into();
+    }
+    let escape = |c: char| match c.is_control() {
+        true => format!("\\u{:04x}", u32::from(c)),
+        false => c.to_string(),
+    };
+    json.chars().map(escape).collect::<String>().into()
+}
+
+/// Takes the line of progress away, also where the wait for it is given up.
+struct ClearProgress<'a>(&'a Output);
+
+impl Drop for ClearProgress<'_> {
+    fn drop(&mut self) {
+        // A terminal that is gone shows no progress.
+        let _ = self.0.progress("");
+    }
 }
 
 /// A size in decimal units, as disks and downloads have it.
@@ -158,7 +222,12 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_cannot_steer_the_terminal() {
-        assert_eq!(harmless("a\x1b[2Jb\u{9b}c\r\n\td"), "a[2Jbc\n\td");
+    fn json_steers_no_terminal_and_means_the_same() {
+        let text = "a\u{9b}31m\u{7f}\x1b\n\u{e9}";
+        let json = serde_json::to_string(text).unwrap();
+        let escaped = escaped(&json);
+        assert!(!escaped.contains(char::is_control) && json.contains('\u{9b}'));
+        assert_eq!(serde_json::from_str::<String>(&escaped).unwrap(), text);
+        assert!(matches!(super::escaped("{}"), Cow::Borrowed(_)));
     }
 }

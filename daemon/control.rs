@@ -4,6 +4,7 @@
 
 mod pull;
 mod residency;
+mod run;
 mod stored;
 
 use std::convert::Infallible;
@@ -20,17 +21,13 @@ use axum::{Json, Router};
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use m40_control::{
-    ApiError, BenchRequest, ErrorBody, ErrorCode, LoadRequest, ModelEntry, ModelList, ModelRef,
-    Reload, ReloadRequest, RunEvent, RunRequest, Status, UnloadRequest,
+    ApiError, BenchRequest, ErrorBody, ErrorCode, LoadRequest, ModelEntry, ModelList, Reload,
+    ReloadRequest, Status, UnloadRequest,
 };
-use m40_sched::sampler::SamplingParams;
-use m40llm::GenerateParams;
 use serde::Serialize;
-use serde_json::{Map, json};
 use tokio::sync::mpsc;
 
 use crate::bench;
-use crate::generation::{self, Answer, Event, Input};
 use crate::http::{BodyError, BodyLimits, read_json};
 use crate::manifests::Manifests;
 use crate::models::{Models, Urgency};
@@ -69,7 +66,7 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/models/unload", post(unload))
         .route("/models/plan", post(residency::plan))
         .route("/models/bench", post(bench_model))
-        .route("/run", post(run))
+        .route("/run", post(run::run))
         .route("/reload", post(reload))
         .route("/queue", get(residency::queue))
         .route("/queue/cancel", post(residency::cancel))
@@ -180,46 +177,6 @@ async fn bench_model(
     let ticket = context.models.ask_for(&request.model, Urgency::default()).await?;
     let run = ticket.turn().await?;
     Ok(lines(received(bench::start(&context.models, run, options))))
-}
-
-async fn run(
-    State(context): State<Context>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Refused> {
-    let request: RunRequest = read_json(&headers, body, context.body_limits).await?;
-    let definition = match &request.model {
-        ModelRef::Name(name) => context.models.definition(Some(name)),
-        ModelRef::File(_) => None,
-    };
-    let defaults = definition.map(|definition| definition.sampling.params()).unwrap_or_default();
-    let temperature = request.temperature.unwrap_or(defaults.temperature);
-    let seed = request.seed.or(defaults.seed);
-    let sampling = SamplingParams { temperature, seed, ..defaults };
-    let params =
-        GenerateParams { sampling, max_tokens: request.max_tokens, ..GenerateParams::default() };
-    let messages = request.messages.iter().map(|message| json!(message)).collect();
-    let ticket = context.models.ask_for(&request.model, Urgency::default()).await?;
-    let input = Input::Chat { messages, extra: Map::new() };
-    let mut answer = Answer::new(&context.models, ticket, input, params)?;
-    answer.started().await?;
-    let first = Some(RunEvent::Loaded { model: answer.model().to_owned() });
-    let events = stream::unfold((answer, first), |(mut answer, first)| async move {
-        let event = match first {
-            Some(first) => first,
-            None => run_event(answer.next().await?),
-        };
-        Some((event, (answer, None)))
-    });
-    Ok(lines(events))
-}
-
-fn run_event(event: Event) -> RunEvent {
-    match event {
-        Event::Chunk(chunk) => RunEvent::Text { text: chunk.text },
-        Event::Done(completion) => RunEvent::Done { stats: generation::stats(&completion) },
-        Event::Failed(error) => RunEvent::Error { error: error.into() },
-    }
 }
 
 fn lines<E: Serialize + 'static>(events: impl Stream<Item = E> + Send + 'static) -> Response {

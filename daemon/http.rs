@@ -30,6 +30,7 @@ use crate::models::Models;
 use crate::net::Phase;
 pub(crate) use body::{BodyError, BodyLimits, read_json};
 use error::HttpError;
+pub(crate) use params::check_stops;
 
 /// What every handler has.
 #[derive(Debug, Clone)]

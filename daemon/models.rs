@@ -26,6 +26,7 @@ mod loaded;
 mod look;
 mod request;
 mod source;
+mod tally;
 mod weigh;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -48,6 +48,10 @@ pub struct Chunk {
     pub text: String,
     /// One per token since the last chunk, if asked for.
     pub logprobs: Vec<TokenLogprob>,
+    /// Tokens generated since the last chunk.
+    pub tokens: u32,
+    /// Tokens of the prompt computed since the last chunk: none after the first.
+    pub prompt_tokens: u32,
 }
 
 /// Why a generation ended.

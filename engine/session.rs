@@ -73,6 +73,7 @@ impl Session {
         let stops = self.stops(params);
         self.model.runner().begin(&mut self.cache, &Start { prompt, params, seed, stops, cancel });
         let mut run = Run::new(self.model.clone(), prompt, params, seed, on_chunk);
+        run.prompt_tokens = (prompt.len() - cached) as u32;
         let mut finish = FinishReason::Cancelled;
         let mut first = None;
         let mut pending = &prompt[cached..];
@@ -173,6 +174,10 @@ struct Run<'a> {
     stop: Option<StopMatcher<'a>>,
     logprobs: Vec<TokenLogprob>,
     generated: u32,
+    /// Of these, how many were in chunks.
+    told: u32,
+    /// Tokens of the prompt that no chunk has told of.
+    prompt_tokens: u32,
 }
 
 impl<'a> Run<'a> {
@@ -195,6 +200,8 @@ impl<'a> Run<'a> {
             stop: Some(StopMatcher::new(&params.stop)),
             logprobs: vec![],
             generated: 0,
+            told: 0,
+            prompt_tokens: 0,
         }
     }
 
@@ -262,7 +269,9 @@ impl<'a> Run<'a> {
     fn emit(&mut self, text: String) {
         if !text.is_empty() || !self.logprobs.is_empty() {
             let logprobs = std::mem::take(&mut self.logprobs);
-            (self.on_chunk)(Chunk { text, logprobs });
+            let tokens = self.generated - std::mem::replace(&mut self.told, self.generated);
+            let prompt_tokens = std::mem::take(&mut self.prompt_tokens);
+            (self.on_chunk)(Chunk { text, logprobs, tokens, prompt_tokens });
         }
     }
 

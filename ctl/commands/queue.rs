@@ -22,10 +22,14 @@ pub(crate) async fn run(client: &Client, output: &mut Output) -> Result<(), Comm
         output.note("no request waits or runs")?;
         return Ok(());
     }
+    Ok(output.table(&rows(&queue.requests))?)
+}
+
+/// A row for each request, below headings.
+pub(crate) fn rows(requests: &[QueueEntry]) -> Vec<Vec<String>> {
     let heading = ["REQUEST", "MODEL", "URGENCY", "STATE", "FOR", "AHEAD", "WAITS IN ALL"];
     let heading = heading.map(str::to_owned).to_vec();
-    let rows = std::iter::once(heading).chain(queue.requests.iter().map(row));
-    Ok(output.table(&rows.collect::<Vec<_>>())?)
+    std::iter::once(heading).chain(requests.iter().map(row)).collect()
 }
 
 fn row(entry: &QueueEntry) -> Vec<String> {

@@ -1,10 +1,24 @@
 //! `m40ctl run`
 
-use std::io::{self, IsTerminal, Read, Write};
+mod answer;
+mod chat;
+mod conversation;
+mod editor;
+mod typed;
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
 
 use clap::Args;
-use m40_control::{Client, ClientError, ModelRef, RunEvent, RunMessage, RunRequest, RunStats};
+use m40_control::paths::{Env, client_state_dir};
+use m40_control::{Client, RunParams};
 
+use self::answer::{Ended, ask};
+use self::chat::Chat;
+use self::conversation::{Conversation, set};
+use self::editor::Editor;
 use super::model_ref;
 use crate::error::{CommandError, Kind};
 use crate::output::Output;
@@ -14,8 +28,12 @@ const PIPED_BYTES_MAX: u64 = 16 << 20;
 
 /// Ask a model, or chat with it
 ///
-/// With a prompt, prints the answer. Without one, reads the prompt from a pipe, or chats when
-/// there is a terminal: Ctrl-C stops an answer, Ctrl-D ends the chat.
+/// With a prompt, prints the answer. What is piped in, or comes from a file by `<`, is the prompt, or
+/// follows it after an empty line; `< /dev/null` keeps a script's own input out of it.
+///
+/// On a terminal without a prompt it is a chat, with the history of earlier ones at the arrow keys:
+/// Ctrl-C stops an answer, Ctrl-D ends the chat, and /help lists what else there is. What is between
+/// two """ is one message however many lines it has, as is what is pasted.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
     /// Name of a model, or a GGUF file to use where it is
@@ -35,198 +53,113 @@ pub(crate) struct RunArgs {
     /// Make a random answer repeatable
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Print rates to stderr after each answer
+    /// Set a parameter, such as top_k=40; /help in a chat lists them
+    #[arg(long, value_name = "PARAMETER=VALUE", value_parser = parse_setting)]
+    set: Vec<(String, String)>,
+    /// Print token counts and rates to stderr after each answer
+    #[arg(long, short, alias = "stats")]
+    verbose: bool,
+    /// Neither read nor keep what was typed in chats
     #[arg(long)]
-    stats: bool,
+    no_history: bool,
 }
 
-/// How an answer ended.
-enum Ended {
-    Done,
-    Interrupted,
+fn parse_setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("it has no =")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+impl RunArgs {
+    fn conversation(&self) -> Result<Conversation, CommandError> {
+        let mut params = RunParams {
+            max_tokens: self.max_tokens,
+            temperature: self.temperature,
+            seed: self.seed,
+            ..RunParams::default()
+        };
+        for (name, value) in &self.set {
+            params = set(&params, name, value)?;
+        }
+        Ok(Conversation { system: self.system.clone(), params, messages: Vec::new() })
+    }
 }
 
 pub(crate) async fn run(
     args: &RunArgs,
     client: &Client,
+    env: &Env,
     output: &mut Output,
 ) -> Result<(), CommandError> {
-    let mut chat = Chat::new(args)?;
+    let mut conversation = args.conversation()?;
+    let model = model_ref(&args.model)?;
     let prompt = args.prompt.join(" ");
-    let interactive = prompt.is_empty() && io::stdin().is_terminal();
-    if interactive {
+    let stdin = io::stdin();
+    if prompt.is_empty() && stdin.is_terminal() && output.is_terminal() {
         if output.json {
             return Err(CommandError::new(Kind::Usage, "--json needs a prompt"));
         }
-        return chat.interact(client, output).await;
+        // Without a home there is no place for a history, and a chat is one all the same.
+        let history = client_state_dir(env).ok().filter(|_| !args.no_history);
+        let editor = Editor::new(history.map(|dir| dir.join("history")))?;
+        return Chat::new(model, conversation, args.verbose, env)
+            .interact(editor, client, output)
+            .await;
     }
-    let prompt = if prompt.is_empty() { read_piped()? } else { prompt };
-    match chat.ask(prompt, client, output).await? {
-        Ended::Done => Ok(()),
+    let reads = prompt.is_empty() || follows(&stdin)?;
+    let piped = if reads { read_piped()? } else { String::new() };
+    let prompt = join(prompt, piped)?;
+    match ask(&model, &mut conversation, prompt, args.verbose, client, output).await? {
+        Ended::Done(_) => Ok(()),
         Ended::Interrupted => Err(CommandError::new(Kind::Interrupted, "interrupted")),
     }
 }
 
-/// A conversation so far.
-struct Chat<'a> {
-    args: &'a RunArgs,
-    model: ModelRef,
-    messages: Vec<RunMessage>,
-}
-
-impl<'a> Chat<'a> {
-    fn new(args: &'a RunArgs) -> Result<Self, CommandError> {
-        let messages = args.system.iter().map(|system| message("system", system)).collect();
-        Ok(Self { args, model: model_ref(&args.model)?, messages })
-    }
-
-    async fn interact(&mut self, client: &Client, output: &mut Output) -> Result<(), CommandError> {
-        output.note("Ctrl-C stops an answer, Ctrl-D ends the chat")?;
-        while let Some(line) = prompt_line().await? {
-            if line.trim().is_empty() {
-                continue;
-            }
-            // One failed answer does not end a chat, a daemon that is gone does.
-            match self.ask(line, client, output).await {
-                Ok(_) => {}
-                Err(error) if matches!(error.kind, Kind::Unavailable | Kind::Io) => {
-                    return Err(error);
-                }
-                Err(error) => output.note(&format!("m40ctl: {error}"))?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Asks and prints the answer; both become part of the conversation once there is one.
-    async fn ask(
-        &mut self,
-        prompt: String,
-        client: &Client,
-        output: &mut Output,
-    ) -> Result<Ended, CommandError> {
-        let question = message("user", &prompt);
-        let mut messages = self.messages.clone();
-        messages.push(question.clone());
-        let request = RunRequest {
-            model: self.model.clone(),
-            messages,
-            max_tokens: self.args.max_tokens,
-            temperature: self.args.temperature,
-            seed: self.args.seed,
-        };
-        let mut answer = String::new();
-        let ended = tokio::select! {
-            ended = stream(client, &request, output, &mut answer, self.args.stats) => {
-                ended?;
-                Ended::Done
-            }
-            interrupted = tokio::signal::ctrl_c() => {
-                interrupted?;
-                if !output.json {
-                    output.line("")?;
-                }
-                Ended::Interrupted
-            }
-        };
-        self.messages.push(question);
-        self.messages.push(message("assistant", &answer));
-        Ok(ended)
-    }
-}
-
-async fn stream(
-    client: &Client,
-    request: &RunRequest,
-    output: &mut Output,
-    answer: &mut String,
-    stats: bool,
-) -> Result<(), CommandError> {
-    let mut events = client.run(request).await?;
-    while let Some(event) = events.next().await? {
-        if output.json {
-            output.value(&event)?;
-        }
-        match event {
-            RunEvent::Loaded { .. } => {}
-            RunEvent::Text { text } => {
-                if !output.json {
-                    output.piece(&text)?;
-                }
-                answer.push_str(&text);
-            }
-            RunEvent::Done { stats: figures } => {
-                if !output.json && !answer.ends_with('\n') {
-                    output.piece("\n")?;
-                }
-                if stats {
-                    output.note(&rates(&figures))?;
-                }
-                return Ok(());
-            }
-            RunEvent::Error { error } => {
-                if !output.json && !answer.is_empty() {
-                    output.piece("\n")?;
-                }
-                return Err(error.into());
-            }
-        }
-    }
-    Err(ClientError::Closed.into())
-}
-
-fn rates(stats: &RunStats) -> String {
-    let per_s =
-        |rate: Option<f64>| rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}"));
-    format!(
-        "prompt {} tokens ({} cached), {} tokens/s; answer {} tokens, {} tokens/s; ended by {}",
-        stats.prompt_tokens,
-        stats.cached_tokens,
-        per_s(stats.prompt_tokens_per_s()),
-        stats.completion_tokens,
-        per_s(stats.decode_tokens_per_s()),
-        stats.finish_reason,
-    )
-}
-
-fn message(role: &str, content: &str) -> RunMessage {
-    RunMessage { role: role.to_owned(), content: content.to_owned() }
+/// Whether what is on stdin belongs to a prompt of the command line. A socket does not: programs
+/// start others with one that they never write to nor close.
+fn follows(stdin: &impl AsFd) -> io::Result<bool> {
+    let stdin = File::from(stdin.as_fd().try_clone_to_owned()?);
+    let kind = stdin.metadata()?.file_type();
+    Ok(kind.is_file() || kind.is_fifo())
 }
 
 fn read_piped() -> Result<String, CommandError> {
     let mut text = String::new();
-    let read = io::stdin().take(PIPED_BYTES_MAX + 1).read_to_string(&mut text)?;
+    let read = io::stdin().take(PIPED_BYTES_MAX + 1).read_to_string(&mut text);
+    let read = read.map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => {
+            CommandError::new(Kind::Usage, "what is piped in is not UTF-8 text")
+                .hint("`iconv -t UTF-8` makes it so where it is text")
+        }
+        _ => error.into(),
+    })?;
     if read as u64 > PIPED_BYTES_MAX {
         let message = format!("the prompt is longer than {PIPED_BYTES_MAX} bytes");
         return Err(CommandError::new(Kind::Usage, message));
     }
-    if text.trim().is_empty() {
-        return Err(CommandError::new(Kind::Usage, "no prompt: give one, or pipe one in"));
-    }
     Ok(text)
 }
 
-/// Asks for a line; `None` at the end of input. Reading blocks, so it has its own thread.
-async fn prompt_line() -> Result<Option<String>, CommandError> {
-    let read = tokio::task::spawn_blocking(|| {
-        let mut out = io::stdout();
-        out.write_all(b">>> ")?;
-        out.flush()?;
-        let mut line = String::new();
-        let read = io::stdin().read_line(&mut line)?;
-        Ok::<_, io::Error>((read > 0).then(|| line.trim_end_matches(['\r', '\n']).to_owned()))
-    });
-    let mut read = std::pin::pin!(read);
-    loop {
-        tokio::select! {
-            line = &mut read => return Ok(line.map_err(io::Error::other)??),
-            // At the prompt there is nothing to stop, and it must not end the program.
-            interrupted = tokio::signal::ctrl_c() => {
-                interrupted?;
-                let mut out = io::stdout();
-                out.write_all(b"\n>>> ")?;
-                out.flush()?;
-            }
-        }
+/// What is asked: the prompt of the command line, what was piped in, or the one after the other.
+fn join(prompt: String, piped: String) -> Result<String, CommandError> {
+    match (prompt.trim().is_empty(), piped.trim().is_empty()) {
+        (true, true) => Err(CommandError::new(Kind::Usage, "no prompt")
+            .hint("give one, pipe one in, or chat on a terminal")),
+        (true, false) => Ok(piped),
+        (false, true) => Ok(prompt),
+        (false, false) => Ok(format!("{prompt}\n\n{piped}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_piped_in_is_the_prompt_or_follows_it() {
+        let join = |a: &str, b: &str| join(a.to_owned(), b.to_owned()).map_err(|error| error.kind);
+        assert_eq!(join("sum up", "a\nb\n").unwrap(), "sum up\n\na\nb\n");
+        assert_eq!(join("hi", "\n").unwrap(), "hi");
+        assert_eq!(join("", "hi\n").unwrap(), "hi\n");
+        assert_eq!(join(" ", "\n"), Err(Kind::Usage));
     }
 }

@@ -178,17 +178,20 @@ fn stops(stop: Option<Stop>) -> Result<Vec<String>, HttpError> {
         Some(Stop::One(one)) => vec![one],
         Some(Stop::Many(many)) => many,
     };
+    check_stops(&stops).map_err(|message| HttpError::bad_param("stop", message))?;
+    Ok(stops)
+}
+
+/// Says what is wrong with the stop strings of a request.
+pub(crate) fn check_stops(stops: &[String]) -> Result<(), String> {
     if stops.len() > STOPS_MAX {
-        let message = format!("has {} strings, the most is {STOPS_MAX}", stops.len());
-        return Err(HttpError::bad_param("stop", message));
+        return Err(format!("has {} strings, the most is {STOPS_MAX}", stops.len()));
     }
     match stops.iter().find(|stop| !(1..=STOP_BYTES_MAX).contains(&stop.len())) {
         Some(bad) => {
-            let message =
-                format!("a string of {} bytes, legal is 1 to {STOP_BYTES_MAX}", bad.len());
-            Err(HttpError::bad_param("stop", message))
+            Err(format!("a string of {} bytes, legal is 1 to {STOP_BYTES_MAX}", bad.len()))
         }
-        None => Ok(stops),
+        None => Ok(()),
     }
 }
 

@@ -48,6 +48,7 @@ pub(super) fn current(
         parameters: info.parameters,
         loaded: Some(LoadedModel {
             context_tokens: info.context,
+            context_tokens_used: loaded.tally().context_tokens(),
             weight_bytes: info.weight_bytes,
             kv_type: info.kv_type.name().to_owned(),
             kv_bytes_per_token: info.kv_bytes_per_token,
@@ -58,6 +59,7 @@ pub(super) fn current(
             waiting: status.waiting as u64,
             jobs_done: loaded.jobs_done(),
             leaves_in_s: leaves_in.map(|time| time.as_secs()),
+            work: loaded.tally().work(),
         }),
         ..base
     }

@@ -15,6 +15,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::job::{Cut, Job, JobError, JobEvent, lock};
 use super::source::Source;
+use super::tally::Tally;
 
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ pub(crate) struct Loaded {
     pub(super) source: Source,
     pub(super) load_time: Duration,
     jobs_done: AtomicU64,
+    tally: Tally,
     sessions: Mutex<Sessions>,
     pub model: Model,
     // The last to be dropped, when the memory is free.
@@ -75,6 +77,7 @@ impl Loaded {
             source,
             load_time,
             jobs_done: AtomicU64::new(0),
+            tally: Tally::default(),
             sessions: Mutex::default(),
             model,
             _departure: departure,
@@ -84,6 +87,11 @@ impl Loaded {
     /// Answers ended since the load.
     pub(super) fn jobs_done(&self) -> u64 {
         self.jobs_done.load(Ordering::Relaxed)
+    }
+
+    /// What its answers compute.
+    pub(super) fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Answers a job and says all that there is to say of it. Blocking.
@@ -107,7 +115,9 @@ impl Loaded {
     }
 
     fn generate(&self, job: &Job, cut: &Cut) -> Result<JobEvent, GenerateError> {
+        let mut tallied = self.tally.begin(job.prompt.len());
         let mut on_chunk = |chunk| {
+            tallied.chunk(&chunk);
             if job.events.send(JobEvent::Chunk(chunk)).is_err() {
                 cut.abandon();
             }
@@ -115,6 +125,9 @@ impl Loaded {
         let mut session = self.begin();
         let result = session.generate(&job.prompt, &job.params, cut.token(), &mut on_chunk);
         self.end(session);
+        if let Ok(completion) = &result {
+            tallied.done(completion);
+        }
         match (result?, cut.reason()) {
             (Completion { finish: FinishReason::Cancelled, .. }, Some(reason)) => {
                 Ok(JobEvent::Failed(JobError::CutShort(reason)))

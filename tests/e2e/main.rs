@@ -17,6 +17,7 @@ mod real;
 mod residency;
 mod sources;
 mod stored;
+mod terminal;
 
 use std::path::{Path, PathBuf};
 use std::process::Output;

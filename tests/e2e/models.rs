@@ -23,7 +23,7 @@ fn a_model_goes_from_a_file_to_an_answer_and_out_of_memory() {
     assert_eq!(status["models"][0]["state"], "ready");
     assert_eq!(status["models"][0]["loaded"]["context_tokens"], 256);
 
-    let run = ["run", "--temperature", "0", "--max-tokens", "8", "--stats", "tiny-f32", "hello"];
+    let run = ["run", "--temperature", "0", "--max-tokens", "8", "--verbose", "tiny-f32", "hello"];
     let answer = ctl(&daemon, &run).ok();
     assert!(answer.err.contains("prompt ") && answer.err.contains("tokens/s"), "{}", answer.err);
     assert_eq!(ctl(&daemon, &run).ok().out, answer.out);

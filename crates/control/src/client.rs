@@ -433,9 +433,7 @@ mod tests {
         let request = RunRequest {
             model: crate::ModelRef::Name("x".into()),
             messages: Vec::new(),
-            max_tokens: None,
-            temperature: None,
-            seed: None,
+            params: crate::RunParams::default(),
         };
         let mut events = client.run(&request).await.unwrap();
         let mut texts = Vec::new();

@@ -30,6 +30,7 @@
 #[cfg(feature = "client")]
 mod client;
 mod error;
+mod params;
 pub mod paths;
 mod reload;
 mod residency;
@@ -39,6 +40,7 @@ mod types;
 #[cfg(feature = "client")]
 pub use client::{Client, ClientError, Events};
 pub use error::{ApiError, ErrorCode};
+pub use params::RunParams;
 pub use reload::{
     Change, Effect, KeyChange, ManifestProblem, ModelChange, Place, Reload, ReloadRequest,
 };

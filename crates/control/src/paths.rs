@@ -100,6 +100,16 @@ pub fn state_dir(env: &Env) -> Result<PathBuf, PathError> {
     base.map(|dir| dir.join("m40d")).ok_or(PathError { what: "state", variable: "XDG_STATE_HOME" })
 }
 
+/// The folder of what `m40ctl` remembers for its user, root or not.
+///
+/// # Errors
+/// [`PathError`] for a user without `HOME`.
+pub fn client_state_dir(env: &Env) -> Result<PathBuf, PathError> {
+    let base = env.xdg("XDG_STATE_HOME", ".local/state");
+    base.map(|dir| dir.join("m40ctl"))
+        .ok_or(PathError { what: "state", variable: "XDG_STATE_HOME" })
+}
+
 /// The folder of the control socket.
 ///
 /// # Errors
@@ -183,6 +193,16 @@ mod tests {
             "/home/u/.local/state/m40d/run",
         );
         assert!(!home.is_system());
+    }
+
+    #[test]
+    fn what_a_client_remembers_is_its_users_even_roots() {
+        let home = [("HOME", "/root"), ("STATE_DIRECTORY", "/var/lib/m40d")];
+        let own = Path::new("/root/.local/state/m40ctl");
+        assert_eq!(client_state_dir(&env(&home, true)).unwrap(), own);
+        let own = Path::new("/s/m40ctl");
+        assert_eq!(client_state_dir(&env(&[("XDG_STATE_HOME", "/s")], false)).unwrap(), own);
+        assert!(client_state_dir(&env(&[], true)).is_err());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use crate::error::ErrorBody;
-use crate::{ApiError, ManifestProblem, PullProgress};
+use crate::{ApiError, ManifestProblem, PullProgress, RunParams};
 
 /// Longest accepted model name, in bytes.
 pub const MODEL_NAME_BYTES_MAX: usize = 96;
@@ -161,6 +161,9 @@ pub struct ModelEntry {
 pub struct LoadedModel {
     /// Most tokens of prompt and answer together.
     pub context_tokens: u32,
+    /// Tokens of context that running requests have in use, prompts and answers.
+    #[serde(default)]
+    pub context_tokens_used: u64,
     /// Bytes of weights in use.
     pub weight_bytes: u64,
     /// How keys and values are kept; empty from a daemon that does not say.
@@ -186,6 +189,33 @@ pub struct LoadedModel {
     /// Seconds until it leaves memory if nobody asks for it; absent where it stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leaves_in_s: Option<u64>,
+    /// What was computed since the load.
+    #[serde(default)]
+    pub work: ModelWork,
+}
+
+/// What a loaded model has done. All figures grow, so two answers and the time between them give
+/// rates.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ModelWork {
+    /// Prompt tokens computed. They count when the first token of their answer is there.
+    pub prompt_tokens: u64,
+    /// Prompt tokens that were still in the cache and not computed again. They count when their
+    /// answer is.
+    pub cached_tokens: u64,
+    /// Tokens made.
+    pub completion_tokens: u64,
+    /// How long at least one request was running.
+    pub busy_ms: u64,
+}
+
+impl ModelWork {
+    /// Tokens made per second in which there was something to do; `None` before any.
+    pub fn completion_tokens_per_s(&self) -> Option<f64> {
+        (self.completion_tokens > 0 && self.busy_ms > 0)
+            .then(|| self.completion_tokens as f64 * 1000.0 / self.busy_ms as f64)
+    }
 }
 
 /// Answer to `GET /models`, sorted by name.
@@ -264,15 +294,9 @@ pub struct RunRequest {
     pub model: ModelRef,
     /// The conversation so far, the question last.
     pub messages: Vec<RunMessage>,
-    /// Most tokens to answer with; by default what the context leaves.
+    /// How to answer.
     #[serde(default)]
-    pub max_tokens: Option<u32>,
-    /// Randomness: 0 always takes the likeliest token.
-    #[serde(default)]
-    pub temperature: Option<f32>,
-    /// Makes a random answer repeatable.
-    #[serde(default)]
-    pub seed: Option<u64>,
+    pub params: RunParams,
 }
 
 /// One turn of a conversation.

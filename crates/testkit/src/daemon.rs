@@ -300,12 +300,12 @@ impl Drop for Daemon {
     }
 }
 
-fn pid_of(child: &Child) -> Pid {
+pub(crate) fn pid_of(child: &Child) -> Pid {
     // Process ids are positive and small.
     Pid::from_raw(child.id() as i32)
 }
 
-fn with_deadline<T>(pid: Pid, wait: impl FnOnce() -> T) -> T {
+pub(crate) fn with_deadline<T>(pid: Pid, wait: impl FnOnce() -> T) -> T {
     let (done, is_done) = channel::<()>();
     thread::scope(|scope| {
         scope.spawn(move || {

@@ -1,5 +1,5 @@
 //! Test support: the real models, seeded tiny ones and ones of real size, and a guard around a
-//! running daemon, kernels compiled for the host, an HTTP origin with faults.
+//! running daemon, kernels compiled for the host, an HTTP origin with faults, a terminal.
 //!
 //! Never shipped: only dev-dependencies name this crate.
 #![forbid(unsafe_code)]
@@ -11,4 +11,5 @@ pub mod http;
 pub mod models;
 pub mod origin;
 pub mod shapes;
+pub mod terminal;
 pub mod tiny_golden;

@@ -24,6 +24,7 @@
 
 mod backend;
 mod bench;
+mod cpu;
 mod generate;
 mod gpu;
 mod mapping;

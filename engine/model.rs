@@ -418,8 +418,7 @@ impl Model {
         Session::new(self.clone())
     }
 
-    /// Sessions that gain by generating at a time: on a GPU they share passes, on the CPU they wait
-    /// for each other's.
+    /// Sessions that gain by generating at a time, as they share passes.
     pub fn sessions_side_by_side(&self) -> usize {
         self.runner().side_by_side()
     }

@@ -83,7 +83,7 @@ fn generate(session: &mut Session, prompt: &[u32], params: &GenerateParams) -> A
 }
 
 /// The likeliest token each time, with its log-probability, past any end.
-fn greedy(max_tokens: u32) -> GenerateParams {
+pub(crate) fn greedy(max_tokens: u32) -> GenerateParams {
     GenerateParams {
         sampling: SamplingParams::greedy(),
         max_tokens: Some(max_tokens),
@@ -94,6 +94,6 @@ fn greedy(max_tokens: u32) -> GenerateParams {
 }
 
 /// Ordinary tokens of the tiny vocabularies.
-fn prompt(n: usize, seed: u32) -> Vec<u32> {
+pub(crate) fn prompt(n: usize, seed: u32) -> Vec<u32> {
     (0..n as u32).map(|i| 6 + (i * 37 + seed * 101) % 280).collect()
 }

@@ -3,13 +3,16 @@
 //! [MODEL.gguf ...]`. Without `--gpu` on the CPU.
 //!
 //! Without models, the two that `make models` fetches. Each figure is the best of several rounds:
-//! other work on the machine only ever makes a round slower.
+//! other work on the machine only ever makes a round slower. The second table has the tokens of all
+//! sessions together that generate at a time; its columns are measured in turn, round by round.
 
 #![expect(clippy::print_stdout, reason = "a printed table is its purpose")]
 
 use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Barrier;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use m40_testkit::models;
@@ -20,6 +23,8 @@ use m40llm::{
 
 const DECODE_TOKENS: u32 = 64;
 const DEEP: usize = 1024;
+/// Sessions at a time.
+const SESSIONS: [usize; 5] = [1, 2, 4, 8, 16];
 
 struct Arguments {
     threads: Option<usize>,
@@ -71,7 +76,54 @@ fn main() -> Result<(), Box<dyn Error>> {
     for path in &arguments.models {
         println!("{}", row(&engine, path, arguments.rounds)?);
     }
+    println!();
+    println!("| model | {} |", SESSIONS.map(|n| format!("decode of {n}")).join(" | "));
+    println!("|---{}|", "|---".repeat(SESSIONS.len()));
+    for path in &arguments.models {
+        println!("{}", row_of_sessions(&engine, path, arguments.rounds)?);
+    }
     Ok(())
+}
+
+fn row_of_sessions(engine: &Engine, path: &Path, rounds: usize) -> Result<String, Box<dyn Error>> {
+    let model = engine.load(path, &ModelOptions::default())?;
+    let mut best = SESSIONS.map(|_| 0.0);
+    for _ in 0..rounds {
+        for (best, sessions) in best.iter_mut().zip(SESSIONS) {
+            *best = f64::max(*best, rate_of_all(&model, sessions)?);
+        }
+    }
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    let cell = |rate| format!("{rate:.1} ({:.2})", rate / best[0]);
+    Ok(format!("| {name} | {} |", best.map(cell).join(" | ")))
+}
+
+/// Tokens/s of so many sessions at a time, all together. Each has its first token when the time
+/// begins.
+fn rate_of_all(model: &Model, sessions: usize) -> Result<f64, Box<dyn Error>> {
+    let ready = Barrier::new(sessions + 1);
+    let (ended, time) = thread::scope(|scope| {
+        let start = |number: usize| {
+            let ready = &ready;
+            scope.spawn(move || {
+                let mut session = model.session();
+                let prompt = tokens(model, 1 + number);
+                let first = generate(&mut session, &prompt, 1).map_err(|e| e.to_string());
+                ready.wait();
+                first?;
+                generate(&mut session, &prompt, DECODE_TOKENS).map_err(|e| e.to_string())
+            })
+        };
+        let threads: Vec<_> = (0..sessions).map(start).collect();
+        ready.wait();
+        let begun = Instant::now();
+        let ended: Vec<_> = threads.into_iter().map(thread::ScopedJoinHandle::join).collect();
+        (ended, begun.elapsed())
+    });
+    for session in ended {
+        session.map_err(|_| "a session panicked")??;
+    }
+    Ok(per_second(sessions * DECODE_TOKENS as usize, time))
 }
 
 fn row(engine: &Engine, path: &Path, rounds: usize) -> Result<String, Box<dyn Error>> {

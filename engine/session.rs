@@ -73,22 +73,23 @@ impl Session {
         let stops = self.stops(params);
         self.model.runner().begin(&mut self.cache, &Start { prompt, params, seed, stops, cancel });
         let mut run = Run::new(self.model.clone(), prompt, params, seed, on_chunk);
-        let mut finish = FinishReason::Cancelled;
         let mut first = None;
         let mut pending = &prompt[cached..];
         let mut next;
-        while !cancel.is_cancelled() {
+        let finish = loop {
+            if let Some(reason) = cancel.reason() {
+                break reason;
+            }
             let (computed, token) = self.pass(pending, &mut run)?;
             pending = &pending[computed..];
             let Some(token) = token else { continue };
             first.get_or_insert_with(|| start.elapsed());
             if let Some(reason) = run.take(token, self.room()) {
-                finish = reason;
-                break;
+                break reason;
             }
             next = [token];
             pending = &next;
-        }
+        };
         run.finish();
         let prompt_time = first.unwrap_or_else(|| start.elapsed());
         Ok(Completion {

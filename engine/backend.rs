@@ -129,6 +129,8 @@ pub(crate) struct Start<'a> {
 pub(crate) enum Output<'a> {
     /// The pass was not over the last token.
     Nothing,
+    /// There was no pass: others had computed these tokens.
+    Found,
     /// A token and its probability, 0 if there was none to choose.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only GPUs choose"))]
     Chosen { token: u32, probability: f32 },
@@ -150,7 +152,7 @@ pub(crate) enum Runner {
 #[derive(Debug)]
 pub(crate) enum Cache {
     /// In the memory of the host.
-    Cpu(CpuCache),
+    Cpu(Box<CpuCache>),
     /// On a GPU.
     #[cfg(feature = "cuda")]
     Gpu(CardCache),
@@ -189,7 +191,7 @@ impl Runner {
     /// An empty cache.
     pub(crate) fn cache(&self) -> Cache {
         match self {
-            Self::Cpu(model) => Cache::Cpu(model.cache()),
+            Self::Cpu(model) => Cache::Cpu(Box::new(model.cache())),
             #[cfg(feature = "cuda")]
             Self::Gpu(model) => Cache::Gpu(model.cache()),
         }
@@ -206,8 +208,8 @@ impl Runner {
         }
     }
 
-    /// Computes some of the first of `tokens`, which follow the `base` that the cache holds, and
-    /// returns how many. After the last of all it hands the token that it chose to `take`, or the logits
+    /// Computes some of the first of `tokens`, which follow the `base` that the cache holds, or finds
+    /// them computed, and returns how many. After the last of all it hands the token that it chose to `take`, or the logits
     /// for the caller to choose.
     ///
     /// # Errors

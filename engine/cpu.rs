@@ -5,6 +5,7 @@
 //! decided in [`batch`].
 
 mod batch;
+mod prefixes;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use m40_cpu::kv::PAGE_TOKENS;
 use m40_cpu::{Executor, KvCache};
 use m40_program::KvLayer;
 use memmap2::Mmap;
@@ -21,6 +23,7 @@ use crate::backend::{Output, lock};
 use crate::bench::{BenchOptions, CpuSubject, OnLine, bench};
 use crate::generate::{CancelToken, GenerateError};
 use batch::{Batch, Job, Next, compute};
+use prefixes::Prefixes;
 
 /// Conversations that gain by going on at a time. All of a pass share the reading and unpacking of
 /// weights; beyond that many there is little left to share.
@@ -34,6 +37,7 @@ pub(crate) struct CpuModel {
     context: usize,
     /// Sessions that there have been.
     sessions: AtomicU64,
+    prefixes: Mutex<Prefixes>,
     shared: Mutex<Shared>,
     /// A pass has ended, or might be due.
     changed: Condvar,
@@ -54,6 +58,8 @@ pub(crate) struct CpuCache {
     session: u64,
     /// None only while the session waits for a pass.
     job: Option<Job>,
+    /// Those that the cache holds.
+    tokens: Vec<u32>,
     /// Ends what the session does now.
     cancel: CancelToken,
 }
@@ -64,6 +70,7 @@ impl CpuCache {
         if let Some(job) = &mut self.job {
             job.cache.truncate(len);
         }
+        self.tokens.truncate(len);
     }
 
     /// Bytes in use.
@@ -76,8 +83,10 @@ impl CpuModel {
     /// For conversations of at most `context` tokens.
     pub(crate) fn new(executor: Executor<Mmap>, context: usize) -> Self {
         let batch = Batch::new(Instant::now());
+        let prefixes = Prefixes::new(&executor.cache(context));
         Self {
             layers: executor.program().kv.clone(),
+            prefixes: Mutex::new(prefixes),
             executor: Mutex::new(executor),
             context,
             sessions: AtomicU64::new(0),
@@ -90,7 +99,7 @@ impl CpuModel {
     pub(crate) fn cache(&self) -> CpuCache {
         let session = self.sessions.fetch_add(1, Ordering::Relaxed);
         let job = Job::new(session, KvCache::new(&self.layers, self.context));
-        CpuCache { session, job: Some(job), cancel: CancelToken::new() }
+        CpuCache { session, job: Some(job), tokens: vec![], cancel: CancelToken::new() }
     }
 
     /// As [`Runner::begin`](crate::backend::Runner::begin). Whoever is cancelled waits for no pass.
@@ -106,11 +115,26 @@ impl CpuModel {
         tokens: &[u32],
         take: impl FnOnce(Output<'_>) -> T,
     ) -> Result<(usize, T), GenerateError> {
+        cache.truncate(base);
         let mut job = cache.job.take().expect("a session has its job back after each pass");
+        // Pages that end in `tokens`, and not with the last, may have been computed by now.
+        if (base + tokens.len() - 1) / PAGE_TOKENS > base / PAGE_TOKENS {
+            cache.tokens.extend_from_slice(tokens);
+            let held = lock(&self.prefixes).find(&mut job.cache, base, &cache.tokens);
+            cache.tokens.truncate(held);
+            if held > base {
+                cache.job = Some(job);
+                return Ok((held - base, take(Output::Found)));
+            }
+        }
         job.follow(base, tokens);
         let job = cache.job.insert(self.computed(job, &cache.cancel));
         if let Some(failure) = job.failure.take() {
             return Err(failure);
+        }
+        cache.tokens.extend_from_slice(&tokens[..job.count]);
+        if cache.tokens.len() / PAGE_TOKENS > base / PAGE_TOKENS {
+            lock(&self.prefixes).keep(&job.cache, &cache.tokens);
         }
         let logits = job.wants_logits();
         let output = if logits { Output::Logits(&mut job.logits) } else { Output::Nothing };

@@ -70,7 +70,7 @@ pub struct Completion {
     pub finish: FinishReason,
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
-    /// Tokens of the prompt that the session already held.
+    /// Tokens of the prompt that were not computed, but held by the session or found.
     pub cached_tokens: u32,
     /// Tokens generated, the end-of-generation token not counted.
     pub completion_tokens: u32,

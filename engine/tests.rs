@@ -49,14 +49,14 @@ fn tiny() -> Model {
 }
 
 /// Everything a generation gave.
-struct Answer {
+pub(crate) struct Answer {
     text: String,
     logprobs: Vec<TokenLogprob>,
-    completion: Completion,
+    pub(crate) completion: Completion,
 }
 
 impl Answer {
-    fn ids(&self) -> Vec<u32> {
+    pub(crate) fn ids(&self) -> Vec<u32> {
         self.logprobs.iter().map(|token| token.id).collect()
     }
 
@@ -78,7 +78,7 @@ fn try_generate(
     Ok(Answer { text, logprobs, completion })
 }
 
-fn generate(session: &mut Session, prompt: &[u32], params: &GenerateParams) -> Answer {
+pub(crate) fn generate(session: &mut Session, prompt: &[u32], params: &GenerateParams) -> Answer {
     try_generate(session, prompt, params).unwrap()
 }
 

@@ -107,7 +107,7 @@ fn rate_of_all(model: &Model, sessions: usize) -> Result<f64, Box<dyn Error>> {
             let ready = &ready;
             scope.spawn(move || {
                 let mut session = model.session();
-                let prompt = tokens(model, 1 + number);
+                let prompt = tokens(model, 1, number);
                 let first = generate(&mut session, &prompt, 1).map_err(|e| e.to_string());
                 ready.wait();
                 first?;
@@ -131,10 +131,13 @@ fn row(engine: &Engine, path: &Path, rounds: usize) -> Result<String, Box<dyn Er
     fs::write("/proc/self/clear_refs", "5")?;
     let start = Instant::now();
     let model = engine.load(path, &ModelOptions::default())?;
-    generate(&mut model.session(), &tokens(&model, 1), 1)?;
+    generate(&mut model.session(), &tokens(&model, 1, 0), 1)?;
     let first = start.elapsed();
 
-    let prefill = |n| best(rounds, || prefill_rate(&model, n));
+    let prefill = |n| {
+        let mut prompts = 0..;
+        best(rounds, || prefill_rate(&model, &tokens(&model, n, n + prompts.next().unwrap_or(0))))
+    };
     let decode = |depth| best(rounds, || decode_rate(&model, depth));
     let rates = [prefill(128)?, prefill(512)?, decode(1)?, decode(DEEP)?];
     let [p128, p512, d0, deep] = rates.map(|rate| format!("{rate:.1}"));
@@ -154,9 +157,11 @@ fn best(
     (0..rounds).try_fold(0.0, |best, _| rate().map(|rate| f64::max(best, rate)))
 }
 
-/// A prompt that no tokenizer made: any tokens cost the same.
-fn tokens(model: &Model, n: usize) -> Vec<u32> {
-    (0..n as u32).map(|i| i * 7919 % model.info().vocab.min(40_000)).collect()
+/// A prompt that no tokenizer made, another for each number: any tokens cost the same, but for those
+/// that a session before has computed.
+fn tokens(model: &Model, n: usize, number: usize) -> Vec<u32> {
+    let vocab = model.info().vocab.min(40_000);
+    (0..n as u32).map(|i| (i * 7919 + 131 * number as u32) % vocab).collect()
 }
 
 fn generate(
@@ -173,13 +178,13 @@ fn generate(
     Ok(session.generate(prompt, &params, &CancelToken::default(), &mut |_| {})?)
 }
 
-fn prefill_rate(model: &Model, n: usize) -> Result<f64, Box<dyn Error>> {
-    let done = generate(&mut model.session(), &tokens(model, n), 1)?;
-    Ok(per_second(n, done.prompt_time))
+fn prefill_rate(model: &Model, prompt: &[u32]) -> Result<f64, Box<dyn Error>> {
+    let done = generate(&mut model.session(), prompt, 1)?;
+    Ok(per_second(prompt.len(), done.prompt_time))
 }
 
 fn decode_rate(model: &Model, depth: usize) -> Result<f64, Box<dyn Error>> {
-    let done = generate(&mut model.session(), &tokens(model, depth), DECODE_TOKENS + 1)?;
+    let done = generate(&mut model.session(), &tokens(model, depth, 0), DECODE_TOKENS + 1)?;
     Ok(per_second(DECODE_TOKENS as usize, done.decode_time))
 }
 

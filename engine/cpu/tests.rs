@@ -2,6 +2,7 @@
 
 mod answers;
 mod pace;
+mod prefixes;
 
 use std::sync::Arc;
 

@@ -264,6 +264,7 @@ pub(crate) const fn finish_word(finish: FinishReason) -> &'static str {
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",
         FinishReason::Cancelled => "cancelled",
+        FinishReason::Deadline => "deadline",
     }
 }
 

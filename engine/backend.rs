@@ -8,13 +8,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use m40_cpu::{Executor, ExecutorOptions, Isa, KvCache, Numerics, Row, available_threads};
+use m40_cpu::{Executor, ExecutorOptions, Isa, Numerics, available_threads};
 use m40_gguf::Gguf;
 use m40_program::Program;
 use m40_sched::Footprint;
 use memmap2::Mmap;
 
-use crate::bench::{BenchOptions, CpuSubject, OnLine, bench};
+use crate::bench::{BenchOptions, OnLine};
+use crate::cpu::{self, CpuCache, CpuModel};
 use crate::footprint;
 use crate::generate::{CancelToken, GenerateError, GenerateParams};
 use crate::gpu::GpuError;
@@ -27,9 +28,6 @@ use crate::model::{Device, EngineOptions, LoadError};
 /// Tokens of a prompt computed at a time, at most: enough to amortise unpacking weights, few enough
 /// that cancelling is prompt.
 pub(crate) const PROMPT_ROWS: usize = 512;
-
-/// Sessions of a model that gain by going on at a time on the CPU, where they wait for each other.
-pub(crate) const CPU_SESSIONS: u32 = 1;
 
 /// Loads models.
 #[derive(Clone, Debug)]
@@ -100,7 +98,7 @@ impl Backend {
     /// Sessions of a model that gain by going on at a time.
     pub(crate) fn side_by_side(&self) -> u32 {
         match self {
-            Self::Cpu { .. } => CPU_SESSIONS,
+            Self::Cpu { .. } => cpu::SIDE_BY_SIDE as u32,
             #[cfg(feature = "cuda")]
             Self::Gpu(_) => SEQUENCES,
         }
@@ -137,7 +135,8 @@ impl Backend {
                     ExecutorOptions { threads: Some(*threads), numerics: *numerics, isa: None };
                 let executor = Executor::new(program.into(), gguf.into(), options)
                     .map_err(|source| LoadError::Prepare { path: path.into(), source })?;
-                Ok((Runner::Cpu { executor: Box::new(Mutex::new(executor)), context }, footprint))
+                let model = CpuModel::new(executor, context as usize);
+                Ok((Runner::Cpu(Box::new(model)), footprint))
             }
             #[cfg(feature = "cuda")]
             Self::Gpu(card) => {
@@ -164,7 +163,7 @@ impl Backend {
 }
 
 /// A prompt, and how it is to go on.
-#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only GPUs choose"))]
+#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only GPUs choose tokens"))]
 pub(crate) struct Start<'a> {
     pub(crate) prompt: &'a [u32],
     pub(crate) params: &'a GenerateParams,
@@ -180,6 +179,8 @@ pub(crate) struct Start<'a> {
 pub(crate) enum Output<'a> {
     /// The pass was not over the last token.
     Nothing,
+    /// There was no pass: others had computed these tokens.
+    Found,
     /// A token and its probability, 0 if there was none to choose.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only GPUs choose"))]
     Chosen { token: u32, probability: f32 },
@@ -191,7 +192,7 @@ pub(crate) enum Output<'a> {
 #[derive(Debug)]
 pub(crate) enum Runner {
     /// On the CPU.
-    Cpu { executor: Box<Mutex<Executor<Mmap>>>, context: u32 },
+    Cpu(Box<CpuModel>),
     /// On a GPU.
     #[cfg(feature = "cuda")]
     Gpu(CardModel),
@@ -201,7 +202,7 @@ pub(crate) enum Runner {
 #[derive(Debug)]
 pub(crate) enum Cache {
     /// In the memory of the host.
-    Cpu(KvCache),
+    Cpu(Box<CpuCache>),
     /// On a GPU.
     #[cfg(feature = "cuda")]
     Gpu(CardCache),
@@ -231,7 +232,7 @@ impl Runner {
     /// Whether sessions share one KV cache; else each has its own.
     pub(crate) fn shares_cache(&self) -> bool {
         match self {
-            Self::Cpu { .. } => false,
+            Self::Cpu(_) => false,
             #[cfg(feature = "cuda")]
             Self::Gpu(_) => true,
         }
@@ -240,24 +241,25 @@ impl Runner {
     /// An empty cache.
     pub(crate) fn cache(&self) -> Cache {
         match self {
-            Self::Cpu { executor, context } => Cache::Cpu(lock(executor).cache(*context as usize)),
+            Self::Cpu(model) => Cache::Cpu(Box::new(model.cache())),
             #[cfg(feature = "cuda")]
             Self::Gpu(model) => Cache::Gpu(model.cache()),
         }
     }
 
     /// A prompt follows, of which the cache was truncated to the start.
-    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "only GPUs choose"))]
     pub(crate) fn begin(&self, cache: &mut Cache, start: &Start<'_>) {
         match (self, cache) {
+            (Self::Cpu(model), Cache::Cpu(cache)) => model.begin(cache, start.cancel),
             #[cfg(feature = "cuda")]
             (Self::Gpu(model), Cache::Gpu(cache)) => model.begin(cache, start),
-            _ => {}
+            #[cfg(feature = "cuda")]
+            _ => unreachable!("a session's cache is of its own model"),
         }
     }
 
-    /// Computes some of the first of `tokens`, which follow the `base` that the cache holds, and
-    /// returns how many. After the last of all it hands the token that it chose to `take`, or the logits
+    /// Computes some of the first of `tokens`, which follow the `base` that the cache holds, or finds
+    /// them computed, and returns how many. After the last of all it hands the token that it chose to `take`, or the logits
     /// for the caller to choose.
     ///
     /// # Errors
@@ -271,18 +273,7 @@ impl Runner {
         take: impl FnOnce(Output<'_>) -> T,
     ) -> Result<(usize, T), GenerateError> {
         match (self, cache) {
-            (Self::Cpu { executor, .. }, Cache::Cpu(cache)) => {
-                let last = base + tokens.len() - 1;
-                let row = |(position, &token)| {
-                    let logits = position == last;
-                    Row { token, position, cache: 0, logits }
-                };
-                let rows: Vec<_> = (base..).zip(tokens).map(row).take(PROMPT_ROWS).collect();
-                let mut executor = lock(executor);
-                let logits = executor.forward(&rows, &mut [cache]);
-                let all = rows.len() == tokens.len();
-                Ok((rows.len(), take(if all { Output::Logits(logits) } else { Output::Nothing })))
-            }
+            (Self::Cpu(model), Cache::Cpu(cache)) => model.pass(cache, base, tokens, take),
             #[cfg(feature = "cuda")]
             (Self::Gpu(model), Cache::Gpu(cache)) => model.pass(cache, base, tokens, take),
             #[cfg(feature = "cuda")]
@@ -300,10 +291,7 @@ impl Runner {
         on_line: &mut OnLine<'_>,
     ) -> Result<(), GenerateError> {
         match self {
-            Self::Cpu { executor, context } => {
-                let mut executor = lock(executor);
-                bench(&mut CpuSubject::new(&mut executor, *context as usize), options, on_line)
-            }
+            Self::Cpu(model) => model.bench(options, on_line),
             #[cfg(feature = "cuda")]
             Self::Gpu(model) => model.bench(options, on_line),
         }
@@ -311,16 +299,13 @@ impl Runner {
 
     /// Nothing more is computed for a conversation until its user says something: passes with
     /// others need not wait for it.
-    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "only GPUs share passes"))]
     pub(crate) fn rest(&self, cache: &mut Cache) {
-        match self {
-            Self::Cpu { .. } => {}
+        match (self, cache) {
+            (Self::Cpu(model), Cache::Cpu(cache)) => model.rest(cache),
             #[cfg(feature = "cuda")]
-            Self::Gpu(model) => {
-                if let Cache::Gpu(cache) = cache {
-                    model.rest(cache);
-                }
-            }
+            (Self::Gpu(model), Cache::Gpu(cache)) => model.rest(cache),
+            #[cfg(feature = "cuda")]
+            _ => unreachable!("a session's cache is of its own model"),
         }
     }
 
@@ -328,9 +313,7 @@ impl Runner {
     #[cfg(test)]
     pub(crate) fn is_busy(&self) -> bool {
         match self {
-            Self::Cpu { executor, .. } => {
-                matches!(executor.try_lock(), Err(std::sync::TryLockError::WouldBlock))
-            }
+            Self::Cpu(model) => model.is_busy(),
             #[cfg(feature = "cuda")]
             Self::Gpu(_) => false,
         }

@@ -8,7 +8,8 @@ use m40_program::{MemoryPlan, Program};
 use m40_sched::Footprint;
 use memmap2::Mmap;
 
-use crate::backend::{CPU_SESSIONS, PROMPT_ROWS};
+use crate::backend::PROMPT_ROWS;
+use crate::cpu::SIDE_BY_SIDE;
 #[cfg(feature = "cuda")]
 use crate::gpu::GpuMemory;
 
@@ -20,7 +21,7 @@ pub(crate) fn on_cpu(program: &Program, gguf: &Gguf<Mmap>, context: u32) -> Foot
     let bytes = |info: &m40_gguf::TensorInfo| gguf.tensor_data(info).len() as u64;
     Footprint {
         weights: gguf.tensors().iter().map(bytes).sum(),
-        scratch: MemoryPlan::new(program, PROMPT_ROWS, CPU_SESSIONS as usize).bytes(),
+        scratch: MemoryPlan::new(program, PROMPT_ROWS, SIDE_BY_SIDE).bytes(),
         page_bytes,
         page_tokens,
         context,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use m40_sched::sampler::{ParamError, SamplingParams};
 
@@ -63,6 +63,8 @@ pub enum FinishReason {
     Length,
     /// The caller cancelled.
     Cancelled,
+    /// It took too long for the caller: [`CancelToken::with_deadline`].
+    Deadline,
 }
 
 /// How a generation went.
@@ -72,7 +74,7 @@ pub struct Completion {
     pub finish: FinishReason,
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
-    /// Tokens of the prompt that the session already held.
+    /// Tokens of the prompt that were not computed, but held by the session or found.
     pub cached_tokens: u32,
     /// Tokens generated, the end-of-generation token not counted.
     pub completion_tokens: u32,
@@ -82,13 +84,15 @@ pub struct Completion {
     pub decode_time: Duration,
 }
 
-/// Ends a generation from another thread, between two tokens or two pieces of a long prompt.
+/// Ends a generation from another thread, or at a time, between two tokens or two pieces of a long
+/// prompt.
 #[derive(Clone, Debug, Default)]
 pub struct CancelToken(Arc<Cancelled>);
 
 #[derive(Debug, Default)]
 struct Cancelled {
     asked: AtomicBool,
+    deadline: Option<Instant>,
     /// What is to hear of it at once.
     also: Mutex<Vec<Weak<dyn Cancel>>>,
 }
@@ -105,15 +109,30 @@ impl CancelToken {
         Self::default()
     }
 
+    /// A token that ends the generation by itself: no token comes of a pass that begins after
+    /// `deadline`.
+    pub fn with_deadline(deadline: Instant) -> Self {
+        Self(Arc::new(Cancelled { deadline: Some(deadline), ..Cancelled::default() }))
+    }
+
     /// Asks the generation to end.
     pub fn cancel(&self) {
         self.0.asked.store(true, Ordering::Relaxed);
         lock(&self.0.also).iter().filter_map(Weak::upgrade).for_each(|also| also.cancel());
     }
 
-    /// Whether somebody asked.
+    /// Whether somebody asked, or it is too late.
     pub fn is_cancelled(&self) -> bool {
-        self.0.asked.load(Ordering::Relaxed)
+        self.reason().is_some()
+    }
+
+    /// Why the generation is to end, if it is.
+    pub(crate) fn reason(&self) -> Option<FinishReason> {
+        if self.0.asked.load(Ordering::Relaxed) {
+            return Some(FinishReason::Cancelled);
+        }
+        let late = self.0.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        late.then_some(FinishReason::Deadline)
     }
 
     /// Cancels this too when somebody asks, while it lives; now if somebody has.

@@ -24,6 +24,7 @@
 
 mod backend;
 mod bench;
+mod cpu;
 mod footprint;
 mod generate;
 mod gpu;

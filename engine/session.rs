@@ -41,8 +41,8 @@ impl Session {
     }
 
     /// Continues `prompt`, calling `on_chunk` for every piece of output as soon as it is sure to be
-    /// part of it. Blocks until the end; what the prompt shares with [`Self::tokens`] is not
-    /// computed again.
+    /// part of it. Blocks until the end; what the prompt shares with [`Self::tokens`], or on the CPU in
+    /// whole pages with any session's, is not computed again.
     ///
     /// # Errors
     /// See [`GenerateError`]. [`GenerateError::NoToken`] and what a GPU or its memory says come when
@@ -68,28 +68,30 @@ impl Session {
         on_chunk: &mut dyn FnMut(Chunk),
     ) -> Result<Completion, GenerateError> {
         let start = Instant::now();
-        let cached = self.keep_prefix(prompt);
+        let mut cached = self.keep_prefix(prompt);
         let seed = params.sampling.seed.unwrap_or_else(fresh_seed);
         let stops = self.stops(params);
         self.model.runner().begin(&mut self.cache, &Start { prompt, params, seed, stops, cancel });
         let mut run = Run::new(self.model.clone(), prompt, params, seed, on_chunk);
         run.prompt_tokens = (prompt.len() - cached) as u32;
-        let mut finish = FinishReason::Cancelled;
         let mut first = None;
         let mut pending = &prompt[cached..];
         let mut next;
-        while !cancel.is_cancelled() {
+        let finish = loop {
+            if let Some(reason) = cancel.reason() {
+                break reason;
+            }
             let (computed, token) = self.pass(pending, &mut run)?;
+            cached += if run.found { computed } else { 0 };
             pending = &pending[computed..];
             let Some(token) = token else { continue };
             first.get_or_insert_with(|| start.elapsed());
             if let Some(reason) = run.take(token, self.room()) {
-                finish = reason;
-                break;
+                break reason;
             }
             next = [token];
             pending = &next;
-        }
+        };
         run.finish();
         let prompt_time = first.unwrap_or_else(|| start.elapsed());
         Ok(Completion {
@@ -173,6 +175,8 @@ struct Run<'a> {
     detokenizer: Detokenizer,
     stop: Option<StopMatcher<'a>>,
     logprobs: Vec<TokenLogprob>,
+    /// Whether the latest pass found what it was to compute.
+    found: bool,
     generated: u32,
     /// Of these, how many were in chunks.
     told: u32,
@@ -199,6 +203,7 @@ impl<'a> Run<'a> {
             detokenizer: Detokenizer::new(true),
             stop: Some(StopMatcher::new(&params.stop)),
             logprobs: vec![],
+            found: false,
             generated: 0,
             told: 0,
             prompt_tokens: 0,
@@ -207,8 +212,9 @@ impl<'a> Run<'a> {
 
     /// The next token, if one is to be chosen.
     fn sample(&mut self, output: Output<'_>) -> Result<Option<u32>, GenerateError> {
+        self.found = matches!(output, Output::Found);
         let logits = match output {
-            Output::Nothing => return Ok(None),
+            Output::Nothing | Output::Found => return Ok(None),
             Output::Chosen { probability: 0.0, .. } => return Err(GenerateError::NoToken),
             Output::Chosen { token, .. } => {
                 self.sampler.accept(token);

@@ -49,14 +49,14 @@ fn tiny() -> Model {
 }
 
 /// Everything a generation gave.
-struct Answer {
+pub(crate) struct Answer {
     text: String,
     logprobs: Vec<TokenLogprob>,
-    completion: Completion,
+    pub(crate) completion: Completion,
 }
 
 impl Answer {
-    fn ids(&self) -> Vec<u32> {
+    pub(crate) fn ids(&self) -> Vec<u32> {
         self.logprobs.iter().map(|token| token.id).collect()
     }
 
@@ -78,12 +78,12 @@ fn try_generate(
     Ok(Answer { text, logprobs, completion })
 }
 
-fn generate(session: &mut Session, prompt: &[u32], params: &GenerateParams) -> Answer {
+pub(crate) fn generate(session: &mut Session, prompt: &[u32], params: &GenerateParams) -> Answer {
     try_generate(session, prompt, params).unwrap()
 }
 
 /// The likeliest token each time, with its log-probability, past any end.
-fn greedy(max_tokens: u32) -> GenerateParams {
+pub(crate) fn greedy(max_tokens: u32) -> GenerateParams {
     GenerateParams {
         sampling: SamplingParams::greedy(),
         max_tokens: Some(max_tokens),
@@ -94,6 +94,6 @@ fn greedy(max_tokens: u32) -> GenerateParams {
 }
 
 /// Ordinary tokens of the tiny vocabularies.
-fn prompt(n: usize, seed: u32) -> Vec<u32> {
+pub(crate) fn prompt(n: usize, seed: u32) -> Vec<u32> {
     (0..n as u32).map(|i| 6 + (i * 37 + seed * 101) % 280).collect()
 }

@@ -113,7 +113,7 @@ fn token_value(token: &TokenLogprob) -> Value {
 
 fn finish_reason(finish: FinishReason) -> &'static str {
     match finish {
-        FinishReason::Length => "length",
+        FinishReason::Length | FinishReason::Deadline => "length",
         // OpenAI has no word for a cancelled answer, which nobody is left to read.
         FinishReason::Stop | FinishReason::Cancelled => "stop",
     }

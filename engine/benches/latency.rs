@@ -1,6 +1,6 @@
 //! Prints how running streams fare while a prompt is computed:
 //! `cargo bench --bench latency -- [--gpu graph|persistent] [--streams N] [--prompt TOKENS]
-//! [MODEL.gguf ...]`. Without `--gpu` on the CPU, where passes take turns and nothing is shared.
+//! [MODEL.gguf ...]`. Without `--gpu` on the CPU.
 //!
 //! Streams generate; when each is well under way, a prompt of another session is computed, and then
 //! the model is loaded a second time and dropped. The mean time between two pieces of a stream's text is

@@ -1,6 +1,7 @@
 //! Sessions: what they keep, how they are cancelled, and that they do not disturb each other.
 
 use std::thread;
+use std::time::{Duration, Instant};
 
 use super::*;
 
@@ -76,6 +77,29 @@ fn a_generation_cancelled_before_it_starts_computes_nothing() {
 }
 
 #[test]
+fn what_comes_too_late_is_not_computed_and_what_takes_too_long_ends() {
+    let model = TinyModel::new("llama").layers(1).context(1 << 20).builder();
+    let model = Tiny::new(&model).load();
+    let mut session = model.session();
+    let late = CancelToken::with_deadline(Instant::now());
+    let found = session.generate(&prompt(5, 0), &greedy(5), &late, &mut |_| {}).unwrap();
+    assert_eq!((found.finish, found.completion_tokens), (FinishReason::Deadline, 0));
+    assert!(session.tokens().is_empty());
+
+    // It would go on for minutes.
+    let soon = CancelToken::with_deadline(Instant::now() + Duration::from_millis(50));
+    let found = session.generate(&prompt(5, 0), &greedy(1 << 19), &soon, &mut |_| {}).unwrap();
+    assert_eq!(found.finish, FinishReason::Deadline);
+    soon.cancel();
+    let found = session.generate(&prompt(5, 0), &greedy(5), &soon, &mut |_| {}).unwrap();
+    assert_eq!(found.finish, FinishReason::Cancelled, "somebody asked");
+
+    let long_after = CancelToken::with_deadline(Instant::now() + Duration::from_secs(3600));
+    let found = session.generate(&prompt(5, 0), &greedy(5), &long_after, &mut |_| {}).unwrap();
+    assert_eq!((found.finish, found.completion_tokens), (FinishReason::Length, 5));
+}
+
+#[test]
 fn a_cancelled_prompt_goes_on_where_it_was_left() {
     let model = TinyModel::new("llama").layers(1).context(8192).sliding_window(16).builder();
     let model = Tiny::new(&model).load();
@@ -137,9 +161,10 @@ fn sessions_on_several_threads_give_what_each_gives_alone() {
         let found = generate(&mut model.session(), &prompt, &params(seed));
         (found.text.clone(), found.ids())
     };
-    let alone = [0, 1, 2].map(one);
+    let seeds = [0, 1, 2, 3, 4, 5, 6, 7];
+    let alone = seeds.map(one);
     let together = thread::scope(|scope| {
-        let running = [0, 1, 2].map(|seed| scope.spawn(move || one(seed)));
+        let running = seeds.map(|seed| scope.spawn(move || one(seed)));
         running.map(|thread| thread.join().unwrap())
     });
     assert_eq!(alone, together);

@@ -1,13 +1,28 @@
 //! Several clients of one model, and clients that leave.
 
-use std::thread;
+use std::{iter, thread};
 
+use m40_testkit::daemon::Daemon;
+use m40_testkit::http::Stream;
 use serde_json::{Value, json};
 
 use crate::{builder, check_healthy, ctl, endless, path_str, tiny, with_tiny};
 
+/// Answers at a time of a model on the CPU.
+const SIDE_BY_SIDE: usize = 16;
+
 fn long() -> Value {
     json!({"prompt": "a", "stream": true, "ignore_eos": true, "temperature": 0})
+}
+
+/// As many endless answers as are given at a time, all of them begun.
+fn as_many_as_run(daemon: &Daemon) -> Vec<Stream> {
+    let begin = || {
+        let mut answer = daemon.post_stream("/generate", &long());
+        answer.line().expect("it has begun");
+        answer
+    };
+    iter::repeat_with(begin).take(SIDE_BY_SIDE).collect()
 }
 
 #[test]
@@ -35,9 +50,7 @@ fn concurrent_clients_all_get_the_right_answer() {
 #[test]
 fn a_client_that_leaves_frees_the_model() {
     let daemon = endless(builder());
-    let mut answer = daemon.post_stream("/generate", &long());
-    answer.line().unwrap();
-    drop(answer);
+    drop(as_many_as_run(&daemon));
     // Without a stream as well; closing the connection is all that the daemon sees of it.
     let mut impatient = m40_testkit::http::connect(daemon.http());
     let body = json!({"prompt": "a", "ignore_eos": true}).to_string();
@@ -48,7 +61,7 @@ fn a_client_that_leaves_frees_the_model() {
     );
     std::io::Write::write_all(&mut impatient, head.as_bytes()).unwrap();
     drop(impatient);
-    // Answered only when neither of those goes on: they would take minutes.
+    // Answered only when not all of those go on: they would take minutes.
     let reply = daemon.post("/generate", &json!({"prompt": "b", "max_tokens": 1}));
     assert_eq!(reply.status, 200, "{}", reply.body);
 }
@@ -56,8 +69,7 @@ fn a_client_that_leaves_frees_the_model() {
 #[test]
 fn a_full_queue_says_when_to_come_back() {
     let mut daemon = endless(builder().config("[limits]\nqueued_jobs_max = 1"));
-    let mut running = daemon.post_stream("/generate", &long());
-    running.line().unwrap();
+    let running = as_many_as_run(&daemon);
     let waiting = daemon.post_stream("/generate", &long());
     assert_eq!(waiting.status, 200);
     let refused = daemon.post("/generate", &json!({"prompt": "a"}));
@@ -69,6 +81,7 @@ fn a_full_queue_says_when_to_come_back() {
         (&json!("rate_limit_error"), &json!("queue_full"))
     );
     ctl(&daemon, &["run", "tiny", "a"]).fails(75, &["1 requests wait", "try again"]);
+    drop(running);
     check_healthy(&mut daemon);
 }
 

@@ -58,7 +58,7 @@ fn what_outlasts_the_grace_is_told_why() {
     let mut daemon = endless(builder().config("[limits]\nshutdown_grace_s = 0"));
     let mut answer = daemon.post_stream("/generate", &long(true));
     answer.line().unwrap();
-    // Waits behind the first one.
+    // Shares passes with the first one.
     let messages = json!([{"role": "user", "content": "a"}]);
     let chat = json!({"messages": messages, "stream": true, "ignore_eos": true});
     let mut chat = daemon.post_stream("/v1/chat/completions", &chat);

@@ -1,10 +1,15 @@
 //! The KV cache of one sequence: f16 or int8, in pages, allocated as the sequence grows.
 //!
+//! Sequences that begin alike may have the same pages ([`SharedPage`]): whoever writes to one that others
+//! have too gets a copy.
+//!
 //! A page holds [`PAGE_TOKENS`] tokens of every layer and head. Keys lie dimension by dimension,
 //! `[kv_head][key_dim][PAGE_TOKENS]`, so that the score loop runs over tokens in vector lanes
 //! without horizontal sums; values lie token by token, `[kv_head][PAGE_TOKENS][value_dim]`, so
 //! that the weighted sum runs over dimensions. Layers of int8 have scales beside them, of keys and of
 //! values `[kv_head][PAGE_TOKENS] f32`: a head's elements are its integers times its token's scale.
+
+use std::sync::Arc;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -32,7 +37,7 @@ struct PageSize {
     scales: usize,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Page {
     halves: Box<[f16]>,
     bytes: Box<[i8]>,
@@ -68,12 +73,17 @@ fn quantise(head: &[f32], put: impl FnMut((usize, i8))) -> f32 {
     if largest.is_finite() { largest * (1.0 / 127.0) } else { f32::NAN }
 }
 
+/// A page full of tokens, for other caches of the same model. It depends on all tokens before its own
+/// as well.
+#[derive(Clone, Debug)]
+pub struct SharedPage(Arc<Page>);
+
 /// Keys and values of every token of one sequence.
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<LayerPlan>,
     page: PageSize,
-    pages: Vec<Page>,
+    pages: Vec<Arc<Page>>,
     len: usize,
     context: usize,
 }
@@ -116,10 +126,35 @@ impl KvCache {
         self.context
     }
 
-    /// Bytes allocated now.
+    /// Bytes allocated now, those that others have too among them.
     pub fn bytes(&self) -> usize {
+        self.pages.len() * self.page_bytes()
+    }
+
+    /// Bytes of a page.
+    pub fn page_bytes(&self) -> usize {
         let PageSize { halves, bytes, scales } = self.page;
-        self.pages.len() * (halves * size_of::<f16>() + bytes + scales * size_of::<f32>())
+        halves * size_of::<f16>() + bytes + scales * size_of::<f32>()
+    }
+
+    /// The page of this index, if all of its tokens are stored.
+    pub fn share(&self, index: usize) -> Option<SharedPage> {
+        let full = index < self.len / PAGE_TOKENS;
+        full.then(|| SharedPage(Arc::clone(&self.pages[index])))
+    }
+
+    /// Has the next page from a cache that holds the same tokens up to its end. What is stored of an
+    /// unfinished page is forgotten.
+    ///
+    /// # Panics
+    /// If the context has no room for it.
+    pub fn adopt(&mut self, page: SharedPage) {
+        let whole = self.len / PAGE_TOKENS;
+        let len = (whole + 1) * PAGE_TOKENS;
+        assert!(len <= self.context, "{len} tokens in a cache for {}", self.context);
+        self.pages.truncate(whole);
+        self.pages.push(page.0);
+        self.len = len;
     }
 
     /// Forgets all tokens from position `len` on; pages no longer needed are freed.
@@ -138,11 +173,11 @@ impl KvCache {
         let pages = tokens.div_ceil(PAGE_TOKENS);
         while self.pages.len() < pages {
             let PageSize { halves, bytes, scales } = self.page;
-            self.pages.push(Page {
+            self.pages.push(Arc::new(Page {
                 halves: vec![f16::ZERO; halves].into_boxed_slice(),
                 bytes: vec![0; bytes].into_boxed_slice(),
                 scales: vec![0.0; scales].into_boxed_slice(),
-            });
+            }));
         }
         self.len = self.len.max(tokens);
     }
@@ -150,7 +185,7 @@ impl KvCache {
     /// Stores one token. `k`: `[kv_heads, key_dim]`, `v`: `[kv_heads, value_dim]`, both f32.
     pub(crate) fn store(&mut self, layer: usize, position: usize, k: &[f32], v: &[f32]) {
         let plan = self.layers[layer];
-        let page = &mut self.pages[position / PAGE_TOKENS];
+        let page = Arc::make_mut(&mut self.pages[position / PAGE_TOKENS]);
         plan.store(page, position % PAGE_TOKENS, k, v);
     }
 
@@ -251,6 +286,24 @@ mod tests {
             let (found, scale) = quantised(&[1.0, bad, -3.0]);
             assert!((f32::from(found[0]) * scale).is_nan(), "{bad}: {found:?} * {scale}");
         }
+    }
+
+    #[test]
+    fn a_page_that_two_have_is_copied_for_the_one_who_writes() {
+        let layer = KvLayer { kv_heads: 1, key_dim: 2, value_dim: 2, ty: KvType::F16 };
+        let [mut one, mut other] = [0, 1].map(|_| KvCache::new(&[layer], 200));
+        one.grow(70);
+        (0..70).for_each(|t| one.store(0, t, &[1.0, t as f32], &[2.0, 3.0]));
+        assert!(one.share(1).is_none(), "a page is shared when it is full");
+        other.grow(5);
+        other.adopt(one.share(0).unwrap());
+        assert_eq!((other.len(), other.bytes()), (64, one.page_bytes()));
+        let key = |cache: &KvCache| cache.keys(0, 0, 0).number(PAGE_TOKENS + 9, 9);
+        other.truncate(9);
+        other.grow(10);
+        other.store(0, 9, &[1.0, 77.0], &[2.0, 3.0]);
+        assert_eq!((key(&one), key(&other)), (9.0, 77.0));
+        assert_eq!(other.keys(0, 0, 0).number(PAGE_TOKENS + 8, 8), 8.0);
     }
 
     #[test]

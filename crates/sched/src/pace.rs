@@ -64,6 +64,12 @@ impl Pace {
         self.rows = whole.max(LEAST_ROWS).min(self.most_rows);
     }
 
+    /// A pass of streams that had a slice of `rows` rows beside them took `time`.
+    pub fn sliced_beside(&mut self, rows: usize, time: Duration) {
+        let pass = Duration::from_secs_f64(self.pass.unwrap_or(0.0));
+        self.sliced(rows, time.saturating_sub(pass));
+    }
+
     /// Rows of the next slice, if streams run.
     pub fn rows(&self) -> usize {
         self.rows
@@ -151,6 +157,21 @@ mod tests {
         let (rows, passes, ran, sliced) = settle(&mut pace, &times);
         assert_eq!((rows, passes), (LEAST_ROWS, 4));
         assert!(sliced <= ran);
+    }
+
+    #[test]
+    fn a_slice_in_a_pass_of_streams_is_what_it_takes_longer() {
+        let [mut apart, mut beside] = [8, 8].map(|passes| Pace::new(passes, 512));
+        for _ in 0..20 {
+            let rows = apart.rows();
+            apart.ran(1, seconds(0.03));
+            beside.ran(1, seconds(0.03));
+            apart.sliced(rows, seconds(0.001 * rows as f64));
+            beside.sliced_beside(rows, seconds(0.03 + 0.001 * rows as f64));
+            assert_eq!((apart.rows(), apart.passes()), (beside.rows(), beside.passes()));
+        }
+        beside.sliced_beside(64, seconds(0.01));
+        assert!(beside.rows() <= 2 * apart.rows(), "less than nothing is as nothing");
     }
 
     #[test]

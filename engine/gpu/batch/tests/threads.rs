@@ -62,7 +62,7 @@ fn generate(
     let mut computed = held;
     let result = loop {
         let take = |output: Output<'_>| match output {
-            Output::Nothing => None,
+            Output::Nothing | Output::Found => None,
             Output::Chosen { token, .. } => {
                 sampler.accept(token);
                 Some(token)

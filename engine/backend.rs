@@ -128,6 +128,9 @@ pub(crate) struct Start<'a> {
 pub(crate) enum Output<'a> {
     /// The pass was not over the last token.
     Nothing,
+    /// There was no pass: others had computed these tokens.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "on GPUs caches are shared"))]
+    Found,
     /// A token and its probability, 0 if there was none to choose.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only GPUs choose"))]
     Chosen { token: u32, probability: f32 },
@@ -156,12 +159,16 @@ pub(crate) enum Cache {
 }
 
 impl Cache {
-    /// Forgets all tokens from position `len` on.
-    pub(crate) fn truncate(&mut self, len: usize) {
+    /// Forgets all tokens from position `len` on; returns how many are left. Between answers a GPU
+    /// holds none for anybody: it finds them again in the first pass, if they are there still.
+    pub(crate) fn truncate(&mut self, len: usize) -> usize {
         match self {
-            Self::Cpu(cache) => cache.truncate(len),
+            Self::Cpu(cache) => {
+                cache.truncate(len);
+                len
+            }
             #[cfg(feature = "cuda")]
-            Self::Gpu(cache) => cache.truncate(len),
+            Self::Gpu(_) => 0,
         }
     }
 
@@ -204,8 +211,8 @@ impl Runner {
         }
     }
 
-    /// Computes some of the first of `tokens`, which follow the `base` that the cache holds, and
-    /// returns how many. After the last of all it hands the token that it chose to `take`, or the logits
+    /// Computes some of the first of `tokens`, which follow the `base` that the cache holds, or finds
+    /// them computed, and returns how many; none where it had others to compute before. After the last of all it hands the token that it chose to `take`, or the logits
     /// for the caller to choose.
     ///
     /// # Errors

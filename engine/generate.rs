@@ -25,6 +25,9 @@ pub struct GenerateParams {
     pub logprobs: Option<u32>,
     /// Go on past end-of-generation tokens (benchmarks).
     pub ignore_eos: bool,
+    /// Whose room in the KV cache it may take, if there is none for all: that of answers of less
+    /// priority. They go on when there is room again.
+    pub priority: i64,
 }
 
 /// Log-probability of a generated token under the model's plain distribution: before penalties,
@@ -68,7 +71,7 @@ pub struct Completion {
     pub finish: FinishReason,
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
-    /// Tokens of the prompt that the session already held.
+    /// Tokens of the prompt that were not computed, but held by the session or found.
     pub cached_tokens: u32,
     /// Tokens generated, the end-of-generation token not counted.
     pub completion_tokens: u32,

@@ -20,7 +20,7 @@ const MAX_TOP_LOGPROBS: u32 = 20;
 pub struct Session {
     model: Model,
     cache: Cache,
-    /// Tokens whose keys and values the cache holds.
+    /// Tokens whose keys and values were computed.
     tokens: Vec<u32>,
 }
 
@@ -30,7 +30,7 @@ impl Session {
         Self { model, cache, tokens: vec![] }
     }
 
-    /// Tokens held: the last prompt and what was generated from it.
+    /// The last prompt and what was generated from it, as far as it was computed.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
@@ -41,8 +41,8 @@ impl Session {
     }
 
     /// Continues `prompt`, calling `on_chunk` for every piece of output as soon as it is sure to be
-    /// part of it. Blocks until the end; what the prompt shares with [`Self::tokens`] is not
-    /// computed again.
+    /// part of it. Blocks until the end; what the prompt shares with [`Self::tokens`], or on a GPU in
+    /// whole pages with any session's, is not computed again, while there is room to keep it.
     ///
     /// # Errors
     /// See [`GenerateError`]. [`GenerateError::NoToken`] and what a GPU or its memory says come when
@@ -68,7 +68,7 @@ impl Session {
         on_chunk: &mut dyn FnMut(Chunk),
     ) -> Result<Completion, GenerateError> {
         let start = Instant::now();
-        let cached = self.keep_prefix(prompt);
+        let mut cached = self.keep_prefix(prompt);
         let seed = params.sampling.seed.unwrap_or_else(fresh_seed);
         let stops = self.stops(params);
         self.model.runner().begin(&mut self.cache, &Start { prompt, params, seed, stops, cancel });
@@ -79,6 +79,7 @@ impl Session {
         let mut next;
         while !cancel.is_cancelled() {
             let (computed, token) = self.pass(pending, &mut run)?;
+            cached += if run.found { computed } else { 0 };
             pending = &pending[computed..];
             let Some(token) = token else { continue };
             first.get_or_insert_with(|| start.elapsed());
@@ -130,9 +131,8 @@ impl Session {
     /// the last token is computed again, for its logits.
     fn keep_prefix(&mut self, prompt: &[u32]) -> usize {
         let shared = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        let kept = shared.min(prompt.len() - 1);
+        let kept = self.cache.truncate(shared.min(prompt.len() - 1));
         self.tokens.truncate(kept);
-        self.cache.truncate(kept);
         kept
     }
 
@@ -172,6 +172,8 @@ struct Run<'a> {
     detokenizer: Detokenizer,
     stop: Option<StopMatcher<'a>>,
     logprobs: Vec<TokenLogprob>,
+    /// Whether the latest pass found what it was to compute.
+    found: bool,
     generated: u32,
 }
 
@@ -194,14 +196,16 @@ impl<'a> Run<'a> {
             detokenizer: Detokenizer::new(true),
             stop: Some(StopMatcher::new(&params.stop)),
             logprobs: vec![],
+            found: false,
             generated: 0,
         }
     }
 
     /// The next token, if one is to be chosen.
     fn sample(&mut self, output: Output<'_>) -> Result<Option<u32>, GenerateError> {
+        self.found = matches!(output, Output::Found);
         let logits = match output {
-            Output::Nothing => return Ok(None),
+            Output::Nothing | Output::Found => return Ok(None),
             Output::Chosen { probability: 0.0, .. } => return Err(GenerateError::NoToken),
             Output::Chosen { token, .. } => {
                 self.sampler.accept(token);

@@ -13,29 +13,29 @@
 //!
 //! Here is which pass comes next; the thread and the waiting are in [`owner`](super::owner).
 
+mod passes;
+mod running;
 #[cfg(test)]
 mod tests;
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 use std::{fmt, mem, slice};
 
-use m40_gpu::TooManySequences;
-use m40_gpu::continuation::Continuation;
-use m40_gpu::executor::{Attend, Chosen, PassError, Row};
-use m40_gpu::ops::{End, PAGE_TOKENS, PASS_ROWS};
-use m40_gpu::resident::pause;
+use m40_gpu::executor::{Chosen, PassError, Row};
+use m40_gpu::ops::{PAGE_TOKENS, PASS_ROWS};
 use m40_sched::Pace;
 use m40_sched::pages::{PagesError, Rank};
 
+pub(super) use self::passes::Passes;
+use self::running::Running;
 use super::GpuError;
 use super::going::Tell;
 use crate::backend::PROMPT_ROWS;
-use crate::generate::{Cancel, CancelToken, GenerateError};
+use crate::generate::{CancelToken, GenerateError};
 
 /// Passes between two slices, at most; and of a launch while more sessions wait than it has rows.
 const PASSES_MAX: u32 = 8;
@@ -45,72 +45,6 @@ const FEWER: u32 = 8;
 
 /// How often who waits for pages that others have is looked after, if nothing else happens.
 const LOOK: Duration = Duration::from_millis(20);
-
-/// What computes passes: the executor, or what stands in for it in tests.
-pub(super) trait Passes: Send + 'static {
-    /// Keys and values of one session.
-    type Sequence: fmt::Debug + Send;
-    /// Ends what a sequence goes on by.
-    type Canceller: Cancel + 'static;
-
-    /// Pages of the KV cache that nobody has, and all.
-    fn pages(&self) -> (usize, usize);
-
-    /// As [`Executor::begin_with`](m40_gpu::executor::Executor::begin_with).
-    fn begin(&mut self, rank: Rank, text: &[u32]) -> Result<Self::Sequence, TooManySequences>;
-
-    /// Tokens that a sequence holds.
-    fn len(sequence: &Self::Sequence) -> usize;
-
-    /// As [`Sequence::truncate`](m40_gpu::Sequence::truncate).
-    fn truncate(sequence: &mut Self::Sequence, len: usize);
-
-    /// As [`Sequence::resume`](m40_gpu::Sequence::resume).
-    fn resume(sequence: &mut Self::Sequence, text: &[u32]) -> usize;
-
-    /// As [`Sequence::reserve`](m40_gpu::Sequence::reserve).
-    fn reserve(sequence: &mut Self::Sequence, end: usize) -> Result<bool, PagesError>;
-
-    /// As [`Sequence::fits`](m40_gpu::Sequence::fits).
-    fn fits(sequence: &Self::Sequence, end: usize) -> bool;
-
-    /// As [`Sequence::has_room`](m40_gpu::Sequence::has_room).
-    fn has_room(sequence: &Self::Sequence, end: usize) -> bool;
-
-    /// As [`Executor::forward`](m40_gpu::executor::Executor::forward).
-    fn forward(
-        &mut self,
-        rows: &[Row],
-        sequences: &mut [&mut Self::Sequence],
-    ) -> Result<&mut [f32], PassError>;
-
-    /// As [`Executor::continue_with`](m40_gpu::executor::Executor::continue_with).
-    fn continue_with(
-        &mut self,
-        sequence: &mut Self::Sequence,
-        continuation: &Continuation,
-    ) -> Result<Self::Canceller, PassError>;
-
-    /// As [`Executor::rows_at_once`](m40_gpu::executor::Executor::rows_at_once).
-    fn rows_at_once(&self, waiting: usize) -> usize;
-
-    /// As [`Executor::choose_attended`](m40_gpu::executor::Executor::choose_attended); who attends
-    /// hears of all that is chosen.
-    fn choose(
-        &mut self,
-        rows: &[Row],
-        sequences: &mut [&mut Self::Sequence],
-        passes: u32,
-        attend: &mut dyn Attend,
-    ) -> Result<(), PassError>;
-
-    /// Nothing is to be computed: the card goes to whoever wants it. The result says when to ask
-    /// again, unless nothing of the card is held any more.
-    fn idle(&mut self) -> Option<Duration>;
-
-    /// The time.
-    fn now(&self) -> Instant;
-}
 
 /// What a session asks for and what came of it. It goes to the model's owner and back with the
 /// sequence in it, and is used again for the session's next question.
@@ -383,12 +317,15 @@ impl<P: Passes> Batcher<P> {
         dismissed.into_iter().for_each(Job::answer);
     }
 
-    /// The first prompt that finds room without taking any from others, or the strongest if it does.
+    /// The prompt of which a slice is next: the strongest if it has to take room from weaker ones, or
+    /// those would keep it from ever having any; else the first that there is room for.
     fn next_prompt(&self) -> Option<usize> {
-        self.prompts.iter().position(|job| job.fits()).or_else(|| {
-            let strongest = (0..self.prompts.len()).max_by_key(|i| self.prompts[*i].rank);
-            strongest.filter(|i| self.prompts[*i].has_room())
-        })
+        let strongest = (0..self.prompts.len()).max_by_key(|i| self.prompts[*i].rank)?;
+        let job = &self.prompts[strongest];
+        if !job.fits() && job.has_room() {
+            return Some(strongest);
+        }
+        self.prompts.iter().position(|job| job.fits())
     }
 
     fn streams_run(&self) -> bool {
@@ -595,70 +532,6 @@ impl<P: Passes> Batcher<P> {
             job.sequence = Some(sequence);
         }
         chosen.map(|()| ran)
-    }
-}
-
-/// A launch that runs: sessions hear what it chooses, and it hears what they say.
-struct Running<'a, P: Passes> {
-    jobs: &'a mut [Box<Job<P>>],
-    heard: &'a mut Vec<Message<P>>,
-    hear: &'a mut Hear<'a, P>,
-    /// Passes so far.
-    ran: u32,
-    /// As [`Batcher::short`].
-    short: bool,
-    /// Passes after which it is to end.
-    most: u32,
-}
-
-impl<P: Passes> Running<'_, P> {
-    /// After how many passes the launch is to end for what somebody says.
-    fn most_for(&self, message: &Message<P>) -> u32 {
-        match message {
-            // Those with a row who have enough.
-            Message::Rest(session) => {
-                let has_row = self.jobs.iter().any(|job| job.session == *session);
-                if has_row { 0 } else { u32::MAX }
-            }
-            // A prompt that was reckoned with.
-            Message::Ask(job) if job.text.len() - job.position > 1 && self.short => u32::MAX,
-            // A row, if there is one; else sessions take turns.
-            Message::Ask(_) if self.jobs.len() == PASS_ROWS => PASSES_MAX,
-            Message::Ask(_) | Message::Do(_) => 0,
-        }
-    }
-}
-
-impl<P: Passes> Attend for Running<'_, P> {
-    fn chosen(&mut self, chosen: &[Chosen]) {
-        self.ran += 1;
-        for (job, chosen) in self.jobs.iter_mut().zip(chosen) {
-            if chosen.end == Some(End::Before) {
-                continue;
-            }
-            job.chosen += 1;
-            job.text.push(chosen.token);
-            job.goes_on = chosen.end.is_none();
-            // Whoever is gone needs no more tokens, and will be missed when the launch ends.
-            let _ = job.back.send(Answer::Chosen(*chosen));
-        }
-    }
-
-    fn pause(&mut self, time: Duration) -> ControlFlow<()> {
-        match (self.hear)(time) {
-            Ok(message) => {
-                self.most = self.most.min(self.most_for(&message));
-                self.heard.push(message);
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-            // Nobody is left to hear of it.
-            Err(RecvTimeoutError::Disconnected) => {
-                pause(time);
-                self.most = 0;
-            }
-        }
-        // It ends with the pass that runs, which is not among those that ran.
-        if self.ran + 1 < self.most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     }
 }
 

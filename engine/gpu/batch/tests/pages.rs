@@ -61,6 +61,24 @@ fn who_has_less_priority_gives_its_pages_to_a_prompt_of_more() {
 }
 
 #[test]
+fn a_strong_prompt_takes_its_room_before_weaker_ones_have_what_is_left() {
+    let told = Told::default();
+    told.set_pages(10);
+    let mut batcher = batcher(&told);
+    let mut all = clients(1, 200);
+    all.extend([(1, 40), (2, 280)].map(|(i, tokens)| Client::new(i, prompt(tokens, i as u32))));
+    for client in &mut all[..2] {
+        client.job.as_mut().unwrap().rank.priority = -1;
+    }
+    go_on(&mut batcher, &mut all[..1], 2);
+    all.iter_mut().for_each(|client| client.ask(&mut batcher));
+    assert_eq!(batcher.next(), Next::Slice);
+    batcher.slice();
+    assert_eq!((all[1].hear(), all[2].hear()), (None, Some(Ok(()))));
+    assert!(all[2].held > 0 && told.free_pages() < 2);
+}
+
+#[test]
 fn what_the_cache_never_holds_is_refused_and_what_it_will_hold_waits() {
     let told = Told::default();
     told.set_pages(10);

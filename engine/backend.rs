@@ -8,9 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use m40_cpu::{
-    Executor, ExecutorOptions, Isa, KvCache, Numerics, PrefixCache, Row, available_threads, kv,
-};
+use m40_cpu::{Executor, ExecutorOptions, Isa, KvCache, Numerics, Row, available_threads};
 use m40_gguf::Gguf;
 use m40_program::Program;
 use memmap2::Mmap;
@@ -90,8 +88,7 @@ impl Backend {
                     ExecutorOptions { threads: Some(*threads), numerics: *numerics, isa: None };
                 let executor = Executor::new(program.into(), gguf.into(), options)
                     .map_err(|source| LoadError::Prepare { path: path.into(), source })?;
-                let prefixes = PrefixCache::new(context.div_ceil(kv::PAGE_TOKENS as u32));
-                Ok(Runner::Cpu { executor: Box::new(Mutex::new(executor)), context, prefixes })
+                Ok(Runner::Cpu { executor: Box::new(Mutex::new(executor)), context })
             }
             #[cfg(feature = "cuda")]
             Self::Gpu(card) => Ok(Runner::Gpu(card.load(path, program, &gguf, context)?)),
@@ -132,6 +129,7 @@ pub(crate) enum Output<'a> {
     /// The pass was not over the last token.
     Nothing,
     /// There was no pass: others had computed these tokens.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "on GPUs caches are shared"))]
     Found,
     /// A token and its probability, 0 if there was none to choose.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only GPUs choose"))]
@@ -144,12 +142,7 @@ pub(crate) enum Output<'a> {
 #[derive(Debug)]
 pub(crate) enum Runner {
     /// On the CPU.
-    Cpu {
-        executor: Box<Mutex<Executor<Mmap>>>,
-        context: u32,
-        /// As much as one conversation may hold.
-        prefixes: PrefixCache,
-    },
+    Cpu { executor: Box<Mutex<Executor<Mmap>>>, context: u32 },
     /// On a GPU.
     #[cfg(feature = "cuda")]
     Gpu(CardModel),
@@ -202,24 +195,19 @@ impl Runner {
     /// An empty cache.
     pub(crate) fn cache(&self) -> Cache {
         match self {
-            Self::Cpu { executor, context, .. } => {
-                Cache::Cpu(lock(executor).cache(*context as usize))
-            }
+            Self::Cpu { executor, context } => Cache::Cpu(lock(executor).cache(*context as usize)),
             #[cfg(feature = "cuda")]
             Self::Gpu(model) => Cache::Gpu(model.cache()),
         }
     }
 
     /// A prompt follows, of which the cache was truncated to the start.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "only GPUs choose"))]
     pub(crate) fn begin(&self, cache: &mut Cache, start: &Start<'_>) {
         match (self, cache) {
-            (Self::Cpu { prefixes, .. }, Cache::Cpu(cache)) => {
-                prefixes.resume(cache, start.prompt);
-            }
             #[cfg(feature = "cuda")]
             (Self::Gpu(model), Cache::Gpu(cache)) => model.begin(cache, start),
-            #[cfg(feature = "cuda")]
-            _ => unreachable!("a session's cache is of its own model"),
+            _ => {}
         }
     }
 
@@ -238,9 +226,6 @@ impl Runner {
         take: impl FnOnce(Output<'_>) -> T,
     ) -> Result<(usize, T), GenerateError> {
         match (self, cache) {
-            (Self::Cpu { .. }, Cache::Cpu(cache)) if cache.len() > base => {
-                Ok((cache.len() - base, take(Output::Found)))
-            }
             (Self::Cpu { executor, .. }, Cache::Cpu(cache)) => {
                 let last = base + tokens.len() - 1;
                 let row = |(position, &token)| {
@@ -270,7 +255,7 @@ impl Runner {
         on_line: &mut OnLine<'_>,
     ) -> Result<(), GenerateError> {
         match self {
-            Self::Cpu { executor, context, .. } => {
+            Self::Cpu { executor, context } => {
                 let mut executor = lock(executor);
                 bench(&mut CpuSubject::new(&mut executor, *context as usize), options, on_line)
             }
@@ -280,14 +265,17 @@ impl Runner {
     }
 
     /// Nothing more is computed for a conversation until its user says something: passes with
-    /// others need not wait for it, and others may begin like it. `tokens` are those that were computed.
-    pub(crate) fn rest(&self, cache: &mut Cache, tokens: &[u32]) {
-        match (self, cache) {
-            (Self::Cpu { prefixes, .. }, Cache::Cpu(cache)) => prefixes.keep(cache, tokens),
+    /// others need not wait for it.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "only GPUs share passes"))]
+    pub(crate) fn rest(&self, cache: &mut Cache) {
+        match self {
+            Self::Cpu { .. } => {}
             #[cfg(feature = "cuda")]
-            (Self::Gpu(model), Cache::Gpu(cache)) => model.rest(cache),
-            #[cfg(feature = "cuda")]
-            _ => unreachable!("a session's cache is of its own model"),
+            Self::Gpu(model) => {
+                if let Cache::Gpu(cache) = cache {
+                    model.rest(cache);
+                }
+            }
         }
     }
 

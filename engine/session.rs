@@ -41,8 +41,8 @@ impl Session {
     }
 
     /// Continues `prompt`, calling `on_chunk` for every piece of output as soon as it is sure to be
-    /// part of it. Blocks until the end; what the prompt shares with [`Self::tokens`], or in whole pages
-    /// with what other sessions have left, is not computed again, while there is room to keep it.
+    /// part of it. Blocks until the end; what the prompt shares with [`Self::tokens`], or on a GPU in
+    /// whole pages with any session's, is not computed again, while there is room to keep it.
     ///
     /// # Errors
     /// See [`GenerateError`]. [`GenerateError::NoToken`] and what a GPU or its memory says come when
@@ -56,7 +56,7 @@ impl Session {
     ) -> Result<Completion, GenerateError> {
         self.check(prompt, params)?;
         let done = self.run(prompt, params, cancel, on_chunk);
-        self.model.runner().rest(&mut self.cache, &self.tokens);
+        self.model.runner().rest(&mut self.cache);
         done
     }
 

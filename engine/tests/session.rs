@@ -49,21 +49,6 @@ fn a_shared_prefix_is_not_computed_again_and_changes_nothing() {
 }
 
 #[test]
-fn a_session_begins_where_others_were_and_says_what_it_says_alone() {
-    let model = tiny();
-    let base = prompt(150, 0);
-    let first = generate(&mut model.session(), &base, &greedy(20));
-    assert_eq!(first.completion.cached_tokens, 0);
-    let turn = [base.clone(), first.ids(), prompt(5, 1)].concat();
-    let other = [&base[..100], &prompt(9, 2)].concat();
-    for (prompt, cached) in [(&turn, 128), (&other, 64), (&base, 128), (&turn, 128)] {
-        let found = generate(&mut model.session(), prompt, &greedy(20));
-        assert_eq!(found.completion.cached_tokens, cached);
-        assert_eq!(found.ids(), generate(&mut tiny().session(), prompt, &greedy(20)).ids());
-    }
-}
-
-#[test]
 fn windows_and_prefixes_go_together() {
     let file = TinyModel::new("gemma3").layers(6).context(512).sliding_window(24);
     let model = Tiny::new(&file.builder()).load();

@@ -6,15 +6,9 @@
 //! that the weighted sum runs over dimensions. Layers of int8 have scales beside them, of keys and of
 //! values `[kv_head][PAGE_TOKENS] f32`: a head's elements are its integers times its token's scale.
 
-mod prefix;
-
-use std::sync::Arc;
-
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use m40_program::{KvLayer, KvType};
-
-pub use prefix::PrefixCache;
 
 /// Tokens per page.
 pub const PAGE_TOKENS: usize = 64;
@@ -38,7 +32,7 @@ struct PageSize {
     scales: usize,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Page {
     halves: Box<[f16]>,
     bytes: Box<[i8]>,
@@ -79,8 +73,7 @@ fn quantise(head: &[f32], put: impl FnMut((usize, i8))) -> f32 {
 pub struct KvCache {
     layers: Vec<LayerPlan>,
     page: PageSize,
-    /// Those that others have too are copied before they are written.
-    pages: Vec<Arc<Page>>,
+    pages: Vec<Page>,
     len: usize,
     context: usize,
 }
@@ -123,7 +116,7 @@ impl KvCache {
         self.context
     }
 
-    /// Bytes in use, also of pages that others have too.
+    /// Bytes allocated now.
     pub fn bytes(&self) -> usize {
         let PageSize { halves, bytes, scales } = self.page;
         self.pages.len() * (halves * size_of::<f16>() + bytes + scales * size_of::<f32>())
@@ -145,11 +138,11 @@ impl KvCache {
         let pages = tokens.div_ceil(PAGE_TOKENS);
         while self.pages.len() < pages {
             let PageSize { halves, bytes, scales } = self.page;
-            self.pages.push(Arc::new(Page {
+            self.pages.push(Page {
                 halves: vec![f16::ZERO; halves].into_boxed_slice(),
                 bytes: vec![0; bytes].into_boxed_slice(),
                 scales: vec![0.0; scales].into_boxed_slice(),
-            }));
+            });
         }
         self.len = self.len.max(tokens);
     }
@@ -157,7 +150,7 @@ impl KvCache {
     /// Stores one token. `k`: `[kv_heads, key_dim]`, `v`: `[kv_heads, value_dim]`, both f32.
     pub(crate) fn store(&mut self, layer: usize, position: usize, k: &[f32], v: &[f32]) {
         let plan = self.layers[layer];
-        let page = Arc::make_mut(&mut self.pages[position / PAGE_TOKENS]);
+        let page = &mut self.pages[position / PAGE_TOKENS];
         plan.store(page, position % PAGE_TOKENS, k, v);
     }
 

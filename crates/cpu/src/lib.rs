@@ -25,6 +25,6 @@ mod simd;
 
 pub use executor::{Executor, ExecutorOptions, Numerics, PrepareError};
 pub use isa::{Isa, UnsupportedIsa};
-pub use kv::{KvCache, PrefixCache};
+pub use kv::KvCache;
 pub use pool::{ThreadPool, available_threads};
 pub use row::Row;

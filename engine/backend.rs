@@ -212,8 +212,8 @@ impl Runner {
     }
 
     /// Computes some of the first of `tokens`, which follow the `base` that the cache holds, or finds
-    /// them computed, and returns how many; none where it had others to compute before. After the last of all it hands the token that it chose to `take`, or the logits
-    /// for the caller to choose.
+    /// them computed, and returns how many; none where it had to compute others before. After the last
+    /// of all it hands the token that it chose to `take`, or the logits for the caller to choose.
     ///
     /// # Errors
     /// When the backend fails; what the cache holds from `base` on is then undefined, and

@@ -209,12 +209,16 @@ pub(crate) enum Cache {
 }
 
 impl Cache {
-    /// Forgets all tokens from position `len` on.
-    pub(crate) fn truncate(&mut self, len: usize) {
+    /// Forgets all tokens from position `len` on; returns how many are left. Between answers a GPU
+    /// holds none for anybody: it finds them again in the first pass, if they are there still.
+    pub(crate) fn truncate(&mut self, len: usize) -> usize {
         match self {
-            Self::Cpu(cache) => cache.truncate(len),
+            Self::Cpu(cache) => {
+                cache.truncate(len);
+                len
+            }
             #[cfg(feature = "cuda")]
-            Self::Gpu(cache) => cache.truncate(len),
+            Self::Gpu(_) => 0,
         }
     }
 
@@ -259,8 +263,8 @@ impl Runner {
     }
 
     /// Computes some of the first of `tokens`, which follow the `base` that the cache holds, or finds
-    /// them computed, and returns how many. After the last of all it hands the token that it chose to `take`, or the logits
-    /// for the caller to choose.
+    /// them computed, and returns how many; none where it had to compute others before. After the last
+    /// of all it hands the token that it chose to `take`, or the logits for the caller to choose.
     ///
     /// # Errors
     /// When the backend fails; what the cache holds from `base` on is then undefined, and

@@ -476,7 +476,11 @@ pub(crate) mod card {
                     .map_err(|error| failed(&error))?;
             }
             let time = begun.elapsed();
-            self.sequences.iter_mut().for_each(|sequence| sequence.truncate(depth));
+            for sequence in &mut self.sequences {
+                // Full pages go as a whole.
+                let lost = depth - sequence.truncate(depth);
+                self.executor.pretend(sequence, lost).map_err(|error| failed(&error))?;
+            }
             Ok(time)
         }
 

@@ -25,6 +25,9 @@ pub struct GenerateParams {
     pub logprobs: Option<u32>,
     /// Go on past end-of-generation tokens (benchmarks).
     pub ignore_eos: bool,
+    /// Whose room in the KV cache it may take, if there is none for all: that of answers of less
+    /// priority. They go on when there is room again.
+    pub priority: i64,
 }
 
 /// Log-probability of a generated token under the model's plain distribution: before penalties,

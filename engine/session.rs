@@ -20,7 +20,7 @@ const MAX_TOP_LOGPROBS: u32 = 20;
 pub struct Session {
     model: Model,
     cache: Cache,
-    /// Tokens whose keys and values the cache holds.
+    /// Tokens whose keys and values were computed.
     tokens: Vec<u32>,
 }
 
@@ -30,7 +30,7 @@ impl Session {
         Self { model, cache, tokens: vec![] }
     }
 
-    /// Tokens held: the last prompt and what was generated from it.
+    /// The last prompt and what was generated from it, as far as it was computed.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
@@ -41,8 +41,8 @@ impl Session {
     }
 
     /// Continues `prompt`, calling `on_chunk` for every piece of output as soon as it is sure to be
-    /// part of it. Blocks until the end; what the prompt shares with [`Self::tokens`], or on the CPU in
-    /// whole pages with any session's, is not computed again.
+    /// part of it. Blocks until the end; what the prompt shares with [`Self::tokens`], or in whole pages with
+    /// any session's, is not computed again, while there is room to keep it.
     ///
     /// # Errors
     /// See [`GenerateError`]. [`GenerateError::NoToken`] and what a GPU or its memory says come when
@@ -133,9 +133,8 @@ impl Session {
     /// the last token is computed again, for its logits.
     fn keep_prefix(&mut self, prompt: &[u32]) -> usize {
         let shared = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        let kept = shared.min(prompt.len() - 1);
+        let kept = self.cache.truncate(shared.min(prompt.len() - 1));
         self.tokens.truncate(kept);
-        self.cache.truncate(kept);
         kept
     }
 

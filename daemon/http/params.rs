@@ -102,6 +102,7 @@ impl Fields {
             sampling: self.sampling(defaults.unwrap_or_default())?,
             stop: stops(self.stop)?,
             stop_tokens: Vec::new(),
+            priority: 0,
         })
     }
 

@@ -1,37 +1,41 @@
 //! Sessions of one model share passes, and prompts are computed in slices between them.
 //!
-//! A session asks for what follows its next tokens, [`Job`] by [`Job`], and waits. A job of one token
-//! is a row of the next pass, with those of as many other sessions as the executor takes at a time; of
-//! more tokens some are computed in a slice, and the session asks again for the rest. So sessions join
-//! and leave between any two passes, and nobody has a session's sequence while it has it itself. Where
-//! the card chooses tokens it goes on with them by itself, and a session has each as soon as it is
-//! chosen. That goes on until somebody asks for something else: the launch then ends with the pass that
-//! runs.
+//! A session asks for what follows its next tokens, [`Job`] by [`Job`], and waits. A job that lacks all
+//! but its last token is a row of the next pass, with those of as many other sessions as the executor
+//! takes at a time; of one that lacks more some are computed in a slice, and the session asks again for
+//! the rest. So sessions join and leave between any two passes. Where the card chooses tokens it goes on
+//! with them by itself, and a session has each as soon as it is chosen. That goes on until somebody asks
+//! for something else: the launch then ends with the pass that runs.
+//!
+//! What a job lacks is what its sequence does not hold, whatever its session believes: less than that
+//! where the cache holds what others have computed, more where a stronger sequence took its pages. Those
+//! are computed again, slice by slice like a prompt, once there is room; until then the session waits.
 //!
 //! Here is which pass comes next; the thread and the waiting are in [`owner`](super::owner).
 
+mod passes;
+mod running;
 #[cfg(test)]
 mod tests;
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 use std::{fmt, mem, slice};
 
-use m40_gpu::TooManySequences;
-use m40_gpu::continuation::Continuation;
-use m40_gpu::executor::{Attend, Chosen, PassError, Row};
-use m40_gpu::kv::OutOfPages;
-use m40_gpu::ops::{End, PAGE_TOKENS, PASS_ROWS};
-use m40_gpu::resident::pause;
+use m40_gpu::executor::{Chosen, PassError, Row};
+use m40_gpu::ops::{PAGE_TOKENS, PASS_ROWS};
 use m40_sched::Pace;
+use m40_sched::pages::{PagesError, Rank};
 
+pub(super) use self::passes::Passes;
+use self::running::Running;
 use super::GpuError;
 use super::going::Tell;
 use crate::backend::PROMPT_ROWS;
-use crate::generate::{Cancel, GenerateError};
+use crate::generate::{CancelToken, GenerateError};
 
 /// Passes between two slices, at most.
 const PASSES_BETWEEN: u32 = 64;
@@ -42,56 +46,8 @@ const PASSES_OF_TURN: u32 = 8;
 /// How many times fewer passes are tried where the cache has no room for what they would append.
 const FEWER: u32 = 8;
 
-/// What computes passes: the executor, or what stands in for it in tests.
-pub(super) trait Passes: Send + 'static {
-    /// Keys and values of one session.
-    type Sequence: fmt::Debug + Send;
-    /// Ends what a sequence goes on by.
-    type Canceller: Cancel + 'static;
-
-    /// Pages of the KV cache that nobody has, and all.
-    fn pages(&self) -> (usize, usize);
-
-    /// An empty sequence.
-    fn begin(&mut self) -> Result<Self::Sequence, TooManySequences>;
-
-    /// Forgets what a sequence has from position `len` on.
-    fn truncate(sequence: &mut Self::Sequence, len: usize);
-
-    /// As [`Executor::forward`](m40_gpu::executor::Executor::forward).
-    fn forward(
-        &mut self,
-        rows: &[Row],
-        sequences: &mut [&mut Self::Sequence],
-    ) -> Result<&mut [f32], PassError>;
-
-    /// As [`Executor::continue_with`](m40_gpu::executor::Executor::continue_with).
-    fn continue_with(
-        &mut self,
-        sequence: &mut Self::Sequence,
-        continuation: &Continuation,
-    ) -> Result<Self::Canceller, PassError>;
-
-    /// As [`Executor::rows_at_once`](m40_gpu::executor::Executor::rows_at_once).
-    fn rows_at_once(&self, waiting: usize) -> usize;
-
-    /// As [`Executor::choose_attended`](m40_gpu::executor::Executor::choose_attended); who attends
-    /// hears of all that is chosen.
-    fn choose(
-        &mut self,
-        rows: &[Row],
-        sequences: &mut [&mut Self::Sequence],
-        passes: u32,
-        attend: &mut dyn Attend,
-    ) -> Result<(), PassError>;
-
-    /// Nothing is to be computed: the card goes to whoever wants it. The result says when to ask
-    /// again, unless nothing of the card is held any more.
-    fn idle(&mut self) -> Option<Duration>;
-
-    /// The time.
-    fn now(&self) -> Instant;
-}
+/// How often who waits for pages that others have is looked after, if nothing else happens.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What a session asks for and what came of it. It goes to the model's owner and back with the
 /// sequence in it, and is used again for the session's next question.
@@ -100,14 +56,16 @@ pub(super) struct Job<P: Passes> {
     pub(super) session: u64,
     /// Where it goes when it is done, and tokens before.
     pub(super) back: Sender<Answer<P>>,
-    /// None before the first pass.
+    /// None before the first pass of an answer.
     pub(super) sequence: Option<P::Sequence>,
-    /// Tokens that the sequence has.
+    /// How strong the sequence is.
+    pub(super) rank: Rank,
+    /// All tokens that are known.
+    pub(super) text: Vec<u32>,
+    /// How many of them the session counts as computed: not the last.
     pub(super) position: usize,
-    /// Tokens that follow, at least one; of a long prompt the first ones.
-    pub(super) tokens: Vec<u32>,
-    /// Tokens that follow, all of them.
-    pub(super) pending: usize,
+    /// Whether anybody wants it.
+    pub(super) cancel: CancelToken,
     /// Whether the logits of the last token are wanted, not a token chosen after it.
     pub(super) wants_logits: bool,
     /// How tokens are to be chosen, unless the executor knows already.
@@ -116,8 +74,10 @@ pub(super) struct Job<P: Passes> {
     canceller: Option<Arc<P::Canceller>>,
     /// Launches that the session had a row in, or would have had if it had been there before.
     turns: u64,
-    /// How many of `tokens` were computed.
+    /// How many tokens from `position` on were computed, or found.
     pub(super) computed: usize,
+    /// Whether others had computed them.
+    pub(super) found: bool,
     /// Tokens that were chosen, each after the one before.
     pub(super) chosen: u32,
     /// Whether the executor could choose the next one without being told anew.
@@ -134,14 +94,16 @@ impl<P: Passes> Job<P> {
             session,
             back,
             sequence: None,
+            rank: Rank { priority: 0, arrival: 0 },
+            text: vec![],
             position: 0,
-            tokens: vec![],
-            pending: 0,
+            cancel: CancelToken::new(),
             wants_logits: false,
             tell: None,
             canceller: None,
             turns: 0,
             computed: 0,
+            found: false,
             chosen: 0,
             goes_on: false,
             logits: vec![],
@@ -151,6 +113,32 @@ impl<P: Passes> Job<P> {
 
     fn sequence(&mut self) -> &mut P::Sequence {
         self.sequence.as_mut().expect("it was begun when the job came")
+    }
+
+    /// Tokens that the sequence holds.
+    fn held(&self) -> usize {
+        self.sequence.as_ref().map_or(0, P::len)
+    }
+
+    /// As [`Passes::resume`].
+    fn resume(&mut self) -> usize {
+        let Self { sequence, text, .. } = self;
+        sequence.as_mut().map_or(0, |sequence| P::resume(sequence, text))
+    }
+
+    /// Whether it lacks only its last token.
+    fn is_row(&self) -> bool {
+        self.held() + 1 == self.text.len()
+    }
+
+    /// Whether there is room for all of it.
+    fn fits(&self) -> bool {
+        self.sequence.as_ref().is_some_and(|sequence| P::fits(sequence, self.text.len()))
+    }
+
+    /// Whether there could be, if weaker ones gave theirs.
+    fn has_room(&self) -> bool {
+        self.sequence.as_ref().is_some_and(|sequence| P::has_room(sequence, self.text.len()))
     }
 
     fn answer(self: Box<Self>) {
@@ -212,12 +200,12 @@ pub(super) struct Batcher<P: Passes> {
     pace: Pace,
     /// Passes of a launch, at most.
     ahead: u32,
-    /// Jobs of one token, those that had fewest turns first: of more than a pass has room for, who
-    /// comes back quickest would else be in every pass.
+    /// Jobs that lack their last token, those that had fewest turns first: of more than a pass has room
+    /// for, who comes back quickest would else be in every pass.
     rows: VecDeque<Box<Job<P>>>,
     /// Turns that the first row of the latest launch had had.
     turns: u64,
-    /// Jobs of more tokens, in the order in which they came.
+    /// Jobs that lack more, or room, in the order in which they came.
     prompts: VecDeque<Box<Job<P>>>,
     /// Sessions that had a row in the latest launch and have said nothing since, and until when
     /// they are waited for.
@@ -272,9 +260,9 @@ impl<P: Passes> Batcher<P> {
 
     fn enqueue(&mut self, mut job: Box<Job<P>>) {
         job.logits.clear();
-        (job.computed, job.chosen, job.goes_on) = (0, 0, false);
+        (job.computed, job.found, job.chosen, job.goes_on) = (0, false, 0, false);
         if job.sequence.is_none() {
-            match self.passes.begin() {
+            match self.passes.begin(job.rank, &job.text) {
                 Ok(sequence) => job.sequence = Some(sequence),
                 Err(error) => {
                     job.failure = Some(GenerateError::TooManySessions { most: error.most });
@@ -282,27 +270,35 @@ impl<P: Passes> Batcher<P> {
                 }
             }
         }
-        if job.tokens.len() > 1 {
-            return self.prompts.push_back(job);
+        let (needed, pages) = (job.text.len().div_ceil(PAGE_TOKENS), self.passes.pages());
+        if needed > pages.1 {
+            job.failure = Some(cache_full(needed, pages));
+            return job.answer();
         }
+        let Some(job) = find(job) else { return };
+        if job.is_row() { self.enqueue_row(job) } else { self.prompts.push_back(job) }
+    }
+
+    fn enqueue_row(&mut self, mut job: Box<Job<P>>) {
         job.turns = job.turns.max(self.turns);
         let place = self.rows.partition_point(|other| other.turns <= job.turns);
         self.rows.insert(place, job);
     }
 
-    pub(super) fn next(&self) -> Next {
+    pub(super) fn next(&mut self) -> Next {
+        self.dismiss();
         if self.rows.is_empty() && self.prompts.is_empty() {
             return Next::Nothing;
         }
         let due = self.since_slice >= self.pace.passes() || !self.streams_run();
-        if !self.prompts.is_empty() && due {
+        if due && self.next_prompt().is_some() {
             return Next::Slice;
         }
         let all = self.rows.len() + self.awaited.len();
         if !self.awaited.is_empty() && self.rows.len() < self.passes.rows_at_once(all) {
             return Next::Wait(self.patience.saturating_duration_since(self.passes.now()));
         }
-        Next::Launch
+        if self.rows.is_empty() { Next::Wait(LOOK) } else { Next::Launch }
     }
 
     /// Those who are awaited have taken too long: nothing waits for them any more.
@@ -315,6 +311,26 @@ impl<P: Passes> Batcher<P> {
         self.passes.idle()
     }
 
+    /// Answers those of which nobody wants more: they may have to wait for long.
+    fn dismiss(&mut self) {
+        let prompts = mem::take(&mut self.prompts);
+        let (dismissed, rest): (VecDeque<_>, _) =
+            prompts.into_iter().partition(|job| job.cancel.is_cancelled());
+        self.prompts = rest;
+        dismissed.into_iter().for_each(Job::answer);
+    }
+
+    /// The prompt of which a slice is next: the strongest if it has to take room from weaker ones, or
+    /// those would keep it from ever having any; else the first that there is room for.
+    fn next_prompt(&self) -> Option<usize> {
+        let strongest = (0..self.prompts.len()).max_by_key(|i| self.prompts[*i].rank)?;
+        let job = &self.prompts[strongest];
+        if !job.fits() && job.has_room() {
+            return Some(strongest);
+        }
+        self.prompts.iter().position(|job| job.fits())
+    }
+
     fn streams_run(&self) -> bool {
         !self.rows.is_empty() || !self.awaited.is_empty()
     }
@@ -322,20 +338,29 @@ impl<P: Passes> Batcher<P> {
     /// Computes a slice of the prompt that has waited longest, but not its last token: that is a
     /// row like those of streams.
     pub(super) fn slice(&mut self) {
-        let Some(mut job) = self.prompts.pop_front() else { return };
-        if let Err(full) = self.has_room(&job) {
-            job.failure = Some(failed(&full.into()));
-            return job.answer();
+        let Some(job) = self.next_prompt().and_then(|i| self.prompts.remove(i)) else { return };
+        // Others may have got on with the same text.
+        let Some(mut job) = find(job) else { return };
+        // All of it, so that no other prompt begins that does not fit beside it.
+        let end = job.text.len();
+        match P::reserve(job.sequence(), end) {
+            Ok(false) => {}
+            Ok(true) => self.displace(),
+            Err(_) => return self.prompts.push_back(job),
         }
+        if job.is_row() {
+            return self.enqueue_row(job);
+        }
+        let held = job.held();
         let most = if self.streams_run() { self.pace.rows() } else { PROMPT_ROWS };
-        let count = most.min(job.tokens.len() - 1);
+        let count = slice_rows(held, most).min(end - 1 - held);
         let row = |(position, &token)| Row { token, position, sequence: 0, logits: false };
-        let rows: Vec<_> = (job.position..).zip(&job.tokens[..count]).map(row).collect();
+        let rows: Vec<_> = (held..).zip(&job.text[held..held + count]).map(row).collect();
         let begun = self.passes.now();
         match self.passes.forward(&rows, &mut [job.sequence()]) {
             Ok(_) => {
                 self.pace.sliced(count, self.passes.now() - begun);
-                job.computed = count;
+                job.computed = (held + count).saturating_sub(job.position);
                 self.sliced = Some(job.session);
             }
             Err(error) => job.failure = Some(failed(&error)),
@@ -344,19 +369,21 @@ impl<P: Passes> Batcher<P> {
         job.answer();
     }
 
-    /// Whether the cache holds the rest of a prompt. One that it does not hold must not take, slice by
-    /// slice, the pages that streams will need.
-    fn has_room(&self, job: &Job<P>) -> Result<(), OutOfPages> {
-        let end = job.position + job.pending;
-        let needed = end.div_ceil(PAGE_TOKENS) - job.position.div_ceil(PAGE_TOKENS);
-        let (free, capacity) = self.passes.pages();
-        if needed > free { Err(OutOfPages { needed, free, capacity }) } else { Ok(()) }
+    /// Whose pages were taken begins again, with what is left of them, and waits with the prompts.
+    fn displace(&mut self) {
+        let rows = mem::take(&mut self.rows);
+        let (rows, displaced): (_, VecDeque<_>) = rows.into_iter().partition(|job| job.is_row());
+        self.rows = rows;
+        self.prompts.extend(displaced);
+        for job in &mut self.prompts {
+            job.resume();
+        }
     }
 
     /// Computes the rows whose turn it is, as many as a pass has. What others say meanwhile is heard,
     /// and done after.
     pub(super) fn launch(&mut self, hear: &mut Hear<'_, P>) {
-        self.short = self.sliced.take().is_some() || !self.prompts.is_empty();
+        self.short = self.sliced.take().is_some() || self.next_prompt().is_some();
         let before_slice = self.pace.passes().saturating_sub(self.since_slice).max(1);
         let passes = if self.short { before_slice.min(self.ahead) } else { self.ahead };
         let count = self.count();
@@ -381,25 +408,48 @@ impl<P: Passes> Batcher<P> {
         if logits { count.min(PASS_ROWS) } else { count }
     }
 
-    /// Has each job computed, or its failure noted.
-    fn compute(&mut self, jobs: &mut [Box<Job<P>>], passes: u32, hear: &mut Hear<'_, P>) {
+    /// Has each job computed, or its failure noted; those that find no room are not among them any more.
+    fn compute(&mut self, jobs: &mut Vec<Box<Job<P>>>, passes: u32, hear: &mut Hear<'_, P>) {
         let mut passes = passes;
         let mut result = self.pass(jobs, passes, hear);
         while passes > 1 && matches!(result, Err(PassError::Pages(_))) {
             passes = passes.div_ceil(FEWER);
             result = self.pass(jobs, passes, hear);
         }
+        if matches!(result, Err(PassError::Pages(_))) {
+            self.make_room(jobs);
+            result = self.pass(jobs, 1, hear);
+        }
         match result {
             Ok(()) => {}
             // Nothing was computed, since one of them cannot be. Alone it hurts no others.
             Err(error) if jobs.len() > 1 && !is_of_card(&error) => {
-                jobs.iter_mut().for_each(|job| self.compute(slice::from_mut(job), 1, hear));
+                for job in jobs {
+                    let alone = self.pass(slice::from_mut(job), 1, hear);
+                    job.failure = alone.err().map(|error| failed(&error));
+                }
             }
             Err(error) => {
                 let failure = failed(&error);
                 jobs.iter_mut().for_each(|job| job.failure = Some(failure.clone()));
             }
         }
+    }
+
+    /// Leaves those jobs for which there is room for a token, the strongest of them before all others.
+    /// The rest waits for room.
+    fn make_room(&mut self, jobs: &mut Vec<Box<Job<P>>>) {
+        jobs.sort_by_key(|job| Reverse(job.rank));
+        for mut job in mem::take(jobs) {
+            // What was stronger may have taken its pages just now.
+            let end = job.text.len();
+            if job.is_row() && P::reserve(job.sequence(), end).is_ok() {
+                jobs.push(job);
+            } else {
+                self.prompts.push_back(job);
+            }
+        }
+        self.displace();
     }
 
     /// One launch, over a row of each job: `passes` passes, unless somebody asks for something else.
@@ -409,9 +459,13 @@ impl<P: Passes> Batcher<P> {
         passes: u32,
         hear: &mut Hear<'_, P>,
     ) -> Result<(), PassError> {
+        if jobs.is_empty() {
+            return Ok(());
+        }
         let logits = jobs.iter().any(|job| job.wants_logits);
         let rows = jobs.iter().enumerate().map(|(sequence, job)| {
-            let (token, position) = (job.tokens[0], job.position);
+            let position = job.text.len() - 1;
+            let token = job.text[position];
             Row { token, position, sequence, logits }
         });
         let rows: Vec<_> = rows.collect();
@@ -484,67 +538,25 @@ impl<P: Passes> Batcher<P> {
     }
 }
 
-/// A launch that runs: sessions hear what it chooses, and it hears what they say.
-struct Running<'a, P: Passes> {
-    jobs: &'a mut [Box<Job<P>>],
-    heard: &'a mut Vec<Message<P>>,
-    hear: &'a mut Hear<'a, P>,
-    /// Passes so far.
-    ran: u32,
-    /// As [`Batcher::short`].
-    short: bool,
-    /// Passes after which it is to end.
-    most: u32,
+/// Takes over what others have computed of a job's text. Its session hears of it at once, if it did not
+/// know.
+fn find<P: Passes>(mut job: Box<Job<P>>) -> Option<Box<Job<P>>> {
+    let found = job.resume().saturating_sub(job.position);
+    if found == 0 {
+        return Some(job);
+    }
+    (job.computed, job.found) = (found, true);
+    job.answer();
+    None
 }
 
-impl<P: Passes> Running<'_, P> {
-    /// After how many passes the launch is to end for what somebody says.
-    fn most_for(&self, message: &Message<P>) -> u32 {
-        match message {
-            // Those with a row who have enough.
-            Message::Rest(session) => {
-                let has_row = self.jobs.iter().any(|job| job.session == *session);
-                if has_row { 0 } else { u32::MAX }
-            }
-            // A prompt that was reckoned with.
-            Message::Ask(job) if job.tokens.len() > 1 && self.short => u32::MAX,
-            // A row, if there is one; else sessions take turns.
-            Message::Ask(_) if self.jobs.len() == PASS_ROWS => PASSES_OF_TURN,
-            Message::Ask(_) | Message::Do(_) => 0,
-        }
-    }
-}
-
-impl<P: Passes> Attend for Running<'_, P> {
-    fn chosen(&mut self, chosen: &[Chosen]) {
-        self.ran += 1;
-        for (job, chosen) in self.jobs.iter_mut().zip(chosen) {
-            if chosen.end == Some(End::Before) {
-                continue;
-            }
-            job.chosen += 1;
-            job.goes_on = chosen.end.is_none();
-            // Whoever is gone needs no more tokens, and will be missed when the launch ends.
-            let _ = job.back.send(Answer::Chosen(*chosen));
-        }
-    }
-
-    fn pause(&mut self, time: Duration) -> ControlFlow<()> {
-        match (self.hear)(time) {
-            Ok(message) => {
-                self.most = self.most.min(self.most_for(&message));
-                self.heard.push(message);
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-            // Nobody is left to hear of it.
-            Err(RecvTimeoutError::Disconnected) => {
-                pause(time);
-                self.most = 0;
-            }
-        }
-        // It ends with the pass that runs, which is not among those that ran.
-        if self.ran + 1 < self.most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    }
+/// Rows of a slice that begins there, of so many at most: up to the end of a page, where there is one,
+/// as others may go on from there; and of large slices up to where they end in all prompts, so that sums
+/// are cut alike whatever was found.
+fn slice_rows(begin: usize, most: usize) -> usize {
+    let most = most.min(PROMPT_ROWS - begin % PROMPT_ROWS);
+    let end = (begin + most) / PAGE_TOKENS * PAGE_TOKENS;
+    if end > begin { end - begin } else { most }
 }
 
 /// Whether it is no sequence's fault.
@@ -555,14 +567,17 @@ fn is_of_card(error: &PassError) -> bool {
 /// As sessions are told.
 pub(crate) fn failed(error: &PassError) -> GenerateError {
     match error {
-        PassError::Pages(full) => GenerateError::CacheFull {
-            needed: (full.needed * PAGE_TOKENS) as u64,
-            free: (full.free * PAGE_TOKENS) as u64,
-            capacity: (full.capacity * PAGE_TOKENS) as u64,
-        },
+        PassError::Pages(PagesError::OutOfPages { needed, available, quota }) => {
+            cache_full(*needed, (*available, *quota))
+        }
         PassError::Stuck => GenerateError::Gpu(GpuError::Stuck),
         PassError::Cuda(error) => GenerateError::Gpu(error.clone().into()),
         // Sessions check what comes from users, and keep count of positions.
         error => GenerateError::Pass { reason: error.to_string() },
     }
+}
+
+fn cache_full(needed: usize, (free, capacity): (usize, usize)) -> GenerateError {
+    let [needed, free, capacity] = [needed, free, capacity].map(|n| (n * PAGE_TOKENS) as u64);
+    GenerateError::CacheFull { needed, free, capacity }
 }

@@ -17,6 +17,7 @@ use m40_gpu::resident::IDLE_MICROS;
 use m40_gpu::weights::{Loader, Weights, WeightsError};
 use m40_gpu::{Sequence, TooManySequences, samples};
 use m40_program::Program;
+use m40_sched::pages::{PagesError, Rank};
 use memmap2::Mmap;
 
 use super::batch::Passes;
@@ -203,7 +204,7 @@ pub(crate) struct CardModel {
     page_bytes: usize,
 }
 
-/// Keys and values of a conversation, from its first pass on.
+/// Keys and values of a conversation while an answer is computed.
 #[derive(Debug)]
 pub(crate) struct CardCache {
     seat: Seat<OnCard>,
@@ -211,10 +212,6 @@ pub(crate) struct CardCache {
 }
 
 impl CardCache {
-    pub(crate) fn truncate(&mut self, len: usize) {
-        self.seat.truncate(len);
-    }
-
     pub(crate) fn bytes(&self) -> usize {
         self.seat.sequence().map_or(0, |sequence| sequence.pages() * self.page_bytes)
     }
@@ -230,7 +227,8 @@ impl CardModel {
     pub(crate) fn begin(&self, cache: &mut CardCache, start: &Start<'_>) {
         let params = start.params;
         let chooses = params.logprobs.is_none() && samples(&params.sampling, self.vocab);
-        cache.seat.begin(chooses.then(|| Going::new(start, self.vocab, self.context)));
+        let going = chooses.then(|| Going::new(start, self.vocab, self.context));
+        self.owner.begin(&mut cache.seat, going, params.priority, start.cancel);
     }
 
     /// As [`Runner::pass`](crate::backend::Runner::pass).
@@ -346,12 +344,32 @@ impl Passes for OnCard {
         self.executor.pages()
     }
 
-    fn begin(&mut self) -> Result<Sequence, TooManySequences> {
-        self.executor.begin()
+    fn begin(&mut self, rank: Rank, text: &[u32]) -> Result<Sequence, TooManySequences> {
+        self.executor.begin_with(rank, text)
+    }
+
+    fn len(sequence: &Sequence) -> usize {
+        sequence.len()
     }
 
     fn truncate(sequence: &mut Sequence, len: usize) {
         sequence.truncate(len);
+    }
+
+    fn resume(sequence: &mut Sequence, text: &[u32]) -> usize {
+        sequence.resume(text)
+    }
+
+    fn reserve(sequence: &mut Sequence, end: usize) -> Result<bool, PagesError> {
+        sequence.reserve(end)
+    }
+
+    fn fits(sequence: &Sequence, end: usize) -> bool {
+        sequence.fits(end)
+    }
+
+    fn has_room(sequence: &Sequence, end: usize) -> bool {
+        sequence.has_room(end)
     }
 
     fn forward(

@@ -6,11 +6,12 @@ use std::thread::{self, JoinHandle};
 use std::{fmt, io};
 
 use m40_gpu::executor::Chosen;
+use m40_sched::pages::Rank;
 
 use super::batch::{Answer, Batcher, Job, Message, Next, Passes, Task};
 use super::going::Going;
-use crate::backend::{Output, PROMPT_ROWS};
-use crate::generate::GenerateError;
+use crate::backend::Output;
+use crate::generate::{CancelToken, GenerateError};
 
 /// Messages that wait for the thread before sessions wait to send more.
 const MESSAGES: usize = 64;
@@ -22,6 +23,8 @@ pub(super) struct Owner<P: Passes> {
     thread: Option<JoinHandle<()>>,
     /// Sessions that there have been.
     sessions: AtomicU64,
+    /// Answers that were begun.
+    answers: AtomicU64,
 }
 
 /// A session's place with its model's owner.
@@ -52,22 +55,7 @@ impl<T> Lent<Result<T, GenerateError>> {
 }
 
 impl<P: Passes> Seat<P> {
-    /// Forgets all tokens from position `len` on: a prompt follows.
-    pub(super) fn truncate(&mut self, len: usize) {
-        self.take_back();
-        let job = self.job.as_mut();
-        if let Some(sequence) = job.and_then(|job| job.sequence.as_mut()) {
-            P::truncate(sequence, len);
-        }
-    }
-
-    /// Has tokens of the answer to a prompt chosen so.
-    pub(super) fn begin(&mut self, going: Option<Going>) {
-        self.going = going.map(Box::new);
-        self.told = false;
-    }
-
-    /// Keys and values, once there are any.
+    /// Keys and values, while there is an answer to be computed.
     pub(super) fn sequence(&self) -> Option<&P::Sequence> {
         self.job.as_ref()?.sequence.as_ref()
     }
@@ -111,7 +99,8 @@ impl<P: Passes> Owner<P> {
         let batcher = Batcher::new(passes, ahead);
         let thread = thread::Builder::new().name("m40-passes".into());
         let thread = thread.spawn(move || serve(batcher, &inbox))?;
-        Ok(Self { messages: Some(messages), thread: Some(thread), sessions: AtomicU64::new(0) })
+        let (sessions, answers) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Self { messages: Some(messages), thread: Some(thread), sessions, answers })
     }
 
     /// A place for one more session.
@@ -121,6 +110,25 @@ impl<P: Passes> Owner<P> {
         let (back, receiver) = channel();
         let job = Some(Box::new(Job::new(session, back)));
         Seat { session, job, back: receiver, next: None, heard: 0, going: None, told: false }
+    }
+
+    /// The answer to a prompt follows, of which nothing is held. Its tokens are chosen so; the pages that
+    /// they need it takes from answers of less priority and, of the same, from those begun later.
+    pub(super) fn begin(
+        &self,
+        seat: &mut Seat<P>,
+        going: Option<Going>,
+        priority: i64,
+        cancel: &CancelToken,
+    ) {
+        seat.going = going.map(Box::new);
+        seat.told = false;
+        if let Some(job) = &mut seat.job {
+            job.sequence = None;
+            job.text.clear();
+            job.rank = Rank { priority, arrival: self.answers.fetch_add(1, Ordering::Relaxed) };
+            job.cancel = cancel.clone();
+        }
     }
 
     /// As [`Runner::pass`](crate::backend::Runner::pass).
@@ -163,6 +171,9 @@ impl<P: Passes> Owner<P> {
                 continue;
             }
             let computed = job.computed;
+            if job.found {
+                return Ok((computed, take(Output::Found)));
+            }
             if computed < tokens.len() {
                 return Ok((computed, take(Output::Nothing)));
             }
@@ -172,12 +183,13 @@ impl<P: Passes> Owner<P> {
 
     /// Gives a session's job to the thread.
     fn ask(&self, seat: &mut Seat<P>, base: usize, tokens: &[u32]) -> Result<(), GenerateError> {
-        seat.truncate(base);
         let mut job = seat.job.take().ok_or_else(ended)?;
+        if let Some(sequence) = &mut job.sequence {
+            P::truncate(sequence, base);
+        }
         job.position = base;
-        job.tokens.clear();
-        job.tokens.extend_from_slice(&tokens[..tokens.len().min(PROMPT_ROWS + 1)]);
-        job.pending = tokens.len();
+        job.text.truncate(base);
+        job.text.extend_from_slice(tokens);
         job.wants_logits = seat.going.is_none();
         let to_tell = seat.going.as_ref().filter(|_| tokens.len() == 1 && !seat.told);
         job.tell = to_tell.map(|going| going.tell());
@@ -196,12 +208,16 @@ impl<P: Passes> Owner<P> {
         Ok(())
     }
 
-    /// A session asks for nothing more for now.
+    /// A session asks for nothing more for now. What it has computed is kept in the cache for whoever
+    /// begins alike, as long as nobody needs the room.
     pub(super) fn rest(&self, seat: &mut Seat<P>) {
         // A thread that has ended waits for nobody.
+        let _ = self.recall(seat);
+        seat.going = None;
+        if let Some(job) = &mut seat.job {
+            job.sequence = None;
+        }
         let _ = self.send(Message::Rest(seat.session));
-        seat.take_back();
-        seat.begin(None);
     }
 
     /// Has the thread do something else with what computes passes, which wait meanwhile.

@@ -1,12 +1,11 @@
 //! Sessions of one model side by side on a device: each says what it says alone.
 
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Instant;
 
 use m40_testkit::models;
-use m40llm::{
-    CancelToken, Decode, FinishReason, GenerateError, GenerateParams, Model, ModelOptions,
-};
+use m40llm::{CancelToken, Completion, Decode, FinishReason, GenerateParams, Model, ModelOptions};
 
 use super::real::{TEXT, engine, params};
 use super::{Gpu, gpu, say};
@@ -139,17 +138,11 @@ fn models_side_by_side_say_what_each_says_alone_and_one_more_is_loaded_meanwhile
 }
 
 #[test]
-fn who_is_cancelled_or_finds_no_room_leaves_the_others_as_they_were() {
+fn who_is_cancelled_leaves_the_others_as_they_were() {
     let Some(gpu) = gpu() else { return };
     let model = load(&gpu, Decode::Persistent);
     let streams = prompts(&model, 3);
     let alone: Vec<_> = streams.iter().map(|p| said(&model, p, &params(300))).collect();
-    // It leaves less of the cache than another prompt like it needs.
-    let mut large = model.session();
-    let long = long_prompt(&model, 2600);
-    large
-        .generate(&long, &params(1), &CancelToken::new(), &mut |_| {})
-        .unwrap_or_else(|error| panic!("{error}"));
     thread::scope(|scope| {
         for (prompt, alone) in streams.iter().zip(&alone) {
             let model = &model;
@@ -167,9 +160,84 @@ fn who_is_cancelled_or_finds_no_room_leaves_the_others_as_they_were() {
             let done = model.session().generate(&streams[0], &params(300), &cancel, &mut on_chunk);
             assert_eq!(done.unwrap().finish, FinishReason::Cancelled);
         }
-        let refused = model.session().generate(&long, &params(1), &CancelToken::new(), &mut |_| {});
-        assert!(matches!(refused, Err(GenerateError::CacheFull { .. })), "{refused:?}");
     });
-    drop(large);
-    said(&model, &long, &params(2));
+}
+
+/// Answers a prompt in a session of its own: what it holds then, and how it went.
+fn answer(model: &Model, prompt: &[u32], tokens: u32) -> (Vec<u32>, Completion) {
+    let mut session = model.session();
+    let done = session.generate(prompt, &params(tokens), &CancelToken::new(), &mut |_| {});
+    (session.tokens().to_vec(), done.unwrap_or_else(|error| panic!("{error}")))
+}
+
+#[test]
+fn a_prompt_that_begins_as_one_of_another_session_is_computed_from_there_on() {
+    let Some(gpu) = gpu() else { return };
+    for decode in [Decode::Graph, Decode::Persistent] {
+        let model = load(&gpu, decode);
+        let long = long_prompt(&model, 700);
+        let (held, first) = answer(&model, &long, 40);
+        assert_eq!((first.cached_tokens, held.len()), (0, 739));
+        // The next turn of the chat, in another session, and the same beside a second one.
+        let turn = [&held[..], &prompts(&model, 1)[0]].concat();
+        let (text, second) = answer(&model, &turn, 40);
+        assert_eq!(second.cached_tokens, 739 / 32 * 32);
+        let times = [first.prompt_time, second.prompt_time];
+        say(&format!("{decode}: 700 tokens took {:?}, the next turn {:?}", times[0], times[1]));
+        let again = thread::scope(|scope| {
+            let both = [(); 2].map(|()| scope.spawn(|| answer(&model, &turn, 40)));
+            both.map(|thread| thread.join().unwrap_or_else(|_| panic!("it panicked")))
+        });
+        for (other, done) in again {
+            assert_eq!(done.cached_tokens as usize, (turn.len() - 1) / 32 * 32);
+            let same = other.iter().zip(&text).take_while(|(a, b)| a == b).count();
+            say(&format!("{decode}: {} of 39 tokens are the same", same - turn.len()));
+        }
+        // A model that has nothing says the same, but for sums that slices cut otherwise.
+        let (alone, done) = answer(&load(&gpu, decode), &turn, 40);
+        assert_eq!(done.cached_tokens, 0);
+        let same = alone.iter().zip(&text).take_while(|(a, b)| a == b).count();
+        say(&format!("{decode}: {} of 39 tokens are those without pages", same - turn.len()));
+        assert!(same > turn.len());
+    }
+}
+
+#[test]
+fn sessions_that_need_more_pages_than_there_are_take_turns() {
+    let Some(gpu) = gpu() else { return };
+    let options = ModelOptions { context: Some(256), ..ModelOptions::default() };
+    for decode in [Decode::Graph, Decode::Persistent] {
+        let model = engine(&gpu.device, 1024, decode).load(&models::smollm2(), &options);
+        let model = model.unwrap_or_else(|error| panic!("{error}"));
+        // Each needs seven of eight pages.
+        let prompts = prompts(&model, 5);
+        let alone: Vec<_> = prompts.iter().map(|p| said(&model, p, &params(200))).collect();
+        let (sender, begun) = channel();
+        let texts: Vec<_> = thread::scope(|scope| {
+            let one = |i: usize| {
+                let (model, prompts, begun) = (&model, &prompts, sender.clone());
+                scope.spawn(move || {
+                    let mut session = model.session();
+                    // Only the first is waited for.
+                    let on_chunk = &mut |_| begun.send(()).unwrap_or(());
+                    let cancel = CancelToken::new();
+                    let done = session.generate(&prompts[i], &params(200), &cancel, on_chunk);
+                    let done = done.unwrap_or_else(|error| panic!("{error}"));
+                    assert_eq!(done.completion_tokens, 200);
+                    session.tokens().to_vec()
+                })
+            };
+            let oldest = one(0);
+            begun.recv().unwrap();
+            let others: Vec<_> = (1..5).map(one).collect();
+            let all = [oldest].into_iter().chain(others);
+            all.map(|thread| thread.join().unwrap_or_else(|_| panic!("it panicked"))).collect()
+        });
+        assert_eq!(texts[0], alone[0], "nobody takes pages from the oldest");
+        for (i, (text, alone)) in texts.iter().zip(&alone).enumerate() {
+            let same = text.iter().zip(alone).take_while(|(a, b)| a == b).count();
+            let of = text.len() - prompts[i].len();
+            say(&format!("{decode}: {} of {of} tokens as alone", same - prompts[i].len()));
+        }
+    }
 }

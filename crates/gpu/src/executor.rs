@@ -20,6 +20,7 @@ use m40_cuda::{
 };
 use m40_gguf::Gguf;
 use m40_program::Program;
+use m40_sched::pages::{PagesError, Rank};
 
 pub use self::choose::{Attend, Canceller, Chosen, Unattended};
 pub use self::error::{LoadError, PassError};
@@ -393,18 +394,28 @@ impl Executor {
         self.weights.device_bytes()
     }
 
-    /// Pages of the KV cache that nobody has, and all, of
+    /// Pages of the KV cache that no sequence has, and all, of
     /// [`PAGE_TOKENS`](crate::ops::PAGE_TOKENS) tokens each.
     pub fn pages(&self) -> (usize, usize) {
         self.pool.pages()
     }
 
-    /// An empty sequence.
+    /// An empty sequence that shares no pages with others, ever.
     ///
     /// # Errors
     /// [`TooManySequences`] when as many as were planned for are in use.
     pub fn begin(&self) -> Result<Sequence, TooManySequences> {
         self.pool.begin()
+    }
+
+    /// A sequence that will hold `tokens`, and holds as many of them as are in full pages of the
+    /// cache, but never the last. It may take pages of those that are weaker than `rank`
+    /// ([`Sequence::reserve`]), and lose its own to stronger ones.
+    ///
+    /// # Errors
+    /// [`TooManySequences`] when as many as were planned for are in use.
+    pub fn begin_with(&self, rank: Rank, tokens: &[u32]) -> Result<Sequence, TooManySequences> {
+        self.pool.begin_with(rank, tokens)
     }
 
     /// Runs the program over `rows` and returns the logits, `[logit_rows, vocab] f32`, of the rows
@@ -433,6 +444,7 @@ impl Executor {
                 self.read_logits(rows, &mut logits)?;
             }
         }
+        computed(rows, sequences)?;
         self.logits = logits;
         Ok(&mut self.logits)
     }
@@ -472,15 +484,7 @@ impl Executor {
                 return Err(PassError::Context { position: *end - 1, context });
             }
         }
-        let grown = sequences.iter_mut().zip(ends).try_for_each(|(s, end)| s.grow(end));
-        if let Err(error) = grown {
-            // As if nothing had been asked.
-            for (sequence, before) in sequences.iter_mut().zip(before) {
-                sequence.truncate(before);
-            }
-            return Err(error.into());
-        }
-        Ok(())
+        Ok(self.pool.grow(sequences, &ends)?)
     }
 
     /// One pass. Rows are checked, and there is room for them.
@@ -558,7 +562,7 @@ impl Executor {
         let (first, news) = sequence.take_news();
         if !news.is_empty() {
             let range = start + first..start + first + news.len();
-            upload(&mut self.ring, &mut self.tables, range, news)?;
+            upload(&mut self.ring, &mut self.tables, range, &news)?;
         }
         let pages = place_of(&self.tables).0 + (4 * start as u64 / Place::BYTES) as u32;
         let (token, position) = (row.token, row.position as u32);
@@ -715,6 +719,13 @@ fn decode_kernels(
     let module = device.load(model, &image, &names)?;
     let [a, b, c, d] = DECODE.each_ref().map(|signature| module.kernel(signature));
     Ok([a?, b?, c?, d?])
+}
+
+/// Notes what sequences hold after passes over rows.
+fn computed(rows: &[Row], sequences: &mut [&mut Sequence]) -> Result<(), PagesError> {
+    let mut tokens = vec![vec![]; sequences.len()];
+    rows.iter().for_each(|row| tokens[row.sequence].push(row.token));
+    sequences.iter_mut().zip(tokens).try_for_each(|(sequence, tokens)| sequence.computed(&tokens))
 }
 
 /// The smallest kernel for so many rows, an index into [`KERNEL_ROWS`].

@@ -5,7 +5,8 @@
 //! | [`lower`] | a program to the ops of decode passes, without a device |
 //! | [`ops`] | the ops as kernels read them |
 //! | [`weights`] | weights onto the card |
-//! | [`kv`] | pages of the KV cache |
+//! | [`kv`] | where the pages of the KV cache lie |
+//! | [`Pool`] | which sequences have them |
 //! | [`prefill`], [`call`] | passes of many rows, as launches |
 //! | [`specialize`] | decode kernels of one program, as source |
 //! | [`continuation`] | how sequences go on by themselves |
@@ -33,4 +34,4 @@ pub mod specialize;
 pub mod weights;
 
 pub use choice::{Choice, MAX_VOCAB, MAX_WINDOW, runs_on_device, samples};
-pub use sequence::{Sequence, TooManySequences};
+pub use sequence::{Pool, Sequence, TooManySequences};

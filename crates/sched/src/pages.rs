@@ -29,6 +29,7 @@ mod prefix;
 #[cfg(test)]
 mod tests;
 
+use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 
@@ -48,6 +49,18 @@ pub struct Rank {
     /// Of these the one that arrived last, by a number that grows. A sequence that had to give its
     /// pages keeps the number when it begins again.
     pub arrival: u64,
+}
+
+impl Ord for Rank {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.priority.cmp(&other.priority).then_with(|| other.arrival.cmp(&self.arrival))
+    }
+}
+
+impl PartialOrd for Rank {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 /// The pages of one model.
@@ -225,8 +238,7 @@ impl Pages {
         more: usize,
     ) -> Result<Vec<Preempted>, PagesError> {
         let needed = self.needed(id, more)?;
-        let weaker: Vec<_> =
-            self.weakest_first().into_iter().take_while(|weak| *weak != id).collect();
+        let weaker = self.weaker(id);
         let available = self.available() + self.only_read_by(&weaker);
         if needed > available {
             return Err(PagesError::OutOfPages { needed, available, quota: self.quota });
@@ -240,6 +252,14 @@ impl Pages {
         }
         self.reserve(id, more)?;
         Ok(preempted)
+    }
+
+    /// Whether [`reserve_from_weaker`](Self::reserve_from_weaker) would find enough pages.
+    pub fn has_room(&self, id: SequenceId, more: usize) -> bool {
+        self.needed(id, more).is_ok_and(|needed| {
+            let beyond = needed.saturating_sub(self.available());
+            beyond == 0 || beyond <= self.only_read_by(&self.weaker(id))
+        })
     }
 
     /// Keys and values of `tokens` are in the pages of a sequence, behind what it held. Its page table
@@ -323,6 +343,11 @@ impl Pages {
             self.drop_oldest();
         }
         preempted
+    }
+
+    /// Whether there is such a sequence: it has neither ended nor had to give its pages.
+    pub fn contains(&self, id: SequenceId) -> bool {
+        self.sequences.contains_key(&id)
     }
 
     /// A sequence's pages in the order of its tokens; those for which it has room come last. Empty if
@@ -446,9 +471,13 @@ impl Pages {
 
     fn weakest_first(&self) -> Vec<SequenceId> {
         let mut all: Vec<_> = self.sequences.iter().collect();
-        let strength = |rank: &Rank| (rank.priority, std::cmp::Reverse(rank.arrival));
-        all.sort_by_key(|(id, sequence)| (strength(&sequence.rank), std::cmp::Reverse(**id)));
+        all.sort_by_key(|(id, sequence)| (sequence.rank, Reverse(**id)));
         all.into_iter().map(|(id, _)| *id).collect()
+    }
+
+    /// All that are weaker than this one, the weakest first.
+    fn weaker(&self, id: SequenceId) -> Vec<SequenceId> {
+        self.weakest_first().into_iter().take_while(|weak| *weak != id).collect()
     }
 
     /// Pages that nobody would have without these sequences.

@@ -2,6 +2,7 @@
 //! it fails when it is told to.
 
 mod fake;
+mod pages;
 mod threads;
 
 use std::sync::mpsc::{Receiver, channel};
@@ -28,7 +29,9 @@ struct Client {
 impl Client {
     fn new(session: u64, tokens: Vec<u32>) -> Self {
         let (sender, back) = channel();
-        let job = Some(Box::new(Job::new(session, sender)));
+        let mut job = Box::new(Job::new(session, sender));
+        job.rank.arrival = session;
+        let job = Some(job);
         Self { job, back, prompt: tokens.len(), tokens, held: 0, logits: false }
     }
 
@@ -39,8 +42,7 @@ impl Client {
     fn message(&mut self) -> Message<Fake> {
         let mut job = self.job.take().unwrap();
         job.position = self.held;
-        job.tokens = self.tokens[self.held..].iter().take(PROMPT_ROWS + 1).copied().collect();
-        job.pending = self.tokens.len() - self.held;
+        job.text.clone_from(&self.tokens);
         job.wants_logits = self.logits;
         Message::Ask(job)
     }
@@ -273,29 +275,6 @@ fn streams_keep_half_their_speed_beside_a_prompt() {
 }
 
 #[test]
-fn who_has_no_room_hurts_nobody_else() {
-    let told = Told::default();
-    told.set_pages(3 + 2);
-    let mut batcher = Batcher::new(Fake::new(&told), 5);
-    let mut three = clients(3, 1);
-    go_on(&mut batcher, &mut three, 6);
-    // No page is left for five tokens more of each, but none is needed for two.
-    go_on(&mut batcher, &mut three, 2);
-    assert!(three.iter().all(|client| client.held == PAGE_TOKENS));
-    three.iter_mut().for_each(|client| client.ask(&mut batcher));
-    step(&mut batcher);
-    let heard: Vec<_> = three.iter_mut().map(|client| client.hear().unwrap()).collect();
-    assert_eq!(heard[..2], [Ok(()), Ok(())]);
-    let Err(GenerateError::CacheFull { needed, free, .. }) = heard[2] else { panic!("{heard:?}") };
-    assert_eq!((needed, free), (PAGE_TOKENS as u64, 0));
-
-    // It leaves, and the others go on.
-    drop(three.pop());
-    go_on(&mut batcher, &mut three, 1);
-    three.iter().for_each(Client::check);
-}
-
-#[test]
 fn whose_context_is_full_hurts_nobody_else() {
     let told = Told::default();
     told.set_context(60);
@@ -312,24 +291,6 @@ fn whose_context_is_full_hurts_nobody_else() {
     let Err(GenerateError::Pass { reason }) = &heard[2] else { panic!("{heard:?}") };
     assert!(reason.contains("context of 60 tokens"), "{reason}");
     three.iter().for_each(Client::check);
-}
-
-#[test]
-fn a_prompt_that_does_not_fit_takes_no_pages_from_streams() {
-    let told = Told::default();
-    told.set_pages(10);
-    let mut batcher = batcher(&told);
-    let mut all = clients(2, 1);
-    go_on(&mut batcher, &mut all, 1);
-    all.push(Client::new(2, prompt(9 * PAGE_TOKENS, 2)));
-    all.iter_mut().for_each(|client| client.ask(&mut batcher));
-    step(&mut batcher);
-    let Some(Err(GenerateError::CacheFull { needed, free, .. })) = all[2].hear() else { panic!() };
-    assert_eq!((needed, free), (9 * PAGE_TOKENS as u64, 8 * PAGE_TOKENS as u64));
-    assert_eq!((told.free_pages(), all[2].held), (8, 0));
-    step(&mut batcher);
-    all[..2].iter_mut().for_each(|client| client.hear().unwrap().unwrap());
-    all.iter().for_each(Client::check);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Passes that choose tokens and feed themselves with them.
 
 use std::fmt;
+use std::iter::once;
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -177,6 +178,9 @@ impl Executor {
                 Ok(chosen) => {
                     let tokens = chosen[i].iter().filter(|chosen| chosen.probability > 0.0);
                     sequence.accept(tokens.count() as u32);
+                    let fed = once(row.token).chain(chosen[i].iter().map(|chosen| chosen.token));
+                    sequence.computed(&fed.take(chosen[i].len()).collect::<Vec<_>>())?;
+                    // The room for passes that did not run.
                     sequence.truncate(row.position + chosen[i].len());
                 }
                 Err(_) => sequence.lose(),

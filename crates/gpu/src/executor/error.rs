@@ -1,8 +1,8 @@
 //! What goes wrong with models on the card.
 
 use m40_cuda::{CompileError, CudaError};
+use m40_sched::pages::PagesError;
 
-use crate::kv::OutOfPages;
 use crate::lower::{AssembleError, LowerError};
 use crate::ops::PAGE_TOKENS;
 use crate::weights::WeightsError;
@@ -89,6 +89,12 @@ pub enum PassError {
         /// Sequences given.
         count: usize,
     },
+    /// A sequence that may share its pages was to take for computed what is not.
+    #[error("sequence {index} may share its pages, which are to hold what its tokens make")]
+    Shared {
+        /// Among those given.
+        index: usize,
+    },
     /// A sequence is not at the token up to which the card's state of it knows.
     #[error(
         "the gpu is to choose the token after position {position}, and its state of the sequence \
@@ -111,7 +117,7 @@ pub enum PassError {
         rows: usize,
     },
     /// The blocks of a launch waited too long for each other, as when something else holds a part of
-    /// the card; or the kernel gives no sign of life. What the pass has appended is undefined; truncating the sequences makes them good.
+    /// the card; or the kernel gives no sign of life.
     #[error(
         "the blocks of a launch waited in vain for each other: does another program use the GPU? \
          decoding one op a launch goes on beside it"
@@ -120,9 +126,9 @@ pub enum PassError {
     /// The kernel has read something else than it was told to do, and did nothing.
     #[error("the gpu read another job than the host had posted: is its memory or the bus failing?")]
     Corrupt,
-    /// The KV cache is full.
+    /// The KV cache is full, or what the sequence had of it went to another.
     #[error(transparent)]
-    Pages(#[from] OutOfPages),
+    Pages(#[from] PagesError),
     /// The card.
     #[error(transparent)]
     Cuda(#[from] CudaError),

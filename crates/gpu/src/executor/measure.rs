@@ -121,16 +121,20 @@ impl Executor {
     /// zeros or those of others before: enough to measure passes over long contexts, and nothing else.
     ///
     /// # Errors
-    /// [`PassError`], if there is no such room.
+    /// [`PassError`], if there is no such room, or the sequence may share its pages with others.
     pub fn pretend(&self, sequence: &mut Sequence, tokens: usize) -> Result<(), PassError> {
         let (end, context) = (sequence.len() + tokens, sequence.context());
         if !sequence.is_of(&self.pool) {
             return Err(PassError::Sequence { index: 0, count: 1 });
         }
+        if !sequence.is_alone() {
+            return Err(PassError::Shared { index: 0 });
+        }
         if end > context {
             return Err(PassError::Context { position: end - 1, context });
         }
-        Ok(sequence.grow(end)?)
+        self.pool.grow(&mut [&mut *sequence], &[end])?;
+        Ok(sequence.computed(&vec![0; tokens])?)
     }
 
     /// Bytes a second that a copy on the card moves, each read and written, after a first one that

@@ -2,7 +2,7 @@
 
 use m40_program::diff::{Observer, Output};
 
-use super::{Executor, PassError, Row, Want, kernel_for};
+use super::{Executor, PassError, Row, Want, computed, kernel_for};
 use crate::batch::decode_passes;
 use crate::observe::visible;
 use crate::sequence::Sequence;
@@ -11,7 +11,8 @@ impl Executor {
     /// Runs a decode pass over `rows`, of different sequences and at most
     /// [`PASS_ROWS`](crate::ops::PASS_ROWS), in launches of one op each, however passes are launched
     /// otherwise, and shows what each leaves in scratch memory. A pass that the observer ends stores
-    /// no keys and values of layers that it did not reach.
+    /// no keys and values of layers that it did not reach, so sequences must be those of
+    /// [`begin`](Self::begin).
     ///
     /// # Errors
     /// [`PassError`], before anything is computed unless the card fails.
@@ -24,9 +25,13 @@ impl Executor {
         if rows.is_empty() || decode_passes(rows).len() > 1 {
             return Err(PassError::Rows { rows: rows.len() });
         }
+        if let Some(index) = sequences.iter().position(|sequence| !sequence.is_alone()) {
+            return Err(PassError::Shared { index });
+        }
         self.prepare(rows, sequences, 1)?;
         self.rest()?;
         self.send_pass(rows, sequences, Want::Logits)?;
+        computed(rows, sequences)?;
         let kernel = kernel_for(rows.len());
         let visible = visible(&self.plan.program, &self.plan.lowered);
         let mut values = vec![];

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use m40_cpu::{Executor, ExecutorOptions, KvCache, Numerics, Row as CpuRow};
 use m40_gguf::{Gguf, dequantize};
 use m40_gpu::continuation::{Continuation, States};
-use m40_gpu::kv::{KvPlan, PagePool, PageTable};
+use m40_gpu::kv::KvPlan;
 use m40_gpu::lower::{Lowered, Places, Target, lower};
 use m40_gpu::observe::visible;
 use m40_gpu::ops::{NO_SLOT, Next, OP_WORDS, PASS_ROWS, Place, Row};
 use m40_gpu::specialize::DecodeSource;
+use m40_gpu::{Pool, Sequence as Cache};
 use m40_program::diff::{Observer, Output};
 use m40_program::{BuildOptions, KvType, Matrix, MatrixId, Program, build};
 use m40_repack::{Layout, repack};
@@ -166,7 +167,7 @@ pub(crate) enum Way {
 
 /// A sequence on the card.
 pub(crate) struct Sequence {
-    table: PageTable,
+    pub(crate) cache: Cache,
     /// Of its table, and its slot once it has one.
     number: u32,
     slot: u32,
@@ -183,7 +184,7 @@ pub(crate) struct Placed {
     barrier: Place,
     /// All pages.
     cache: Place,
-    pool: PagePool,
+    pub(crate) pool: Arc<Pool>,
     tables: Vec<Place>,
     /// Tables that no sequence has.
     free: Vec<u32>,
@@ -246,7 +247,7 @@ impl Placed {
         card.write_words(barrier, &[0; 4]);
         let tables = (0..PASS_ROWS).map(|_| card.allocate(table_bytes)).collect();
         let free = (0..PASS_ROWS as u32).rev().collect();
-        let pool = PagePool::new(plan.pages());
+        let pool = Pool::new(plan.pages(), PASS_ROWS, target.context as usize);
         Self {
             card,
             lowered,
@@ -266,8 +267,22 @@ impl Placed {
     }
 
     pub(crate) fn sequence(&mut self) -> Sequence {
+        let cache = self.pool.begin().unwrap();
+        self.sequence_with(cache)
+    }
+
+    /// A sequence that holds what is in these pages.
+    pub(crate) fn sequence_with(&mut self, cache: Cache) -> Sequence {
         let number = self.free.pop().expect("no more sequences than rows");
-        Sequence { table: PageTable::new(), number, slot: NO_SLOT, tokens: 0 }
+        Sequence { tokens: cache.len(), cache, number, slot: NO_SLOT }
+    }
+
+    /// Makes room for so many tokens, and tells the card where it is.
+    fn grow(&mut self, sequence: &mut Sequence, tokens: usize) -> Place {
+        self.pool.grow(&mut [&mut sequence.cache], &[tokens]).unwrap();
+        let pages = self.tables[sequence.number as usize];
+        self.card.write_words(pages, &sequence.cache.table());
+        pages
     }
 
     /// Has a sequence go on so; it is cancelled by this ticket.
@@ -293,16 +308,15 @@ impl Placed {
     pub(crate) fn sequence_of(&mut self, tokens: usize, pages: &[u32]) -> Sequence {
         self.card.write_words(self.cache, pages);
         let mut sequence = self.sequence();
-        self.pool.grow(&mut sequence.table, tokens).unwrap();
-        let first: Vec<_> = (0..sequence.table.pages().len() as u32).collect();
-        assert_eq!(sequence.table.pages(), first);
+        self.grow(&mut sequence, tokens);
+        let first: Vec<_> = (0..sequence.cache.pages() as u32).collect();
+        assert_eq!(sequence.cache.table(), first);
         sequence.tokens = tokens;
         sequence
     }
 
     pub(crate) fn release(&mut self, sequence: Sequence) {
         self.free.push(sequence.number);
-        self.pool.release(sequence.table);
     }
 
     fn region(&self, id: m40_gpu::lower::RegionId) -> Place {
@@ -357,7 +371,6 @@ impl Placed {
                 let fed = end.map_or(at_once as usize, |end| end + 1);
                 texts[i].extend(of_row.take(fed));
                 sequence.tokens -= at_once as usize - fed;
-                self.pool.truncate(&mut sequence.table, sequence.tokens);
                 if end.is_none() {
                     going.push((i, (sequence, texts[i][texts[i].len() - 1][0])));
                 }
@@ -380,9 +393,7 @@ impl Placed {
         for (sequence, token) in rows {
             let position = sequence.tokens as u32;
             sequence.tokens += passes as usize;
-            self.pool.grow(&mut sequence.table, sequence.tokens).unwrap();
-            let pages = self.tables[sequence.number as usize];
-            self.card.write_words(pages, sequence.table.pages());
+            let pages = self.grow(sequence, sequence.tokens);
             words.extend(Row { token: *token, position, pages, slot: sequence.slot }.words());
         }
         self.card.write_words(self.pass, &words);
@@ -427,9 +438,7 @@ impl Placed {
 
     /// Makes room for so many tokens of a sequence, and says where its rows find it.
     pub(crate) fn reserve(&mut self, sequence: &mut Sequence, tokens: usize) -> Row {
-        self.pool.grow(&mut sequence.table, tokens).unwrap();
-        let pages = self.tables[sequence.number as usize];
-        self.card.write_words(pages, sequence.table.pages());
+        let pages = self.grow(sequence, tokens);
         Row { token: 0, position: sequence.tokens as u32, pages, slot: sequence.slot }
     }
 

@@ -1,15 +1,17 @@
 //! Whole decode passes of tiny models against the CPU's oracle.
 
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use m40_gguf::TensorType;
 use m40_gpu::lower::Target;
+use m40_gpu::ops::PAGE_TOKENS;
 use m40_program::KvType;
+use m40_sched::pages::Rank;
 use m40_testkit::emulation::{compile, compile_for};
 use m40_testkit::gguf::{Noise, TinyModel};
 
-use crate::model::{Model, Placed, Way};
+use crate::model::{Model, Placed, Sequence, Way};
 
 /// Few enough for an emulation, and a number that divides no count of rows.
 pub(crate) const TARGET: Target = Target { blocks: 3, context: 600 };
@@ -188,5 +190,52 @@ fn passes_that_feed_themselves_choose_what_the_oracle_does() {
         }
     }
     sequences.into_iter().for_each(|sequence| placed.release(sequence));
+    placed.end();
+}
+
+/// Feeds a sequence the rest of a text; the bits of the logits of each token.
+fn feed(placed: &mut Placed, sequence: &mut Sequence, text: &[u32]) -> Vec<Vec<u32>> {
+    let mut found = vec![];
+    for &token in &text[sequence.tokens..] {
+        let (logits, _) = placed.pass(Way::Resident, &mut [(&mut *sequence, token)]).remove(0);
+        sequence.cache.computed(&[token]).unwrap();
+        found.push(logits.into_iter().map(f32::to_bits).collect());
+    }
+    found
+}
+
+#[test]
+fn who_reads_pages_of_others_computes_the_same_bits() {
+    let Some(emulation) = emulation() else { return };
+    // A window that begins in a page that was read.
+    let model = Model::with_kv(&tiny("gemma3").sliding_window(8), KvType::Int8);
+    let mut placed = Placed::new(&emulation, &model, TARGET, 3);
+    let text = tokens(PAGE_TOKENS + 4, 11);
+    let other = [&text[..PAGE_TOKENS], &tokens(4, 12)].concat();
+    let pool = Arc::clone(&placed.pool);
+    let begin = |placed: &mut Placed, arrival: u64, text: &[u32]| {
+        let rank = Rank { priority: 0, arrival };
+        placed.sequence_with(pool.begin_with(rank, text).unwrap())
+    };
+    let mut first = begin(&mut placed, 1, &text);
+    assert_eq!(first.tokens, 0);
+    let expected = feed(&mut placed, &mut first, &text);
+    // Beside the one that computed them, with another text behind; and after it.
+    let mut second = begin(&mut placed, 2, &other);
+    assert_eq!(second.tokens, PAGE_TOKENS);
+    let beside = feed(&mut placed, &mut second, &other);
+    // Its page goes to the other one, and it begins again.
+    first.cache.reserve(2 * PAGE_TOKENS + 1).unwrap();
+    assert!(second.cache.is_empty());
+    placed.release(first);
+    second.tokens = second.cache.resume(&other);
+    assert_eq!(second.tokens, PAGE_TOKENS);
+    assert_eq!(feed(&mut placed, &mut second, &other), beside);
+    placed.release(second);
+    let mut third = begin(&mut placed, 3, &text);
+    assert_eq!(third.tokens, PAGE_TOKENS);
+    assert_eq!(feed(&mut placed, &mut third, &text), expected[PAGE_TOKENS..]);
+    assert_ne!(beside, expected[PAGE_TOKENS..]);
+    placed.release(third);
     placed.end();
 }

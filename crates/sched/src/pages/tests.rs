@@ -131,6 +131,7 @@ fn when_pages_run_out_the_least_priority_gives_first_then_the_youngest() {
     let preempted = pages.reserve_from_weaker(old, 13).unwrap();
     assert_eq!(preempted.iter().map(|p| p.sequence).collect::<Vec<_>>(), [young]);
     assert_eq!(pages.tokens(young), []);
+    assert_eq!((pages.contains(young), pages.contains(old)), (false, true));
     let alone = pages.reserve_from_weaker(old, 100).unwrap_err();
     assert!(matches!(alone, PagesError::OutOfPages { quota: 6, .. }), "it never fits");
 }
@@ -282,7 +283,10 @@ impl Memory {
 
     fn write(&mut self, at: usize, tokens: &[u32]) {
         let (id, before) = self.sequences[at].clone();
-        let Ok(preempted) = self.pages.reserve_from_weaker(id, tokens.len()) else { return };
+        let has_room = self.pages.has_room(id, tokens.len());
+        let reserved = self.pages.reserve_from_weaker(id, tokens.len());
+        assert_eq!(has_room, reserved.is_ok());
+        let Ok(preempted) = reserved else { return };
         assert!(preempted.iter().all(|preempted| preempted.sequence != id));
         self.forget(&preempted);
         let all = [before.as_slice(), tokens].concat();

@@ -1,15 +1,16 @@
-//! A card that has logits follow from all tokens before.
+//! A card that has logits follow from all tokens before. Its memory says of each place of a page which
+//! tokens were computed there, and whoever reads it finds its own.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use m40_gpu::continuation::Continuation;
 use m40_gpu::executor::{Attend, Chosen, PassError, Row};
-use m40_gpu::kv::OutOfPages;
 use m40_gpu::ops::{End, PAGE_TOKENS, PASS_ROWS};
-use m40_gpu::{Choice, TooManySequences};
+use m40_gpu::{Choice, Pool, Sequence, TooManySequences};
+use m40_sched::pages::{PagesError, Rank};
 use m40_sched::{Sampler, SamplingParams};
 
 use super::super::Passes;
@@ -31,11 +32,12 @@ struct State {
     /// What happens after so many passes of a launch.
     breaks: Option<(u32, PassError)>,
     panics: bool,
-    /// Pages that nobody has, and all.
+    pool: Arc<Pool>,
+    /// Hashes of all tokens up to each place, by page.
+    memory: HashMap<u32, [u32; PAGE_TOKENS]>,
     pages: usize,
-    capacity: usize,
     places: usize,
-    most: usize,
+    begun: usize,
     /// Tokens that a sequence may have.
     context: usize,
     /// Rows of a pass, at most, if there are more than a decode pass has.
@@ -57,7 +59,7 @@ impl Default for Told {
 
 impl Told {
     pub(super) fn with_times(times: [Duration; 3]) -> Self {
-        let (capacity, most) = (1 << 20, 64);
+        let (pages, places) = (1 << 16, 64);
         Self(Arc::new(Mutex::new(State {
             times,
             time: Duration::ZERO,
@@ -65,10 +67,11 @@ impl Told {
             failures: VecDeque::new(),
             breaks: None,
             panics: false,
-            pages: capacity,
-            capacity,
-            places: most,
-            most,
+            pool: Pool::new(pages, places, usize::MAX),
+            memory: HashMap::new(),
+            pages,
+            places,
+            begun: 0,
             context: usize::MAX,
             wide_rows: PASS_ROWS,
         })))
@@ -92,20 +95,22 @@ impl Told {
 
     pub(super) fn set_pages(&self, pages: usize) {
         let mut state = self.state();
-        (state.pages, state.capacity) = (pages, pages);
+        (state.pages, state.pool) = (pages, Pool::new(pages, state.places, usize::MAX));
     }
 
+    /// Pages that no sequence has.
     pub(super) fn free_pages(&self) -> usize {
-        self.state().pages
+        self.state().pool.pages().0
     }
 
     pub(super) fn set_places(&self, places: usize) {
         let mut state = self.state();
-        (state.places, state.most) = (places, places);
+        (state.places, state.pool) = (places, Pool::new(state.pages, places, usize::MAX));
     }
 
     pub(super) fn free_places(&self) -> usize {
-        self.state().places
+        let state = self.state();
+        state.places - state.begun
     }
 
     pub(super) fn set_context(&self, context: usize) {
@@ -169,20 +174,32 @@ pub(super) fn prompt(tokens: usize, seed: u32) -> Vec<u32> {
     (0..tokens as u32).map(|i| (i * 37 + seed * 11) % VOCAB).collect()
 }
 
-fn pages(tokens: usize) -> usize {
-    tokens.div_ceil(PAGE_TOKENS)
+/// A hash of some tokens and one more, from that of those.
+fn hash(before: u32, token: u32) -> u32 {
+    before.wrapping_mul(31).wrapping_add(token)
+}
+
+/// Of each number of the first of some tokens.
+fn hashes(tokens: &[u32]) -> Vec<u32> {
+    let next = |before: &mut u32, token: &u32| {
+        *before = hash(*before, *token);
+        Some(*before)
+    };
+    tokens.iter().scan(7, next).collect()
 }
 
 fn logits(tokens: &[u32]) -> Vec<f32> {
-    let hash = tokens.iter().fold(7u32, |hash, token| hash.wrapping_mul(31).wrapping_add(*token));
-    let likeliest = (hash >> 8) % VOCAB;
+    let likeliest = (hashes(tokens).last().copied().unwrap_or(7) >> 8) % VOCAB;
     (0..VOCAB).map(|id| if id == likeliest { 1.0 } else { -1.0 }).collect()
 }
 
 /// Tokens, and their pages and place.
 #[derive(Debug)]
 pub(super) struct FakeSequence {
+    /// All that it is to hold, as it was told, and their hashes.
     tokens: Vec<u32>,
+    hashes: Vec<u32>,
+    cache: Sequence,
     follows: Option<Follows>,
     told: Told,
 }
@@ -213,10 +230,27 @@ impl FakeSequence {
     }
 
     fn feed(&mut self, row: &Row) {
-        let len = self.tokens.len();
+        let len = self.cache.len();
         assert_eq!(row.position, len, "a row does not follow its sequence");
+        self.tokens.truncate(len);
+        self.hashes.truncate(len);
+        let hash = hash(self.hashes.last().copied().unwrap_or(7), row.token);
         self.tokens.push(row.token);
-        self.told.state().pages -= pages(len + 1) - pages(len);
+        self.hashes.push(hash);
+        let page = self.cache.table()[len / PAGE_TOKENS];
+        let mut state = self.told.state();
+        state.memory.entry(page).or_insert([0; PAGE_TOKENS])[len % PAGE_TOKENS] = hash;
+        drop(state);
+        self.cache.computed(&[row.token]).expect("there is room");
+    }
+
+    /// What it holds was computed from its own tokens.
+    fn check_memory(&self) {
+        let (state, table) = (self.told.state(), self.cache.table());
+        for (position, &hash) in self.hashes[..self.cache.len()].iter().enumerate() {
+            let page = &state.memory[&table[position / PAGE_TOKENS]];
+            assert_eq!(page[position % PAGE_TOKENS], hash, "position {position}");
+        }
     }
 
     /// As the executor refuses what it does not know of. What it was told has to be of all tokens.
@@ -261,9 +295,7 @@ impl FakeSequence {
 
 impl Drop for FakeSequence {
     fn drop(&mut self) {
-        let mut state = self.told.state();
-        state.pages += pages(self.tokens.len());
-        state.places += 1;
+        self.told.state().begun -= 1;
     }
 }
 
@@ -283,15 +315,16 @@ impl Fake {
     fn prepare(
         &self,
         rows: &[Row],
-        sequences: &[&mut FakeSequence],
+        sequences: &mut [&mut FakeSequence],
         passes: u32,
     ) -> Result<(), PassError> {
+        sequences.iter().for_each(|sequence| sequence.check_memory());
         let mut state = self.told.state();
         assert!(!state.panics, "told to");
         if let Some(failure) = state.failures.pop_front() {
             return Err(failure);
         }
-        let mut ends: Vec<_> = sequences.iter().map(|sequence| sequence.tokens.len()).collect();
+        let mut ends: Vec<_> = sequences.iter().map(|sequence| sequence.cache.len()).collect();
         for row in rows {
             let passes = sequences[row.sequence].passes(passes) as usize;
             let (position, context) = (row.position + passes - 1, state.context);
@@ -300,11 +333,10 @@ impl Fake {
             }
             ends[row.sequence] += passes;
         }
-        let grown = sequences.iter().zip(ends);
-        let needed: usize =
-            grown.map(|(sequence, end)| pages(end) - pages(sequence.tokens.len())).sum();
-        let (free, capacity) = (state.pages, state.capacity);
-        if needed > free { Err(OutOfPages { needed, free, capacity }.into()) } else { Ok(()) }
+        let pool = Arc::clone(&state.pool);
+        drop(state);
+        let mut caches: Vec<_> = sequences.iter_mut().map(|sequence| &mut sequence.cache).collect();
+        Ok(pool.grow(&mut caches, &ends)?)
     }
 
     fn ran(&self, ran: Ran) {
@@ -330,26 +362,48 @@ impl Passes for Fake {
     type Canceller = FakeCanceller;
 
     fn pages(&self) -> (usize, usize) {
-        let state = self.told.state();
-        (state.pages, state.capacity)
+        self.told.state().pool.pages()
     }
 
-    fn begin(&mut self) -> Result<FakeSequence, TooManySequences> {
+    fn begin(&mut self, rank: Rank, text: &[u32]) -> Result<FakeSequence, TooManySequences> {
         let mut state = self.told.state();
-        let most = state.most;
-        state.places = state.places.checked_sub(1).ok_or(TooManySequences { most })?;
-        Ok(FakeSequence { tokens: vec![], follows: None, told: self.told.clone() })
+        let cache = state.pool.begin_with(rank, text)?;
+        state.begun += 1;
+        let tokens = text[..cache.len()].to_vec();
+        let (hashes, told) = (hashes(&tokens), self.told.clone());
+        Ok(FakeSequence { tokens, hashes, cache, follows: None, told })
+    }
+
+    fn len(sequence: &FakeSequence) -> usize {
+        sequence.cache.len()
     }
 
     fn truncate(sequence: &mut FakeSequence, len: usize) {
-        let before = pages(sequence.tokens.len());
-        sequence.tokens.truncate(len);
-        sequence.told.state().pages += before - pages(sequence.tokens.len());
+        sequence.cache.truncate(len);
         if let Some(follows) = &mut sequence.follows
             && follows.accepted > len as u64 + 1
         {
             follows.accepted = 0;
         }
+    }
+
+    fn resume(sequence: &mut FakeSequence, text: &[u32]) -> usize {
+        let held = sequence.cache.resume(text);
+        sequence.tokens = text[..held].to_vec();
+        sequence.hashes = hashes(&sequence.tokens);
+        held
+    }
+
+    fn reserve(sequence: &mut FakeSequence, end: usize) -> Result<bool, PagesError> {
+        sequence.cache.reserve(end)
+    }
+
+    fn fits(sequence: &FakeSequence, end: usize) -> bool {
+        sequence.cache.fits(end)
+    }
+
+    fn has_room(sequence: &FakeSequence, end: usize) -> bool {
+        sequence.cache.has_room(end)
     }
 
     fn forward(

@@ -45,21 +45,21 @@ fn drawn(seed: u32) -> SamplingParams {
     }
 }
 
-/// Has a session say `tokens` tokens after those of `prompt`, of which it holds the first `held`.
+/// Has a session say `tokens` tokens after those of `prompt`.
 fn generate(
     owner: &Owner<Fake>,
     seat: &mut Seat<Fake>,
-    (prompt, held): (&[u32], usize),
+    prompt: &[u32],
     tokens: usize,
     (params, by): (&GenerateParams, By),
 ) -> Result<Vec<u32>, GenerateError> {
     let (seed, cancel) = (fake::seed(&params.sampling), CancelToken::new());
     let start = Start { prompt, params, seed, stops: params.stop_tokens.clone(), cancel: &cancel };
-    seat.truncate(held);
-    seat.begin((by == By::Card).then(|| Going::new(&start, VOCAB as usize, CONTEXT)));
+    let going = (by == By::Card).then(|| Going::new(&start, VOCAB as usize, CONTEXT));
+    owner.begin(seat, going, params.priority, &cancel);
     let mut sampler = fake::sampler(&params.sampling, prompt);
     let mut all = prompt.to_vec();
-    let mut computed = held;
+    let mut computed = 0;
     let result = loop {
         let take = |output: Output<'_>| match output {
             Output::Nothing | Output::Found => None,
@@ -106,14 +106,13 @@ fn many_sessions_on_threads_say_what_each_says_alone() {
                     let how =
                         (&params(sampling.clone(), tokens.div_ceil(1 + thread as usize % 2)), by);
                     let prompt = prompt(1 + number as usize * 131 % 900, number);
-                    let said = generate(owner_ref, &mut seat, (&prompt, 0), tokens, how).unwrap();
+                    let said = generate(owner_ref, &mut seat, &prompt, tokens, how).unwrap();
                     assert_eq!(said, sampled(&sampling, &prompt, tokens), "{number}");
                     match number % 4 {
-                        // Part of what it holds is used again, as in the next turn of a chat.
+                        // The next turn of a chat.
                         0 => {
-                            let held = (prompt.len() + tokens).div_ceil(2);
                             let next = [prompt, said, vec![5, 7]].concat();
-                            let said = generate(owner_ref, &mut seat, (&next, held), 9, how);
+                            let said = generate(owner_ref, &mut seat, &next, 9, how);
                             assert_eq!(said.unwrap(), sampled(&sampling, &next, 9), "{number}");
                         }
                         // Another session takes its place.
@@ -127,7 +126,7 @@ fn many_sessions_on_threads_say_what_each_says_alone() {
     let shared = |ran: &Ran| matches!(ran, Ran::Launch { rows: 2.., .. });
     assert!(told_ref.ran().iter().any(shared), "no two sessions ever shared a pass");
     drop(owner);
-    assert_eq!((told.free_pages(), told.free_places()), (1 << 20, 64));
+    assert_eq!((told.free_pages(), told.free_places()), (1 << 16, 64));
 }
 
 #[test]
@@ -136,35 +135,44 @@ fn the_context_ends_at_its_last_token() {
     let owner = owner(&told);
     let prompt = prompt(CONTEXT - 3, 1);
     let mut seat = owner.seat();
-    let said = generate(&owner, &mut seat, (&prompt, 0), 4, (&greedy(4), By::Card)).unwrap();
+    let said = generate(&owner, &mut seat, &prompt, 4, (&greedy(4), By::Card)).unwrap();
     assert_eq!(said, answer(&prompt, 4));
-    assert_eq!(told.free_pages(), (1 << 20) - CONTEXT / PAGE_TOKENS, "no pass went beyond it");
+    let ran = told.ran();
+    let passes = ran.iter().map(|ran| match ran {
+        Ran::Launch { passes, .. } => *passes,
+        Ran::Slice { .. } => 0,
+    });
+    assert_eq!(passes.sum::<u32>(), 4, "no pass went beyond it");
 }
 
 #[test]
-fn sessions_that_find_the_cache_full_do_not_disturb_those_that_do_not() {
+fn sessions_that_need_more_pages_than_there_are_say_what_each_says_alone() {
     let told = Told::default();
     told.set_pages(19);
     let owner = owner(&told);
-    let outcome = |seed: u32| {
-        let prompt = prompt(80, seed);
-        let mut seat = owner.seat();
-        let said = generate(&owner, &mut seat, (&prompt, 0), 60, (&greedy(60), By::Card));
-        match said {
-            Ok(said) => assert_eq!(said, answer(&prompt, 60)),
-            Err(GenerateError::CacheFull { .. }) => {}
-            Err(error) => panic!("{error}"),
-        }
-    };
     thread::scope(|scope| {
-        for seed in 0..8 {
-            let outcome = &outcome;
-            scope.spawn(move || (0..10).for_each(|turn| outcome(10 * seed + turn)));
+        for thread in 0..8u32 {
+            let owner = &owner;
+            scope.spawn(move || {
+                let mut seat = owner.seat();
+                for turn in 0..10 {
+                    let seed = 10 * thread + turn;
+                    let by = if seed % 5 == 3 { By::Host } else { By::Card };
+                    let sampling =
+                        if seed % 3 == 1 { drawn(seed) } else { SamplingParams::greedy() };
+                    let priority = i64::from(thread % 3);
+                    let params = GenerateParams { priority, ..params(sampling.clone(), 60) };
+                    // Half of them begin alike.
+                    let prompt = [prompt(50, seed % 2 * seed), prompt(30, seed)].concat();
+                    let said = generate(owner, &mut seat, &prompt, 60, (&params, by)).unwrap();
+                    assert_eq!(said, sampled(&sampling, &prompt, 60), "{seed}");
+                }
+            });
         }
     });
     assert_eq!(told.free_pages(), 19);
     let prompt = prompt(500, 1);
-    let said = generate(&owner, &mut owner.seat(), (&prompt, 0), 60, (&greedy(60), By::Card));
+    let said = generate(&owner, &mut owner.seat(), &prompt, 60, (&greedy(60), By::Card));
     assert_eq!(said.unwrap(), answer(&prompt, 60));
 }
 
@@ -182,7 +190,7 @@ fn a_lost_card_is_told_to_everybody() {
         generate(
             &owner,
             &mut owner.seat(),
-            (&prompt, 0),
+            &prompt,
             CONTEXT - 30,
             (&greedy(CONTEXT - 30), By::Card),
         )
@@ -208,14 +216,9 @@ fn a_panic_of_the_thread_ends_all_sessions_with_an_error_and_hangs_nobody() {
     let endless = |seed| {
         let prompt = prompt(30, seed);
         let mut seat = owner.seat();
-        let first = generate(
-            &owner,
-            &mut seat,
-            (&prompt, 0),
-            CONTEXT - 30,
-            (&greedy(CONTEXT - 30), By::Card),
-        );
-        (first, generate(&owner, &mut seat, (&prompt, 0), 1, (&greedy(1), By::Card)))
+        let first =
+            generate(&owner, &mut seat, &prompt, CONTEXT - 30, (&greedy(CONTEXT - 30), By::Card));
+        (first, generate(&owner, &mut seat, &prompt, 1, (&greedy(1), By::Card)))
     };
     thread::scope(|scope| {
         let running: Vec<_> = (0..6).map(|seed| scope.spawn(move || endless(seed))).collect();
@@ -231,7 +234,7 @@ fn a_panic_of_the_thread_ends_all_sessions_with_an_error_and_hangs_nobody() {
         }
     });
     drop(owner);
-    assert_eq!((told.free_pages(), told.free_places()), (1 << 20, 64));
+    assert_eq!((told.free_pages(), told.free_places()), (1 << 16, 64));
 }
 
 #[test]
@@ -244,7 +247,7 @@ fn sessions_that_draw_share_launches_of_several_passes() {
             scope.spawn(move || {
                 let (prompt, sampling) = (prompt(20, seed), drawn(seed));
                 let how = (&params(sampling.clone(), 200), By::Card);
-                let said = generate(owner, &mut owner.seat(), (&prompt, 0), 200, how).unwrap();
+                let said = generate(owner, &mut owner.seat(), &prompt, 200, how).unwrap();
                 assert_eq!(said, sampled(&sampling, &prompt, 200), "{seed}");
             });
         }
@@ -265,7 +268,7 @@ fn a_launch_ends_with_the_last_answer_in_it() {
     let end = said.iter().position(|token| *token == said[3]).unwrap() + 1;
     for (params, end) in [(stopped, end), (greedy(5), 5)] {
         let before = told.ran().len();
-        let found = generate(&owner, &mut owner.seat(), (&prompt, 0), end, (&params, By::Card));
+        let found = generate(&owner, &mut owner.seat(), &prompt, end, (&params, By::Card));
         assert_eq!(found.unwrap(), said[..end]);
         let ran = told.ran();
         let passes = ran[before..].iter().map(|ran| match ran {
@@ -284,7 +287,7 @@ fn who_was_cancelled_ends_in_every_launch_and_can_go_on() {
     let cancel = CancelToken::new();
     let start = Start { prompt: &prompt, params: &params, seed: 0, stops: vec![], cancel: &cancel };
     let mut seat = owner.seat();
-    seat.begin(Some(Going::new(&start, VOCAB as usize, CONTEXT)));
+    owner.begin(&mut seat, Some(Going::new(&start, VOCAB as usize, CONTEXT)), 0, &cancel);
     cancel.cancel();
     let mut all = prompt.clone();
     for _ in 0..3 {
@@ -306,5 +309,5 @@ fn something_else_is_done_between_passes() {
     let told = Told::default();
     let owner = owner(&told);
     let free = owner.lend(|passes| Ok(passes.pages())).unwrap().wait();
-    assert_eq!(free, Ok((1 << 20, 1 << 20)));
+    assert_eq!(free, Ok((1 << 16, 1 << 16)));
 }

@@ -1,11 +1,12 @@
 // Softmax attention of the rows of a pass over the KV cache (AttentionOp, ops.cuh).
 //
 // An item is some query heads of one KV head, of one row, over one chunk of its tokens; a block works
-// on one at a time. A part is kPartTokens tokens of it, which one warp takes: lane = token + 16 * half
-// of the key's dimensions. The part's first keys are on their way before what the op waits for is
-// there; the row's own key and value replace what memory has in their place. Parts have their own
-// maximum and sum, and meet at the end of each head; so a head's result depends on its
-// sequence alone, not on how heads are dealt to blocks.
+// on one at a time. A part is kPartTokens tokens of it, which one warp takes, one or two heads at a time:
+// lane = token + 16 * half of the key's dimensions. A chunk that is at most half full has no more parts
+// than half of the warps take: the other half then does the next heads. The part's first keys are on
+// their way before what the op waits for is there; the row's own key and value replace what memory has in
+// their place. Parts have their own maximum and sum, and meet at the end of each head or pair; so a head's
+// result depends on its sequence alone, not on how heads are dealt to blocks.
 #pragma once
 
 #include "attention_head.cuh"
@@ -24,7 +25,8 @@ DEVICE float with_sink(const Block<C>& block, const Op& op, u32 head, float larg
 
 // The results of all chunks of a row's KV head, put together by the block that finished last.
 // partials: [chunks][group][value_dim + 4]; out: [group][value_dim]
-template <class C, class Op>
+// kAtOnce: chunks that a thread has on their way
+template <u32 kAtOnce, class C, class Op>
 DEVICE void join_chunks(const Block<C>& block, const Op& op, u32 chunks, u32 kv_head, u32 group,
                         const float* partials, float* out) {
     const u32 partial = op.value_dim + 4;
@@ -35,10 +37,10 @@ DEVICE void join_chunks(const Block<C>& block, const Op& op, u32 chunks, u32 kv_
         const float* of_head = partials + head * partial;
         float largest = -infinity, sum = 0.0f, total = 0.0f;
 #pragma unroll 1
-        for (u32 first = 0; first < chunks; first += kChunksAtOnce) {
-            float here[kChunksAtOnce], part[kChunksAtOnce], parts[kChunksAtOnce];
+        for (u32 first = 0; first < chunks; first += kAtOnce) {
+            float here[kAtOnce], part[kAtOnce], parts[kAtOnce];
 #pragma unroll
-            for (u32 c = 0; c < kChunksAtOnce; ++c) {
+            for (u32 c = 0; c < kAtOnce; ++c) {
                 const float* from = of_head + (first + c) * (group * partial);
                 here[c] = -infinity;
                 part[c] = parts[c] = 0.0f;
@@ -48,14 +50,14 @@ DEVICE void join_chunks(const Block<C>& block, const Op& op, u32 chunks, u32 kv_
             }
             float highest = largest;
 #pragma unroll
-            for (u32 c = 0; c < kChunksAtOnce; ++c) {
+            for (u32 c = 0; c < kAtOnce; ++c) {
                 highest = fmaxf(highest, here[c]);
             }
             const float old = exp2_approx(largest - highest);
             sum *= old;
             total *= old;
 #pragma unroll
-            for (u32 c = 0; c < kChunksAtOnce; ++c) {
+            for (u32 c = 0; c < kAtOnce; ++c) {
                 const float factor = exp2_approx(here[c] - highest);
                 sum = fmaf(factor, part[c], sum);
                 total = fmaf(factor, parts[c], total);
@@ -193,28 +195,34 @@ DEVICE void prepare(const Block<C>& block, const Op& op, const AttentionItem& it
 }
 
 // Parts of one head put together: dimensions d0.. of its result, or of the chunk's.
-// first: of the threads that do it; out: [value_dim], or [value_dim + 4] of a row of several chunks
+// slot, parts: where they lie, and how many; first: of the threads that do it;
+// out: [value_dim], or [value_dim + 4] of a row of several chunks
 template <class C, class Kv, class Op>
 DEVICE void join_parts(const Block<C>& block, const Op& op, const AttentionMemory<Kv>& memory,
-                       u32 turn, u32 head, u32 d0, u32 first, float* out, bool whole) {
+                       u32 slot, u32 parts, u32 head, u32 d0, u32 first, float* out, bool whole) {
     const u32 width = min(op.value_dim, u32{kOutputFloats});
-    const float* maxima = memory.maxima + turn * kParts;
-    const float* sums = memory.sums + turn * kParts;
+    const float* maxima = memory.maxima + slot;
+    const float* sums = memory.sums + slot;
 #pragma unroll 1
     for (u32 d = (threadIdx.x + C::kThreads - first) % C::kThreads;
          d < width && d0 + d < op.value_dim; d += C::kThreads) {
-        float factors[kParts], largest = -as_float(0x7f800000);
+        const float infinity = as_float(0x7f800000);
+        float factors[kParts], largest = -infinity;
 #pragma unroll
         for (u32 p = 0; p < kParts; p += 4) {
-            const float4 four = *reinterpret_cast<const float4*>(maxima + p);
+            const float4 none = {-infinity, -infinity, -infinity, -infinity};
+            const float4 four = p < parts ? *reinterpret_cast<const float4*>(maxima + p) : none;
             factors[p] = four.x, factors[p + 1] = four.y;
             factors[p + 2] = four.z, factors[p + 3] = four.w;
             largest = fmaxf(largest, fmaxf(fmaxf(four.x, four.y), fmaxf(four.z, four.w)));
         }
         float dots[4] = {}, totals[4] = {};
-        const float* outputs = memory.outputs + turn * kParts * width + d;
+        const float* outputs = memory.outputs + slot * width + d;
 #pragma unroll
         for (u32 p = 0; p < kParts; p += 4) {
+            if (p >= parts) {
+                break;
+            }
             const float4 four = *reinterpret_cast<const float4*>(sums + p);
             const float part_sums[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
@@ -240,7 +248,7 @@ DEVICE void join_parts(const Block<C>& block, const Op& op, const AttentionMemor
     }
 }
 
-template <class C, class Kv, class Op>
+template <class C, class Kv, u32 kHeads, class Op>
 DEVICE void attention(Block<C>& block, const Op& op, bool resident) {
     constexpr u32 kPartsOfWarp = (kParts + C::kWarps - 1) / C::kWarps;
     Shared<C>& shared = *block.shared;
@@ -261,11 +269,14 @@ DEVICE void attention(Block<C>& block, const Op& op, bool resident) {
             continue;
         }
         const auto item = find_item(shared, op, cut, number);
+        const bool is_short = kHeads > 1 && item.with_own && item.heads > kHeads &&
+                              item.position % kChunkTokens < kChunkTokens / 2;
+        const u32 sides = is_short ? 2 : 1, slots = kParts / sides;  // side by side, and parts of each
         // Tokens of earlier passes, angles and gains are there before this op's own input.
         Part<Kv, Op> parts[kPartsOfWarp];
 #pragma unroll
         for (u32 p = 0; p < kPartsOfWarp; ++p) {
-            Part<Kv, Op>::find(block, op, item, split, warp + p * C::kWarps, parts[p]);
+            Part<Kv, Op>::find(block, op, item, split, (warp + p * C::kWarps) % slots, parts[p]);
             Part<Kv, Op>::load_keys(op, item, parts[p], 0);
             if constexpr (Kv::kScaled) {
                 Part<Kv, Op>::load_scales(op, item, parts[p]);
@@ -298,38 +309,55 @@ DEVICE void attention(Block<C>& block, const Op& op, bool resident) {
         const u32 partial = op.value_dim + 4;  // floats of a head's partial result
         const u32 of_row = (item.row * op.kv_heads + item.kv_head) * op.chunks * group * partial;
 #pragma unroll 1
-        for (u32 h = 0; h < item.heads; ++h) {
-            float probability[kPartsOfWarp];
+        for (u32 first_head = 0; first_head < item.heads; first_head += kHeads * sides) {
+            float probability[kPartsOfWarp][kHeads];
 #pragma unroll 1
             for (u32 d0 = 0; d0 < op.value_dim; d0 += kOutputFloats) {
 #pragma unroll
                 for (u32 p = 0; p < kPartsOfWarp; ++p) {
-                    if (warp + p * C::kWarps < kParts) {
-                        attend<C, Kv>(op, item, memory, split, parts[p], warp + p * C::kWarps, h, turn,
-                                  d0, probability[p]);
+                    const u32 slot = warp + p * C::kWarps;
+                    u32 places[kHeads], heads[kHeads];
+#pragma unroll
+                    for (u32 h = 0; h < kHeads; ++h) {
+                        // Of an odd number of heads the last one is its own partner.
+                        const u32 head = first_head + h + (slot >= slots ? kHeads : 0);
+                        heads[h] = min(head, item.heads - 1);
+                        places[h] = (turn + h) * kParts + slot;
+                    }
+                    if (slot < kParts) {
+                        attend<C, Kv, kHeads>(op, item, memory, split, parts[p], places, heads, d0,
+                                              probability[p]);
                     }
                 }
                 __syncthreads();
-                // Heads in turns, by other threads each, as the others go on to the next head.
-                const u32 head = item.first_head + h, of_group = head - item.kv_head * group;
-                float* to = whole ? at<float>(block, op.out) + u64{item.row} * op.out_stride +
-                                        head * op.value_dim
-                                  : at<float>(block, op.partials) + of_row +
-                                        ((item.chunk - item.first_chunk) * group + of_group) * partial;
-                join_parts<C>(block, op, memory, turn, head, d0, h * kOutputFloats % C::kThreads, to, whole);
-                if (op.value_dim > kOutputFloats) {
-                    // Maxima of this head are of use to its next dimensions.
+                // Each head by other threads; of single heads the others go on to the next one meanwhile.
+#pragma unroll 1
+                for (u32 h = 0; h < kHeads * sides && first_head + h < item.heads; ++h) {
+                    const u32 head = item.first_head + first_head + h;
+                    const u32 of_group = head - item.kv_head * group;
+                    float* to = whole
+                                    ? at<float>(block, op.out) + u64{item.row} * op.out_stride +
+                                          head * op.value_dim
+                                    : at<float>(block, op.partials) + of_row +
+                                          ((item.chunk - item.first_chunk) * group + of_group) * partial;
+                    join_parts<C>(block, op, memory, (turn + h % kHeads) * kParts + h / kHeads * slots,
+                                  slots, head, d0, (first_head + h) * kOutputFloats % C::kThreads, to,
+                                  whole);
+                }
+                if (kHeads > 1 || op.value_dim > kOutputFloats) {
+                    // Maxima of these heads are of use to their next dimensions.
                     __syncthreads();
                 }
             }
-            turn ^= 1;
+            turn ^= kHeads == 1 ? 1 : 0;
         }
         if (!whole) {
             if (finished_last(block, op, item, item.chunks * cut.parts)) {
-                join_chunks<C>(block, op, item.chunks, item.kv_head, group,
-                               at<float>(block, op.partials) + of_row,
-                               at<float>(block, op.out) + u64{item.row} * op.out_stride +
-                                   u64{item.kv_head} * group * op.value_dim);
+                join_chunks<8 * kHeads + 1>(block, op, item.chunks, item.kv_head, group,
+                                            at<float>(block, op.partials) + of_row,
+                                            at<float>(block, op.out) +
+                                                u64{item.row} * op.out_stride +
+                                                u64{item.kv_head} * group * op.value_dim);
             }
         }
     }

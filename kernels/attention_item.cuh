@@ -12,14 +12,36 @@ enum : u32 {
     kLoads = 8,
     // Dimensions of values that a warp adds up at a time.
     kOutputFloats = 128,
-    // Partial results of a row that a thread has on their way.
-    kChunksAtOnce = 9,
-    // Query heads of an item, at most.
+    // Query heads of an item, at most, and those that a warp attends with at a time.
     kHeadsAtOnce = 8,
+    kPair = 2,
+    // Chunks of the contexts up to which it is to be of use.
+    kPairingChunks = 16,
     // Pairs of dimensions that a lane rotates, two at a time, and values that it takes.
     kPairsOfLane = 2,
     kValuesAtOnce = 4,
 };
+
+// Whether warps attend with two heads at a time, which share what making floats of keys and values costs: where
+// items have several heads, that is where there are items for more than half of the blocks. Results are the
+// same. Passes of many rows, and small heads, have no registers for it; and where KV heads are few it would
+// take so long a context that the code is only a burden to the rest.
+template <class C, class Op>
+DEVICE constexpr bool may_pair() {
+    if constexpr (Op::kKnown) {
+        return C::kBatch <= 2 && Op::key_dim > 64 && 2 * kPairingChunks * Op::kv_heads > kBlocks;
+    } else {
+        return C::kBatch <= 2;
+    }
+}
+
+template <class C, class Op>
+DEVICE bool pairs_heads(const Shared<C>& shared, const Op& op) {
+    const u32 position = shared.rows[0].position;
+    const u32 seen = op.window == 0 ? position : min(op.window, position);
+    const u32 items = rows_of(shared) * op.kv_heads * (seen / kChunkTokens + 1);
+    return op.heads > op.kv_heads && 2 * items > grid_blocks();
+}
 
 // How shared memory is used: `pool` of the block, in floats.
 template <class Kv>
@@ -29,17 +51,18 @@ struct AttentionMemory {
     typename Kv::Element* key;    // [key_dim] of the row
     typename Kv::Element* value;  // [value_dim] of the row
     float* scales;                // of key and value of the row, if they have any
-    float* outputs;  // [2][kParts][up to kOutputFloats], in turns; before, key and value unrounded
-    float* maxima;   // [2][kParts]
-    float* sums;     // [2][kParts]
+    float* outputs;  // [kPair][kParts][up to kOutputFloats], of a pair or in turns; before, key and value
+                     // unrounded
+    float* maxima;   // [kPair][kParts]
+    float* sums;     // [kPair][kParts]
 
     template <class Op>
     DEVICE_MEMBER AttentionMemory of(float* start, const Op& op) {
         AttentionMemory memory;
         memory.maxima = start;
-        memory.sums = memory.maxima + 2 * kParts;
-        memory.outputs = memory.sums + 2 * kParts;
-        const u32 floats = 2 * kParts * min(op.value_dim, u32{kOutputFloats});
+        memory.sums = memory.maxima + kPair * kParts;
+        memory.outputs = memory.sums + kPair * kParts;
+        const u32 floats = kPair * kParts * min(op.value_dim, u32{kOutputFloats});
         const u32 own_floats = op.key_dim + op.value_dim;
         float* own = memory.outputs + (Kv::kScaled ? max(floats, own_floats) : floats);
         memory.key = reinterpret_cast<typename Kv::Element*>(own);

@@ -121,54 +121,52 @@ struct Part {
     }
 };
 
-// Products of 8 loaded numbers with 8 others, added to four sums.
-template <class Kv>
-DEVICE void dot_eight(const typename Kv::Eight& loaded, const float* x, float (&sums)[4]) {
-    const float4* eight = reinterpret_cast<const float4*>(x);
-    const float4 low = eight[0], high = eight[1];
-    float numbers[8];
-    Kv::fields(loaded, numbers);
-    sums[0] = fmaf(numbers[0], low.x, sums[0]);
-    sums[1] = fmaf(numbers[1], low.y, sums[1]);
-    sums[2] = fmaf(numbers[2], low.z, sums[2]);
-    sums[3] = fmaf(numbers[3], low.w, sums[3]);
-    sums[0] = fmaf(numbers[4], high.x, sums[0]);
-    sums[1] = fmaf(numbers[5], high.y, sums[1]);
-    sums[2] = fmaf(numbers[6], high.z, sums[2]);
-    sums[3] = fmaf(numbers[7], high.w, sums[3]);
-}
-
-template <class Kv>
-DEVICE void add_eight(const typename Kv::Eight& loaded, float weight, float (&sums)[8]) {
+// Products of 8 loaded numbers with 8 others of each head, added to four sums.
+// x: of the item's first head; starts: how much further on those of the heads are
+template <class Kv, u32 kHeads>
+DEVICE void dot_eight(const typename Kv::Eight& loaded, const float* x, const u32 (&starts)[kHeads],
+                      float (&sums)[kHeads][4]) {
     float numbers[8];
     Kv::fields(loaded, numbers);
 #pragma unroll
-    for (u32 i = 0; i < 8; ++i) {
-        sums[i] = fmaf(weight, numbers[i], sums[i]);
+    for (u32 h = 0; h < kHeads; ++h) {
+        const float4* eight = reinterpret_cast<const float4*>(x + starts[h]);
+        const float4 low = eight[0], high = eight[1];
+        sums[h][0] = fmaf(numbers[0], low.x, sums[h][0]);
+        sums[h][1] = fmaf(numbers[1], low.y, sums[h][1]);
+        sums[h][2] = fmaf(numbers[2], low.z, sums[h][2]);
+        sums[h][3] = fmaf(numbers[3], low.w, sums[h][3]);
+        sums[h][0] = fmaf(numbers[4], high.x, sums[h][0]);
+        sums[h][1] = fmaf(numbers[5], high.y, sums[h][1]);
+        sums[h][2] = fmaf(numbers[6], high.z, sums[h][2]);
+        sums[h][3] = fmaf(numbers[7], high.w, sums[h][3]);
     }
 }
 
-// One head of the item over one part: its sums of values relative to its own maximum, into memory.
+// One or two of the item's heads over one part: their sums of values relative to their own maxima, into memory.
 // Keys and values from the first ones on are loaded, and are again where there are more than those.
-template <class C, class Kv, class Op>
+// slots: where in memory results of each head go
+template <class C, class Kv, u32 kHeads, class Op>
 DEVICE void attend(const Op& op, const AttentionItem& item, const AttentionMemory<Kv>& memory,
-                   const ValueLanes& split, Part<Kv, Op>& part, u32 number, u32 head, u32 turn, u32 d0,
-                   float& probability) {
+                   const ValueLanes& split, Part<Kv, Op>& part, const u32 (&slots)[kHeads],
+                   const u32 (&heads)[kHeads], u32 d0, float (&probability)[kHeads]) {
     typedef typename Kv::Eight Eight;
     const u32 lane = threadIdx.x % kLanes, token = lane % kPartTokens, half = lane / kPartTokens;
     const bool owns = item.with_own && part.first <= item.position &&
                       item.position < part.first + kPartTokens;
     const u32 own = item.position - part.first, width = min(op.value_dim, u32{kOutputFloats});
-    float4* out =
-        reinterpret_cast<float4*>(memory.outputs + (turn * kParts + number) * width + split.dim);
     if (!owns && !Part<Kv, Op>::seen(item, part)) {
         // Nothing, which must be a number to be multiplied with.
-        if (split.token == 0) {
-            out[0] = out[1] = {0.0f, 0.0f, 0.0f, 0.0f};
-        }
-        if (lane == 0) {
-            memory.maxima[turn * kParts + number] = -as_float(0x7f800000);
-            memory.sums[turn * kParts + number] = 0.0f;
+#pragma unroll
+        for (u32 h = 0; h < kHeads; ++h) {
+            float4* out = reinterpret_cast<float4*>(memory.outputs + slots[h] * width + split.dim);
+            if (split.token == 0) {
+                out[0] = out[1] = {0.0f, 0.0f, 0.0f, 0.0f};
+            }
+            if (lane == 0) {
+                memory.maxima[slots[h]] = -as_float(0x7f800000);
+                memory.sums[slots[h]] = 0.0f;
+            }
         }
         return;
     }
@@ -176,8 +174,13 @@ DEVICE void attend(const Op& op, const AttentionItem& item, const AttentionMemor
         const u32 most = (op.key_dim / 8 + 1) / 2, count = Part<Kv, Op>::eighths(op);
         const u32 skipped = half * most;
         const Eight* own_key = reinterpret_cast<const Eight*>(memory.key) + skipped;
-        const float* query = memory.queries + head * op.key_dim + skipped * 8;
-        float dots[4] = {};
+        const float* query = memory.queries + skipped * 8;
+        u32 starts[kHeads];
+#pragma unroll
+        for (u32 h = 0; h < kHeads; ++h) {
+            starts[h] = heads[h] * op.key_dim;
+        }
+        float dots[kHeads][4] = {};
 #pragma unroll 1
         for (u32 first = 0; first < most; first += kLoads) {
             if (most > kLoads) {
@@ -194,44 +197,67 @@ DEVICE void attend(const Op& op, const AttentionItem& item, const AttentionMemor
 #pragma unroll
             for (u32 i = 0; i < kLoads; ++i) {
                 if (first + i < most && first + i < count) {
-                    dot_eight<Kv>(part.key[i], query + 8 * (first + i), dots);
+                    dot_eight<Kv>(part.key[i], query + 8 * (first + i), starts, dots);
                 }
             }
         }
-        float dot = dots[0] + dots[1] + (dots[2] + dots[3]);
-        dot += __shfl_xor_sync(kAllLanes, dot, kPartTokens);
         if constexpr (Kv::kScaled) {
             if (owns && token == own) {
                 part.key_scale = memory.scales[0];
                 part.value_scale = memory.scales[1];
             }
-            dot = fmaf(dot, Kv::kShrinkage, -Kv::kZero * memory.query_sums[head]) * part.key_scale;
         }
         const u32 here = part.first + token;
         const float infinity = as_float(0x7f800000);
-        const float s =
-            here >= item.first_token && here <= item.position ? score(op, dot) : -infinity;
-        float largest = s;
+        float largest[kHeads], sum[kHeads];
 #pragma unroll
-        for (u32 mask = kPartTokens / 2; mask > 0; mask /= 2) {
-            largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, mask));
+        for (u32 h = 0; h < kHeads; ++h) {
+            float dot = dots[h][0] + dots[h][1] + (dots[h][2] + dots[h][3]);
+            dot += __shfl_xor_sync(kAllLanes, dot, kPartTokens);
+            if constexpr (Kv::kScaled) {
+                dot = fmaf(dot, Kv::kShrinkage, -Kv::kZero * memory.query_sums[heads[h]]) *
+                      part.key_scale;
+            }
+            const float s =
+                here >= item.first_token && here <= item.position ? score(op, dot) : -infinity;
+            largest[h] = probability[h] = s;
         }
-        probability = s == -infinity ? 0.0f : exp2_approx(s - largest);
-        float sum = probability;
 #pragma unroll
         for (u32 mask = kPartTokens / 2; mask > 0; mask /= 2) {
-            sum += __shfl_xor_sync(kAllLanes, sum, mask);
+#pragma unroll
+            for (u32 h = 0; h < kHeads; ++h) {
+                largest[h] = fmaxf(largest[h], __shfl_xor_sync(kAllLanes, largest[h], mask));
+            }
+        }
+#pragma unroll
+        for (u32 h = 0; h < kHeads; ++h) {
+            const float s = probability[h];
+            sum[h] = probability[h] = s == -infinity ? 0.0f : exp2_approx(s - largest[h]);
+        }
+#pragma unroll
+        for (u32 mask = kPartTokens / 2; mask > 0; mask /= 2) {
+#pragma unroll
+            for (u32 h = 0; h < kHeads; ++h) {
+                sum[h] += __shfl_xor_sync(kAllLanes, sum[h], mask);
+            }
         }
         if (lane == 0) {
-            memory.maxima[turn * kParts + number] = largest;
-            memory.sums[turn * kParts + number] = sum;
+#pragma unroll
+            for (u32 h = 0; h < kHeads; ++h) {
+                memory.maxima[slots[h]] = largest[h];
+                memory.sums[slots[h]] = sum[h];
+            }
         }
     }
-    float weighs = probability;
-    if constexpr (Kv::kScaled) {
-        weighs *= part.value_scale * Kv::kGrowth;
+    float weighs[kHeads];
+#pragma unroll
+    for (u32 h = 0; h < kHeads; ++h) {
+        weighs[h] = probability[h];
+        if constexpr (Kv::kScaled) {
+            weighs[h] *= part.value_scale * Kv::kGrowth;
+        }
     }
-    float sums[8] = {}, weight_sum = 0.0f;
+    float sums[kHeads][8] = {}, weight_sum[kHeads] = {};
 #pragma unroll 1
     for (u32 first = 0; first * split.tokens < kPartTokens; first += kLoads) {
         if (kLoads * split.tokens < kPartTokens || d0 > 0 || op.value_dim > kOutputFloats) {
@@ -250,46 +276,58 @@ DEVICE void attend(const Op& op, const AttentionItem& item, const AttentionMemor
         for (u32 i = 0; i < kLoads; ++i) {
             if ((first + i) * split.tokens < kPartTokens) {
                 const u32 of_value = (first + i) * split.tokens + split.token;
-                const float weight = __shfl_sync(kAllLanes, weighs, of_value % kPartTokens);
-                const float used = of_value < kPartTokens ? weight : 0.0f;
-                add_eight<Kv>(part.value[i], used, sums);
-                if constexpr (Kv::kScaled) {
-                    weight_sum += used;
+                float numbers[8];
+                Kv::fields(part.value[i], numbers);
+#pragma unroll
+                for (u32 h = 0; h < kHeads; ++h) {
+                    const float weight = __shfl_sync(kAllLanes, weighs[h], of_value % kPartTokens);
+                    const float used = of_value < kPartTokens ? weight : 0.0f;
+#pragma unroll
+                    for (u32 n = 0; n < 8; ++n) {
+                        sums[h][n] = fmaf(used, numbers[n], sums[h][n]);
+                    }
+                    if constexpr (Kv::kScaled) {
+                        weight_sum[h] += used;
+                    }
                 }
             }
         }
     }
-    if constexpr (Kv::kScaled) {
-        const float zeros = weight_sum * (-Kv::kZero / Kv::kGrowth);
 #pragma unroll
-        for (u32 i = 0; i < 8; ++i) {
-            sums[i] = fmaf(sums[i], Kv::kShrinkage, zeros);
-        }
-    }
-    // Lanes of other tokens to those of the first one.
-    if ((split.lanes & (split.lanes - 1)) == 0) {
-#pragma unroll
-        for (u32 mask = 1; mask < kLanes; mask *= 2) {
-            if (mask >= split.lanes && mask < split.lanes * split.tokens) {
-#pragma unroll
-                for (u32 i = 0; i < 8; ++i) {
-                    sums[i] += __shfl_xor_sync(kAllLanes, sums[i], mask);
-                }
-            }
-        }
-    } else {
-#pragma unroll 1
-        for (u32 other = 1; other < split.tokens; ++other) {
+    for (u32 h = 0; h < kHeads; ++h) {
+        if constexpr (Kv::kScaled) {
+            const float zeros = weight_sum[h] * (-Kv::kZero / Kv::kGrowth);
 #pragma unroll
             for (u32 i = 0; i < 8; ++i) {
-                const float given =
-                    __shfl_sync(kAllLanes, sums[i], (lane + other * split.lanes) % kLanes);
-                sums[i] += split.token == 0 ? given : 0.0f;
+                sums[h][i] = fmaf(sums[h][i], Kv::kShrinkage, zeros);
             }
         }
-    }
-    if (split.token == 0) {
-        out[0] = {sums[0], sums[1], sums[2], sums[3]};
-        out[1] = {sums[4], sums[5], sums[6], sums[7]};
+        // Lanes of other tokens to those of the first one.
+        if ((split.lanes & (split.lanes - 1)) == 0) {
+#pragma unroll
+            for (u32 mask = 1; mask < kLanes; mask *= 2) {
+                if (mask >= split.lanes && mask < split.lanes * split.tokens) {
+#pragma unroll
+                    for (u32 i = 0; i < 8; ++i) {
+                        sums[h][i] += __shfl_xor_sync(kAllLanes, sums[h][i], mask);
+                    }
+                }
+            }
+        } else {
+#pragma unroll 1
+            for (u32 other = 1; other < split.tokens; ++other) {
+#pragma unroll
+                for (u32 i = 0; i < 8; ++i) {
+                    const float given =
+                        __shfl_sync(kAllLanes, sums[h][i], (lane + other * split.lanes) % kLanes);
+                    sums[h][i] += split.token == 0 ? given : 0.0f;
+                }
+            }
+        }
+        if (split.token == 0) {
+            float4* out = reinterpret_cast<float4*>(memory.outputs + slots[h] * width + split.dim);
+            out[0] = {sums[h][0], sums[h][1], sums[h][2], sums[h][3]};
+            out[1] = {sums[h][4], sums[h][5], sums[h][6], sums[h][7]};
+        }
     }
 }

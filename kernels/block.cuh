@@ -119,11 +119,11 @@ DEVICE bool arrived_last(const Block<C>& block, u32* count, u32 all) {
     __syncthreads();
     if (threadIdx.x == 0) {
         __threadfence();
-        last = atomicAdd(count, 1u) + 1 == all;
+        // It is zero again after the last.
+        last = atomicInc(count, all - 1) == all - 1;
         if (last) {
-            atomicExch(count, 0u);
+            __threadfence();
         }
-        __threadfence();
     }
     __syncthreads();
     return last != 0;

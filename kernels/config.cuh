@@ -34,11 +34,11 @@ struct Batch {
     static constexpr u32 kItems = kRows <= 2 ? 2 : 3;
 };
 
-// Blocks of the grid.
-DEVICE u32 grid_blocks() {
+// Blocks of the grid, where they are known when a kernel is compiled; else 0.
 #ifdef M40_BLOCKS
-    return M40_BLOCKS;
+constexpr u32 kBlocks = M40_BLOCKS;
 #else
-    return gridDim.x;
+constexpr u32 kBlocks = 0;
 #endif
-}
+
+DEVICE u32 grid_blocks() { return kBlocks != 0 ? kBlocks : gridDim.x; }

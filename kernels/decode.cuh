@@ -45,14 +45,15 @@
         WHAT(KvFormat<kHalfKv>)                  \
     }
 
-template <class C, class Op>
+// kHeads: that attention takes at a time
+template <u32 kHeads, class C, class Op>
 DEVICE void run(Block<C>& block, const Op& op, bool resident, const Host& host) {
     if constexpr (Op::kKind == kMatvec) {
 #define MATVEC(F) matvec<C, F, Op>(block, op, resident);
         FOR_FORMAT(Op, op, MATVEC)
 #undef MATVEC
     } else if constexpr (Op::kKind == kAttention) {
-#define ATTENTION(Kv) attention<C, Kv, Op>(block, op, resident);
+#define ATTENTION(Kv) attention<C, Kv, kHeads, Op>(block, op, resident);
         FOR_KV(Op, op, ATTENTION)
 #undef ATTENTION
     } else {
@@ -87,21 +88,34 @@ DEVICE constexpr bool is_called() {
 }
 
 // Returns what the barrier's target is then.
-template <class C, class Op>
+template <u32 kHeads, class C, class Op>
 DEVICE_CALLED u32 run_called(Block<C> block, const Op* op, bool resident, Host host) {
     assume_shared(op);
     assume_shared(block.shared);
-    run(block, *op, resident, host);
+    run<kHeads>(block, *op, resident, host);
     return block.grid.target;
 }
 
-template <class C, class Op>
+template <u32 kHeads, class C, class Op>
 DEVICE void run_or_call(Block<C>& block, const Op& op, bool resident, const Host& host) {
     if constexpr (is_called<C, Op>()) {
-        block.grid.target = run_called(block, &op, resident, host);
+        block.grid.target = run_called<kHeads>(block, &op, resident, host);
     } else {
-        run(block, op, resident, host);
+        run<kHeads>(block, op, resident, host);
     }
+}
+
+template <class C, class Op>
+DEVICE void run_any(Block<C>& block, const Op& op, bool resident, const Host& host) {
+    if constexpr (Op::kKind == kAttention) {
+        if constexpr (may_pair<C, Op>()) {
+            if (pairs_heads(*block.shared, op)) {
+                run_or_call<kPair>(block, op, resident, host);
+                return;
+            }
+        }
+    }
+    run_or_call<1>(block, op, resident, host);
 }
 
 // Op word 0 is the number of the variant, where a program's are known, else the kind.
@@ -110,8 +124,8 @@ DEVICE void run_op(Block<C>& block, const u32* op, bool resident, const Host& ho
     switch (op[0]) {
 #define CASE(number, Op)                                                                    \
     case number:                                                                            \
-        run_or_call(block, static_cast<const Op&>(*reinterpret_cast<const Op::Words*>(op)), \
-                    resident, host);                                                        \
+        run_any(block, static_cast<const Op&>(*reinterpret_cast<const Op::Words*>(op)),     \
+                resident, host);                                                            \
         break;
         FOR_VARIANTS(CASE)
 #undef CASE

@@ -431,6 +431,12 @@ T atomicAdd(T* p, T value) {
     *p = old + value;
     return old;
 }
+inline u32 atomicInc(u32* p, u32 last) {
+    emulate::yield();
+    const u32 old = emulate::aligned<u32>(p);
+    *p = old >= last ? 0 : old + 1;
+    return old;
+}
 template <class T>
 T atomicCAS(T* p, T expected, T value) {
     emulate::yield();

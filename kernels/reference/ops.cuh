@@ -44,7 +44,7 @@ DEVICE void run_alone(u8* arena, const u32* words) {
     __syncthreads();
     const u32* op = memory->ops[block.turn];
     block.turn ^= 1;
-    run(block, static_cast<const Op&>(*reinterpret_cast<const typename Op::Words*>(op)), true, Host{});
+    run<1>(block, static_cast<const Op&>(*reinterpret_cast<const typename Op::Words*>(op)), true, Host{});
     Grid<C>::announce(block.grid);
 }
 

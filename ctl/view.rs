@@ -132,14 +132,17 @@ pub(crate) fn models(models: &[&ModelEntry], rates: &Rates) -> Vec<Line> {
     table.lines()
 }
 
-/// A line for each model that failed, with why.
-pub(crate) fn failures(models: &[&ModelEntry]) -> Vec<Line> {
-    let failed = models.iter().filter_map(|model| {
-        let (name, why) = (&model.name, model.failure.as_ref()?);
-        let style = state_style(ModelState::Failed);
-        Some(Line::default().plain(name).plain(" ").then(style, "failed").plain(format!(": {why}")))
-    });
-    failed.collect()
+/// A line for each model that there is more to say of: why it failed, or how far it is on its way here.
+pub(crate) fn remarks(models: &[&ModelEntry]) -> Vec<Line> {
+    let remark = |model: &&ModelEntry| {
+        let name = Line::default().plain(&model.name).plain(" ");
+        if let Some(progress) = &model.progress {
+            return Some(name.plain(format!("is {}, {progress}", model.state.name())));
+        }
+        let why = model.failure.as_ref()?;
+        Some(name.then(state_style(ModelState::Failed), "failed").plain(format!(": {why}")))
+    };
+    models.iter().filter_map(remark).collect()
 }
 
 fn figures(loaded: Option<&LoadedModel>, rate: Rate) -> [String; 7] {
@@ -233,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn models_are_rows_and_failures_say_why() {
+    fn models_are_rows_and_remarks_say_more() {
         let status = test_status(json!([
             test_model("a", 100, 1),
             {"name": "broken", "state": "failed", "failure": "no\x1b[2Jn\u{e9}",
@@ -255,7 +258,7 @@ mod tests {
         let lines = shown(&models(&entries, &now));
         assert!(lines[0].contains("TOKENS/S  PROMPT/S  CONTEXT"), "{lines:#?}");
         assert!(lines[1].contains("       -         -  12/8192"), "{lines:#?}");
-        assert_eq!(shown(&failures(&entries)), ["broken failed: no[2Jn\u{e9}"]);
+        assert_eq!(shown(&remarks(&entries)), ["broken failed: no[2Jn\u{e9}"]);
     }
 
     #[test]

@@ -50,7 +50,7 @@ fn lines(status: &Status) -> Vec<Line> {
     let rates = view::rates_since_load(status);
     lines.push(Line::default());
     lines.extend(view::models(&models, &rates));
-    lines.extend(view::failures(&models));
+    lines.extend(view::remarks(&models));
     lines.push(Line::default());
     lines.push(view::totals(status, &rates));
     lines

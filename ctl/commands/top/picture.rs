@@ -106,7 +106,7 @@ impl Picture {
         if !models.is_empty() {
             lines.push(Line::default());
             lines.extend(view::models(&models, &look.rates));
-            lines.extend(view::failures(&models));
+            lines.extend(view::remarks(&models));
         }
         lines.extend(requests(look));
         lines
@@ -132,7 +132,7 @@ impl Picture {
         lines.push(Line::default());
         lines.push(headings);
         lines.extend(table.skip(self.skipped).take(room));
-        lines.extend(view::failures(&models));
+        lines.extend(view::remarks(&models));
         lines.truncate(rows.saturating_sub(below));
         let room = rows.saturating_sub(BELOW + lines.len());
         lines.extend(requests.into_iter().take(room));

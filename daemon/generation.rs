@@ -178,6 +178,7 @@ async fn start(
         input.begin_with(definition.system.as_ref());
         template = definition.template.clone();
     }
+    params.priority = ticket.priority();
     let question = Arc::new(Question { input, template, params });
     let early = match ticket.loaded() {
         Some(loaded) => {

@@ -315,7 +315,10 @@ impl Models {
             let ask = Ask { class: urgency.class, deadline, insists, ..Ask::new(name) };
             desk.ask(ask, want, outside)
         })?;
-        Ok(asked.map(|(id, told)| Ticket::new(self.clone(), name.to_owned(), id, told, counted)))
+        let ticket = |(id, told)| {
+            Ticket::new(self.clone(), name.to_owned(), urgency.class, id, told, counted)
+        };
+        Ok(asked.map(ticket))
     }
 
     /// What the scheduler has to know of a model; where that cannot be told, why is kept.

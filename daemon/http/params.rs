@@ -101,8 +101,7 @@ impl Fields {
             ignore_eos: self.ignore_eos.unwrap_or(false),
             sampling: self.sampling(defaults.unwrap_or_default())?,
             stop: stops(self.stop)?,
-            stop_tokens: Vec::new(),
-            priority: 0,
+            ..GenerateParams::default()
         })
     }
 

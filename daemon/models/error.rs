@@ -14,7 +14,7 @@ use crate::pulls::NotHere;
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum ModelError {
     #[error(
-        "there is no model {name:?}: `m40ctl list` shows which there are, `m40ctl pull FILE` adds one"
+        "there is no model {name:?}: `m40ctl list` shows which there are, `m40ctl pull SOURCE` adds one"
     )]
     Unknown { name: String },
     #[error("the model {name:?} is not loaded")]

@@ -40,6 +40,7 @@ impl Drop for Place {
 #[derive(Debug)]
 pub(crate) struct Ticket {
     model: String,
+    class: Class,
     told: oneshot::Receiver<Told>,
     place: Place,
 }
@@ -48,16 +49,22 @@ impl Ticket {
     pub(super) fn new(
         models: Models,
         model: String,
+        class: Class,
         id: RequestId,
         told: oneshot::Receiver<Told>,
         counted: CountedJob,
     ) -> Self {
-        Self { model, told, place: Place { models, id, _counted: counted } }
+        Self { model, class, told, place: Place { models, id, _counted: counted } }
     }
 
     /// Name of the model that is asked for.
     pub(crate) fn model(&self) -> &str {
         &self.model
+    }
+
+    /// Whose pages its answer may take where there are not enough for all: those of a lower number.
+    pub(crate) fn priority(&self) -> i64 {
+        self.class as i64
     }
 
     /// The model as it is in memory; it may be another one by the request's turn. Holding it keeps it

@@ -14,7 +14,7 @@ mod scan;
 mod watches;
 
 use std::path::{Path, PathBuf, absolute};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use m40_control::{Change, ManifestProblem, Reload};
 use m40_manifest::Catalog;
@@ -104,7 +104,7 @@ impl Manifests {
     /// does not leaves the old one in place, but for the first, before which there is none: that counts
     /// as far as it can. Blocking.
     pub(crate) fn judged_by(&self, judge: impl Judge + 'static) {
-        let _held = self.inner.watches.lock().unwrap_or_else(|poison| poison.into_inner());
+        let _held = self.inner.watches();
         let first = self.current();
         if let Err(message) = judge.check(&first) {
             let problem = self.inner.problem(message, false);
@@ -118,7 +118,7 @@ impl Manifests {
 
     /// Has the judge adopt the catalog that counts again, as a file of a model has come or gone. Blocking.
     pub(crate) fn judge_again(&self) {
-        let _held = self.inner.watches.lock().unwrap_or_else(|poison| poison.into_inner());
+        let _held = self.inner.watches();
         if let Some(judge) = self.inner.judge.get() {
             judge.adopt(&self.current());
         }
@@ -160,9 +160,14 @@ impl Manifests {
 }
 
 impl Inner {
-    fn reload(&self, what: What, dry_run: bool) -> Reload {
+    /// While this is held nothing else looks at the files.
+    fn watches(&self) -> MutexGuard<'_, Watches> {
         // Nothing is kept between reloads that a panic could leave half done.
-        let mut watches = self.watches.lock().unwrap_or_else(|poison| poison.into_inner());
+        self.watches.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    fn reload(&self, what: What, dry_run: bool) -> Reload {
+        let mut watches = self.watches();
         let old = Arc::clone(&self.catalog.borrow());
         let (mut new, mut grown) = self.look(what, &old, &mut watches);
         // What was found to be watched has to be watched before it is read.

@@ -205,12 +205,11 @@ impl Desk {
 
     /// What would come of a request, for a model that may not be known yet. Nothing changes.
     pub(super) fn plan(&self, ask: Ask, known: Option<Known>) -> Result<Plan, PinnedTooLarge> {
+        let Some(known) = known else { return Ok(self.scheduler.plan(self.now(), ask)) };
         let mut trial = self.scheduler.clone();
-        if let Some(known) = known {
-            let mut definitions = definitions(&self.known);
-            definitions.insert(ask.model.clone(), known.definition);
-            trial.configure(self.now(), definitions)?;
-        }
+        let mut definitions = definitions(&self.known);
+        definitions.insert(ask.model.clone(), known.definition);
+        trial.configure(self.now(), definitions)?;
         Ok(trial.plan(self.now(), ask))
     }
 

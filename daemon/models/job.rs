@@ -86,7 +86,7 @@ impl Cut {
     }
 }
 
-// What the locks guard is replaced in single assignments, so a panic leaves it whole.
+// No change of what the locks guard can panic halfway, so a panic leaves it whole.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poison| poison.into_inner())
 }

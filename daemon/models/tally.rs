@@ -1,11 +1,13 @@
 //! What a model's jobs have computed, counted while they run.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use m40_control::ModelWork;
 use m40llm::{Chunk, Completion};
+
+use super::job::lock;
 
 /// The counts of a model, since it was loaded.
 #[derive(Debug, Default)]
@@ -29,7 +31,7 @@ struct Running {
 impl Tally {
     /// A job with a prompt of so many tokens begins; it ends when what this returns is dropped.
     pub(crate) fn begin(&self, prompt_tokens: usize) -> TalliedJob<'_> {
-        let mut running = self.lock();
+        let mut running = lock(&self.running);
         running.jobs += 1;
         running.since.get_or_insert_with(Instant::now);
         drop(running);
@@ -44,7 +46,7 @@ impl Tally {
 
     /// What was done so far.
     pub(crate) fn work(&self) -> ModelWork {
-        let running = self.lock();
+        let running = lock(&self.running);
         let busy = running.before + running.since.map_or(Duration::ZERO, |since| since.elapsed());
         drop(running);
         ModelWork {
@@ -53,11 +55,6 @@ impl Tally {
             completion_tokens: self.completion_tokens.load(Ordering::Relaxed),
             busy_ms: busy.as_millis() as u64,
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Running> {
-        // Nothing that holds the lock can panic halfway.
-        self.running.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 }
 
@@ -99,7 +96,7 @@ impl TalliedJob<'_> {
 impl Drop for TalliedJob<'_> {
     fn drop(&mut self) {
         self.tally.context_tokens.fetch_sub(self.held, Ordering::Relaxed);
-        let mut running = self.tally.lock();
+        let mut running = lock(&self.tally.running);
         running.jobs -= 1;
         if running.jobs == 0
             && let Some(since) = running.since.take()
@@ -125,7 +122,7 @@ mod tests {
         let mut job = tally.begin(10);
         job.chunk(&chunk(7, 1));
         job.chunk(&chunk(0, 2));
-        assert_eq!((tally.lock().jobs, tally.context_tokens()), (1, 13));
+        assert_eq!((lock(&tally.running).jobs, tally.context_tokens()), (1, 13));
         assert_eq!((tally.work().prompt_tokens, tally.work().completion_tokens), (7, 3));
         let completion = Completion {
             finish: FinishReason::Stop,
@@ -140,7 +137,7 @@ mod tests {
         drop(job);
         let work = tally.work();
         assert_eq!((work.prompt_tokens, work.cached_tokens, work.completion_tokens), (7, 3, 5));
-        assert_eq!((tally.lock().jobs, tally.context_tokens()), (0, 0));
+        assert_eq!((lock(&tally.running).jobs, tally.context_tokens()), (0, 0));
     }
 
     #[test]
@@ -148,7 +145,7 @@ mod tests {
         let tally = Tally::default();
         let (failed, _other) = (tally.begin(100), tally.begin(20));
         drop(failed);
-        assert_eq!((tally.lock().jobs, tally.context_tokens()), (1, 20));
-        assert!(tally.lock().since.is_some());
+        assert_eq!((lock(&tally.running).jobs, tally.context_tokens()), (1, 20));
+        assert!(lock(&tally.running).since.is_some());
     }
 }

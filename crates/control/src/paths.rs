@@ -197,8 +197,8 @@ mod tests {
 
     #[test]
     fn what_a_client_remembers_is_its_users_even_roots() {
-        let home = [("HOME", "/root"), ("STATE_DIRECTORY", "/var/lib/m40d")];
-        let own = Path::new("/root/.local/state/m40ctl");
+        let home = [("HOME", "/home/u"), ("STATE_DIRECTORY", "/var/lib/m40d")];
+        let own = Path::new("/home/u/.local/state/m40ctl");
         assert_eq!(client_state_dir(&env(&home, true)).unwrap(), own);
         let own = Path::new("/s/m40ctl");
         assert_eq!(client_state_dir(&env(&[("XDG_STATE_HOME", "/s")], false)).unwrap(), own);

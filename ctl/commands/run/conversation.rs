@@ -101,13 +101,12 @@ pub(super) fn set(params: &RunParams, name: &str, typed: &str) -> Result<RunPara
     } else if name == "stop" && !value.is_array() {
         value = vec![typed].into();
     }
-    let mut all: Map<String, Value> =
-        serde_json::to_value(params).and_then(serde_json::from_value).unwrap_or_default();
-    all.insert(name.to_owned(), value);
-    match serde_json::from_value(all.into()) {
-        Ok(params) => Ok(params),
-        Err(error) => wrong(format!("{name} cannot be {typed:?}"), &error.to_string()),
-    }
+    let all = serde_json::to_value(params).and_then(serde_json::from_value);
+    let changed = all.and_then(|mut all: Map<String, Value>| {
+        all.insert(name.to_owned(), value);
+        serde_json::from_value(all.into())
+    });
+    changed.or_else(|error| wrong(format!("{name} cannot be {typed:?}"), &error.to_string()))
 }
 
 #[cfg(test)]

@@ -52,6 +52,8 @@ pub(crate) struct Http {
     pub body_bytes_max: usize,
     pub header_timeout: Duration,
     pub body_timeout: Duration,
+    /// Whether clients may add and remove models.
+    pub allow_model_management: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -156,6 +158,7 @@ impl Config {
                 body_bytes_max: raw.http.body_mib_max.to_usize() << 20,
                 header_timeout: seconds(raw.http.header_timeout_s.get()),
                 body_timeout: seconds(raw.http.body_timeout_s.get()),
+                allow_model_management: raw.http.allow_model_management,
             },
             control: Control { socket, group: raw.control.group },
             device: raw.engine.device,

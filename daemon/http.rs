@@ -14,6 +14,7 @@ mod chat;
 mod chat_reply;
 mod error;
 mod generate;
+mod guard;
 mod params;
 mod request_id;
 
@@ -37,6 +38,8 @@ pub(crate) use params::check_stops;
 pub(crate) struct Context {
     pub models: Models,
     pub body_limits: BodyLimits,
+    /// Whether clients may add and remove models.
+    pub allow_model_management: bool,
     /// Started when the daemon did, as seconds since 1970: OpenAI's `created` of a model that
     /// was never imported.
     pub started_unix_s: u64,
@@ -51,6 +54,7 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/generate", post(generate::generate))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
+        .layer(middleware::from_fn(error::layer))
         .layer(middleware::from_fn(request_id::layer))
         .with_state(context)
 }

@@ -188,6 +188,7 @@ fn http_context(config: &Config, models: &Models) -> http::Context {
     http::Context {
         models: models.clone(),
         body_limits: body_limits(config),
+        allow_model_management: config.http.allow_model_management,
         started_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),
     }
 }

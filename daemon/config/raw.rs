@@ -39,6 +39,7 @@ pub(super) struct RawHttp {
     pub body_mib_max: Bounded<1, 1024>,
     pub header_timeout_s: Bounded<1, 3600>,
     pub body_timeout_s: Bounded<1, 3600>,
+    pub allow_model_management: bool,
 }
 
 impl Default for RawHttp {
@@ -49,6 +50,7 @@ impl Default for RawHttp {
             body_mib_max: Bounded(16),
             header_timeout_s: Bounded(60),
             body_timeout_s: Bounded(60),
+            allow_model_management: false,
         }
     }
 }

@@ -34,7 +34,7 @@ impl<'de> Deserialize<'de> for SecretFile {
         }
         // The text is left out: it may be a secret, put here by mistake.
         Err(de::Error::custom(
-            "a secret is named by the absolute path of its file, or by a credential of the unit",
+            "name the absolute path of its file, or a credential of the unit",
         ))
     }
 }

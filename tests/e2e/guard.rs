@@ -76,7 +76,10 @@ fn only_clients_with_a_key_are_answered() {
         refused(&reply, 401, "invalid_api_key");
         assert!(!reply.body.contains("sk-m40"), "{}", reply.body);
     }
-    refused(&get(&daemon, "/v1/models", &[]), 401, "missing_api_key");
+    for path in ["/v1/models", "/health?model=tiny", "/nowhere"] {
+        refused(&get(&daemon, path, &[]), 401, "missing_api_key");
+    }
+    assert_eq!(get(&daemon, "/metrics", &[]).status, 200, "this machine may");
     assert_eq!(
         get(&daemon, "/api/tags", &[]).json()["error"].as_str().map(str::is_empty),
         Some(false)
@@ -131,6 +134,17 @@ fn who_has_used_its_tokens_waits_for_more() {
     };
     assert_eq!(send().status, 200);
     refused(&send(), 429, "rate_limit_exceeded");
+}
+
+#[test]
+fn metrics_take_a_key_where_that_is_configured() {
+    let made = new_key("prometheus");
+    let builder = builder();
+    let file = builder.dir().join("keys.toml");
+    std::fs::write(&file, &made.line).unwrap();
+    let daemon = builder.http(&format!("keys = {file:?}\nmetrics = \"keys\"")).start();
+    refused(&get(&daemon, "/metrics", &[]), 401, "missing_api_key");
+    assert_eq!(get(&daemon, "/metrics", &[("x-api-key", &made.key)]).status, 200);
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod guard;
 mod hostile;
 mod lifecycle;
 mod manifests;
+mod metrics;
 mod models;
 mod pulls;
 mod real;

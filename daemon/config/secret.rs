@@ -33,8 +33,6 @@ impl<'de> Deserialize<'de> for SecretFile {
             return Ok(Self(text.into()));
         }
         // The text is left out: it may be a secret, put here by mistake.
-        Err(de::Error::custom(
-            "name the absolute path of its file, or a credential of the unit",
-        ))
+        Err(de::Error::custom("name the absolute path of its file, or a credential of the unit"))
     }
 }

@@ -1,6 +1,7 @@
 //! Whether the daemon is there, whether it serves, and figures of what it does.
 
 use axum::Json;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -22,11 +23,13 @@ pub(super) struct Wanted {
 /// `GET /health`, also of one model: then 503 when it cannot be had.
 pub(super) async fn health(
     State(context): State<Context>,
-    Query(wanted): Query<Wanted>,
+    wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Result<Response, HttpError> {
     if *context.models.phase().borrow() != Phase::Serving {
         return Ok(stopping());
     }
+    let bad = |rejection: QueryRejection| HttpError::bad_param("model", rejection.body_text());
+    let Query(wanted) = wanted.map_err(bad)?;
     let Some(name) = wanted.model else { return Ok(Json(json!({"status": "ok"})).into_response()) };
     let entry = context.models.look_up(&name).await?;
     let status = match entry.state {

@@ -9,7 +9,9 @@ use m40_testkit::gguf::TinyModel;
 use m40_testkit::http::{self, Reply};
 use serde_json::{Value, json};
 
-use crate::{Done, M40CTL, builder, check_healthy, check_one_line, ctl, endless, load};
+use crate::{
+    Done, M40CTL, builder, check_healthy, check_one_line, ctl, endless, load, wait_until_idle,
+};
 
 /// A key of a client, and its line for the file of keys.
 struct Made {
@@ -250,8 +252,7 @@ fn who_takes_nothing_of_an_answer_loses_it() {
         "messages": [{"role": "user", "content": "a"}]
     });
     let mut slow = daemon.post_stream("/v1/chat/completions", &body);
-    let queue = || ctl(&daemon, &["queue", "--json"]).ok().json();
-    while !queue()["requests"].as_array().unwrap().is_empty() {}
+    wait_until_idle(&daemon);
     let mut taken = Vec::new();
     // It may end with a reset.
     while let Some(Ok(line)) = slow.try_line() {

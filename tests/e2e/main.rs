@@ -118,6 +118,12 @@ fn load(builder: Builder, model: &TinyModel) -> Daemon {
     daemon
 }
 
+/// Waits until no request waits or runs: who asked may know before its place is given back.
+fn wait_until_idle(daemon: &Daemon) {
+    let queue = || ctl(daemon, &["queue", "--json"]).ok().json();
+    while queue()["requests"].as_array().is_none_or(|requests| !requests.is_empty()) {}
+}
+
 /// The daemon must still answer.
 #[track_caller]
 fn check_healthy(daemon: &mut Daemon) {

@@ -4,7 +4,7 @@ use m40_testkit::gguf::TinyModel;
 use m40_testkit::http;
 use serde_json::json;
 
-use crate::{builder, ctl, load, with_tiny, write};
+use crate::{builder, ctl, load, wait_until_idle, with_tiny, write};
 
 /// The value of a line of the metrics.
 fn figure(text: &str, line: &str) -> Option<f64> {
@@ -22,6 +22,7 @@ fn metrics_count_what_was_answered_and_show_what_is_held() {
     assert_eq!(ask(true).status, 200);
     assert_eq!(daemon.post("/generate", &json!({"prompt": "a", "model": "none"})).status, 404);
 
+    wait_until_idle(&daemon);
     let reply = daemon.get("/metrics");
     assert!(reply.header("content-type").unwrap().starts_with("application/openmetrics-text"));
     let text = reply.body;
@@ -62,7 +63,7 @@ fn metrics_count_what_was_answered_and_show_what_is_held() {
 #[test]
 fn health_tells_of_a_model_whether_it_is_loaded_or_why_not() {
     let builder = builder();
-    std::fs::create_dir(builder.dir().join("models.d")).unwrap();
+    std::fs::create_dir_all(builder.dir().join("models.d")).unwrap();
     let broken = write(builder.dir(), "broken.gguf", b"GGUF, or not");
     let manifest = format!("source = {broken:?}\n");
     write(&builder.dir().join("models.d"), "broken.toml", manifest.as_bytes());

@@ -89,8 +89,9 @@ pub(crate) struct Call {
 /// An answer under way, or a request that waits for its turn. Dropping it cancels either.
 pub(crate) struct Answer {
     model: String,
-    stage: Stage,
+    // Before the stage: an answer is paid for when its place is free.
     meter: Meter,
+    stage: Stage,
 }
 
 enum Stage {

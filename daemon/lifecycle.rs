@@ -141,9 +141,14 @@ async fn serve(
         connections_max: config.http.connections_max,
         client_connections_max: config.http.client_connections_max,
         header_timeout: config.http.header_timeout,
-        write_timeout: config.http.write_timeout,
+        write_timeout: Some(config.http.write_timeout),
     };
-    let control_limits = net::Limits { connections_max: CONTROL_CONNECTIONS_MAX, ..http_limits };
+    // Whoever pages through what m40ctl prints may take their time.
+    let control_limits = net::Limits {
+        connections_max: CONTROL_CONNECTIONS_MAX,
+        write_timeout: None,
+        ..http_limits
+    };
     let guard = Guard::new(&config.http, doors.keys.clone());
     let http_router = http::router(http_context(&config, &models), guard);
     let context =

@@ -159,6 +159,17 @@ pub(crate) struct Ended<'a> {
     pub whole: Duration,
 }
 
+/// Times between tokens of one model. Counting one looks nothing up.
+#[derive(Debug)]
+pub(crate) struct BetweenTokens(Histogram);
+
+impl BetweenTokens {
+    /// As many tokens more are there, so long after those before.
+    pub(crate) fn count(&self, tokens: u32, after: Duration) {
+        (0..tokens).for_each(|_| self.0.observe(after.as_secs_f64() / f64::from(tokens)));
+    }
+}
+
 impl Metrics {
     /// The first piece of an answer is there: so long after it was asked, and after its turn.
     pub(crate) fn first_token(&self, model: &str, after: Duration, prefill: Duration) {
@@ -167,10 +178,9 @@ impl Metrics {
         answers.prefill.get_or_create(&of(model)).observe(prefill.as_secs_f64());
     }
 
-    /// As many tokens more are there, so long after those before.
-    pub(crate) fn tokens(&self, model: &str, count: u32, after: Duration) {
-        let histogram = self.0.answers.between_tokens.get_or_create(&of(model));
-        (0..count).for_each(|_| histogram.observe(after.as_secs_f64() / f64::from(count)));
+    /// Where the times between tokens of an answer are counted.
+    pub(crate) fn between_tokens(&self, model: &str) -> BetweenTokens {
+        BetweenTokens(self.0.answers.between_tokens.get_or_create_owned(&of(model)))
     }
 
     pub(crate) fn ended(&self, ended: &Ended<'_>) {
@@ -240,7 +250,7 @@ mod tests {
         let metrics = Metrics::default();
         let second = Duration::from_secs(1);
         metrics.first_token("m", 2 * second, second);
-        metrics.tokens("m", 4, second);
+        metrics.between_tokens("m").count(4, second);
         metrics.ended(&Ended {
             model: "m",
             finish: Some("stop"),

@@ -130,8 +130,8 @@ pub(crate) struct Limits {
     pub client_connections_max: usize,
     /// How long TLS may take to begin, and each head of a request to come.
     pub header_timeout: Duration,
-    /// How long a client may take nothing of what is sent to it.
-    pub write_timeout: Duration,
+    /// How long a client may take nothing of what is sent to it; `None` means as long as it likes.
+    pub write_timeout: Option<Duration>,
 }
 
 /// Serves `listener` until the phase leaves [`Phase::Serving`]. Every connection holds a clone of
@@ -239,7 +239,7 @@ async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     mut phase: watch::Receiver<Phase>,
 ) {
     let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(limits.write_timeout));
+    stream.set_write_timeout(limits.write_timeout);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)

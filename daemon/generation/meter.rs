@@ -7,11 +7,12 @@ use m40llm::{Chunk, Completion};
 
 use super::finish_word;
 use crate::caller::Caller;
-use crate::metrics::{Ended, Metrics};
+use crate::metrics::{BetweenTokens, Ended, Metrics};
 
 #[derive(Debug)]
 pub(super) struct Meter {
     metrics: Metrics,
+    between: BetweenTokens,
     /// Absent for what `m40ctl` asks.
     caller: Option<Caller>,
     model: String,
@@ -42,6 +43,7 @@ impl Meter {
         }
         Self {
             metrics: metrics.clone(),
+            between: metrics.between_tokens(model),
             caller,
             model: model.to_owned(),
             asked: Instant::now(),
@@ -63,7 +65,7 @@ impl Meter {
         let now = Instant::now();
         match self.latest {
             None => self.first(now),
-            Some(latest) => self.metrics.tokens(&self.model, chunk.tokens, now - latest),
+            Some(latest) => self.between.count(chunk.tokens, now - latest),
         }
         self.latest = Some(now);
         self.prompt_tokens += u64::from(chunk.prompt_tokens);

@@ -138,6 +138,53 @@ fn who_has_used_its_tokens_waits_for_more() {
     refused(&send(), 429, "rate_limit_exceeded");
 }
 
+/// An answer under way that takes many seconds, of which the head has come.
+fn begin_endless(daemon: &Daemon, key: &str) -> TcpStream {
+    let body = json!({"prompt": "a", "stream": true, "ignore_eos": true, "urgency": "interactive"});
+    let body = body.to_string();
+    let head = format!(
+        "POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+         x-api-key: {key}\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut stream = http::connect(daemon.http());
+    stream.write_all(head.as_bytes()).expect("a small request is taken");
+    read_some(&mut stream, b"HTTP/1.1 200 OK".len());
+    stream
+}
+
+fn read_some(stream: &mut TcpStream, bytes: usize) {
+    stream.read_exact(&mut vec![0; bytes]).expect("the answer goes on");
+}
+
+#[test]
+fn a_request_is_no_more_urgent_than_its_key() {
+    let made = new_key("night-job");
+    let builder = builder();
+    let file = builder.dir().join("keys.toml");
+    std::fs::write(&file, made.with("priority = \"batch\"")).unwrap();
+    let daemon = endless(builder.http(&format!("keys = {file:?}")));
+    let _answer = begin_endless(&daemon, &made.key);
+    let queue = ctl(&daemon, &["queue", "--json"]).ok().json();
+    assert_eq!(queue["requests"][0]["urgency"], "batch", "{queue}");
+}
+
+#[test]
+fn who_leaves_early_pays_for_what_was_made() {
+    let made = new_key("impatient");
+    let builder = builder();
+    let file = builder.dir().join("keys.toml");
+    std::fs::write(&file, made.with("tokens_per_minute = 20")).unwrap();
+    let daemon = endless(builder.http(&format!("keys = {file:?}")));
+    let mut answer = begin_endless(&daemon, &made.key);
+    // Some hundreds of lines, each of a few tokens at most.
+    read_some(&mut answer, 20_000);
+    drop(answer);
+    wait_until_idle(&daemon);
+    let reply = ask(&daemon, &[("x-api-key", &made.key)], &short());
+    refused(&reply, 429, "rate_limit_exceeded");
+}
+
 #[test]
 fn metrics_take_a_key_where_that_is_configured() {
     let made = new_key("prometheus");

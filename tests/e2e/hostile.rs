@@ -119,7 +119,7 @@ fn storm(daemon: SocketAddr, requests: usize) {
     std::thread::scope(|scope| {
         for client in 0..STORM_CLIENTS {
             scope.spawn(move || {
-                (client..requests).step_by(STORM_CLIENTS).for_each(|n| attack(daemon, n))
+                (client..requests).step_by(STORM_CLIENTS).for_each(|n| attack(daemon, n));
             });
         }
     });

@@ -68,10 +68,9 @@ pub(crate) fn router(context: Context, guard: Guard) -> Router {
 }
 
 async fn models(State(context): State<Context>) -> Response {
-    let models = context.models.clone();
-    // Listing reads files.
-    let Ok(entries) = tokio::task::spawn_blocking(move || models.list()).await else {
-        return HttpError::internal().into_response();
+    let entries = match context.models.listed().await {
+        Ok(entries) => entries,
+        Err(error) => return HttpError::from(error).into_response(),
     };
     let describe = |entry: m40_control::ModelEntry| {
         json!({

@@ -58,12 +58,18 @@ impl Models {
     pub(crate) async fn look_up(&self, name: &str) -> Result<ModelEntry, ModelError> {
         let own = self.own_name(name);
         self.check_allowed(&own)?;
+        let found = self.listed().await?.into_iter().find(|entry| entry.name == own);
+        found.ok_or_else(|| ModelError::Unknown { name: name.to_owned() })
+    }
+
+    /// Every model that whoever asks may use, by name.
+    pub(crate) async fn listed(&self) -> Result<Vec<ModelEntry>, ModelError> {
         let models = self.clone();
         // Listing reads files.
         let listed = tokio::task::spawn_blocking(move || models.list()).await;
-        let listed = listed.map_err(|_| ModelError::Internal)?;
-        let found = listed.into_iter().find(|entry| entry.name == own);
-        found.ok_or_else(|| ModelError::Unknown { name: name.to_owned() })
+        let mut listed = listed.map_err(|_| ModelError::Internal)?;
+        listed.retain(|entry| self.check_allowed(&entry.name).is_ok());
+        Ok(listed)
     }
 
     /// How things are, for the metrics. Blocking.

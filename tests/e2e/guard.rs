@@ -97,12 +97,20 @@ fn a_key_may_do_what_its_line_says_and_a_reload_reads_the_line_again() {
     let (daemon, file) = with_keys(&one.with("models = [\"small\"]"));
     let send = |key: &str| ask(&daemon, &[("x-api-key", key)], &short());
     refused(&send(&one.key), 403, "model_not_allowed");
+    let listed = |key: &str| get(&daemon, "/v1/models", &[("x-api-key", key)]).json();
+    assert_eq!(listed(&one.key)["data"].as_array().map(Vec::len), Some(0));
+    refused(
+        &get(&daemon, "/health?model=tiny", &[("x-api-key", &one.key)]),
+        403,
+        "model_not_allowed",
+    );
     refused(&send(&other.key), 401, "invalid_api_key");
 
     let lines = one.with("models = [\"small\", \"tiny\"]") + &other.line;
     std::fs::write(&file, lines).unwrap();
     ctl(&daemon, &["reload"]).ok();
     assert_eq!((send(&one.key).status, send(&other.key).status), (200, 200));
+    assert_eq!(listed(&one.key)["data"][0]["id"], "tiny");
 
     std::fs::write(&file, "one = { sha256 = \"nonsense\" }").unwrap();
     ctl(&daemon, &["reload"]).fails(1, &["keys.toml:1:", "64 hexadecimal digits"]);

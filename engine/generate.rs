@@ -21,6 +21,8 @@ pub struct GenerateParams {
     pub stop: Vec<String>,
     /// Tokens that end the generation, besides the model's own end-of-generation tokens.
     pub stop_tokens: Vec<u32>,
+    /// Control tokens whose text is part of the output, as that of others is not.
+    pub keep_special: Vec<u32>,
     /// Report the log-probability of each token, and of this many of the likeliest ones.
     pub logprobs: Option<u32>,
     /// Go on past end-of-generation tokens (benchmarks).

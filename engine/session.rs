@@ -199,7 +199,7 @@ impl<'a> Run<'a> {
             params,
             on_chunk,
             sampler,
-            detokenizer: Detokenizer::new(true),
+            detokenizer: Detokenizer::new(true).keeping(&params.keep_special),
             stop: Some(StopMatcher::new(&params.stop)),
             logprobs: vec![],
             found: false,

@@ -11,6 +11,8 @@ use crate::tagged::Tagged;
 pub struct Format {
     pub(crate) think: Option<Think>,
     pub(crate) family: Family,
+    /// Whether the template tells the model of tools.
+    pub(crate) places_tools: bool,
 }
 
 /// Marks around reasoning.
@@ -29,7 +31,7 @@ const THINKS: [Think; 2] = [
 /// How calls are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Family {
-    /// Not at all.
+    /// In no way that is known.
     #[default]
     Plain,
     Hermes,
@@ -66,12 +68,18 @@ impl Format {
         } else {
             Family::Plain
         };
-        Self { think, family }
+        // Of a format that is not known, calls would not be understood.
+        let places_tools = match family {
+            Family::Plain => false,
+            Family::Gemma => has("tools"),
+            _ => true,
+        };
+        Self { think, family, places_tools }
     }
 
-    /// Whether it has a way to call tools.
+    /// Whether models of it were made to call tools. Others can be [asked to](Self::offer).
     pub fn has_tools(&self) -> bool {
-        self.family != Family::Plain
+        self.places_tools
     }
 
     /// Whether it has a way to reason before answering.
@@ -100,10 +108,18 @@ impl Format {
         }
     }
 
-    fn syntaxes(&self) -> &'static [Syntax] {
+    /// How calls are written, be it that the model was asked to.
+    pub(crate) fn calls(&self) -> Family {
         match self.family {
-            Family::Plain | Family::Harmony => &[],
-            Family::Hermes => syntax::HERMES,
+            Family::Plain => Family::Hermes,
+            family => family,
+        }
+    }
+
+    fn syntaxes(&self) -> &'static [Syntax] {
+        match self.calls() {
+            Family::Harmony => &[],
+            Family::Plain | Family::Hermes => syntax::HERMES,
             Family::Llama => syntax::LLAMA,
             Family::Mistral { .. } => syntax::MISTRAL,
             Family::Gemma => syntax::GEMMA,

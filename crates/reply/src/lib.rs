@@ -3,8 +3,10 @@
 
 mod call;
 mod format;
+mod grammar;
 mod harmony;
 mod json;
+mod offer;
 mod pieces;
 mod python;
 mod reader;

@@ -65,8 +65,11 @@ pub(crate) static GEMMA: &[Syntax] = &[
     Syntax { open: "```json", closes: &["```"], ..PLAIN },
 ];
 
-const DEEPSEEK_CALLS: &str = "<｜tool▁calls▁begin｜>";
-const DEEPSEEK_CALL: &str = "<｜tool▁call▁begin｜>";
+pub(crate) const DEEPSEEK_CALLS: &str = "<｜tool▁calls▁begin｜>";
+pub(crate) const DEEPSEEK_CALLS_END: &str = "<｜tool▁calls▁end｜>";
+pub(crate) const DEEPSEEK_CALL: &str = "<｜tool▁call▁begin｜>";
+pub(crate) const DEEPSEEK_CALL_END: &str = "<｜tool▁call▁end｜>";
+pub(crate) const DEEPSEEK_SEP: &str = "<｜tool▁sep｜>";
 
 pub(crate) static DEEPSEEK: &[Syntax] = &[
     // V3 and R1.
@@ -75,15 +78,15 @@ pub(crate) static DEEPSEEK: &[Syntax] = &[
         open: DEEPSEEK_CALL,
         shape: Shape::Named { before: "function<｜tool▁sep｜>", id: None, between: "```json" },
         separator: None,
-        closes: &["```", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"],
+        closes: &["```", DEEPSEEK_CALL_END, DEEPSEEK_CALLS_END],
     },
     // V3.1.
     Syntax {
         outer: Some(DEEPSEEK_CALLS),
         open: DEEPSEEK_CALL,
-        shape: Shape::Named { before: "", id: None, between: "<｜tool▁sep｜>" },
+        shape: Shape::Named { before: "", id: None, between: DEEPSEEK_SEP },
         separator: None,
-        closes: &["<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"],
+        closes: &[DEEPSEEK_CALL_END, DEEPSEEK_CALLS_END],
     },
 ];
 

@@ -289,6 +289,12 @@ fn arguments_come_as_they_are_written() {
 }
 
 #[test]
+fn a_model_without_a_format_is_asked_to_call_as_hermes_does() {
+    let call = "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>";
+    check("{{ messages[0].content }}", call, json!([["now", {}]]));
+}
+
+#[test]
 fn a_template_says_what_its_models_can_do() {
     for (template, tools, reasoning) in [
         ("{{ messages[0].content }}", false, false),

@@ -1,6 +1,7 @@
 //! One answer: from a question in any protocol to a job, and its events back.
 
 mod question;
+mod tools;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -36,6 +37,8 @@ pub(crate) enum AskError {
     NoSuchToken { field: &'static str, token: u32, vocab: u32 },
     #[error(transparent)]
     Sampling(#[from] ParamError),
+    #[error("tool_choice: there is no tool {name:?} among the tools")]
+    NoSuchTool { name: String },
     #[error("preparing the prompt failed, see the log of m40d")]
     Internal,
 }

@@ -217,6 +217,7 @@ impl From<AskError> for HttpError {
             AskError::NoSuchToken { field, .. } => bad(field, None),
             AskError::Sampling(error) => error.into(),
             AskError::Template(_) => Self::bad_request(message),
+            AskError::NoSuchTool { .. } => bad("tool_choice", None),
             AskError::Internal => Self::internal(),
         }
     }

@@ -28,7 +28,8 @@ pub(crate) fn prepare(schema: &Value) -> Result<Value, GrammarError> {
     Count::default().add(schema, 0)?;
     let mut schema = schema.clone();
     if let Value::Object(root) = &mut schema {
-        let lenient = root.get(OPTIONS).and_then(|own| own.get(LENIENT)) == Some(&Value::Bool(true));
+        let lenient =
+            root.get(OPTIONS).and_then(|own| own.get(LENIENT)) == Some(&Value::Bool(true));
         root.insert(OPTIONS.to_owned(), options(lenient));
     }
     Ok(schema)

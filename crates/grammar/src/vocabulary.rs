@@ -71,16 +71,14 @@ impl Vocabulary {
     /// # Errors
     /// See [`GrammarError`]: all but [`GrammarError::Vocabulary`] and [`GrammarError::Stuck`].
     pub fn compile(&self, grammar: &Grammar) -> Result<Constraint, GrammarError> {
-        let compiling = |scope| {
+        thread::scope(|scope| {
             let thread = thread::Builder::new().name("m40-grammar".into()).stack_size(STACK_BYTES);
-            let work = || self.compile_here(grammar);
-            let running = thread.spawn_scoped(scope, work);
-            let running =
-                running.map_err(|error| GrammarError::NoThread { reason: error.to_string() })?;
-            // The parser catches its panics; one of ours is a mistake of ours, and not the request's.
+            let running = thread
+                .spawn_scoped(scope, || self.compile_here(grammar))
+                .map_err(|error| GrammarError::NoThread { reason: error.to_string() })?;
+            // The parser catches its panics; another is a mistake of ours, not of the request.
             running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        };
-        thread::scope(compiling)
+        })
     }
 
     /// Needs much stack.
@@ -96,7 +94,8 @@ impl Vocabulary {
                 .map_err(|reason| schema::refused(asked, reason)),
             Grammar::Regex(regex) => {
                 bounded("the regular expression", regex)?;
-                self.start(TopLevelGrammar::from_regex(regex)).map_err(of_form("regular expression"))
+                self.start(TopLevelGrammar::from_regex(regex))
+                    .map_err(of_form("regular expression"))
             }
             Grammar::Lark(text) => {
                 bounded("the Lark grammar", text)?;
@@ -142,7 +141,8 @@ fn trie(tokenizer: &Tokenizer) -> Result<TokTrie, GrammarError> {
     let texts: Vec<Vec<u8>> = (0..vocab).map(text).collect();
     let bytes: usize = texts.iter().map(Vec::len).sum();
     if bytes >= MAX_TRIE_BYTES {
-        let reason = format!("its tokens have {bytes} bytes, and at most {MAX_TRIE_BYTES} are read");
+        let reason =
+            format!("its tokens have {bytes} bytes, and at most {MAX_TRIE_BYTES} are read");
         return Err(GrammarError::Vocabulary { reason });
     }
     let trie = TokTrie::from(&TokRxInfo::new(vocab, INVALID_TOKEN), &texts);

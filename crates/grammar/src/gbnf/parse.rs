@@ -117,7 +117,9 @@ impl<'t> Parser<'t> {
         self.expect("::=", &format!("the rule {name} has no `::=`: {RULE}"))?;
         let number = self.number(name, at)?;
         if self.terms[number].is_some() {
-            return Err(self.error(at, format!("there is a rule {name} before: give one a new name")));
+            return Err(
+                self.error(at, format!("there is a rule {name} before: give one a new name"))
+            );
         }
         self.terms[number] = Some(self.choice(0)?);
         Ok(())
@@ -237,7 +239,9 @@ impl<'t> Parser<'t> {
                 first
             };
             if last < first {
-                return Err(self.error(at, format!("the class has a range {first}-{last}: swap them")));
+                return Err(
+                    self.error(at, format!("the class has a range {first}-{last}: swap them"))
+                );
             }
             let (first, last) = (u32::from(first), u32::from(last));
             write!(class, "\\u{{{first:x}}}-\\u{{{last:x}}}").expect("a String takes it");
@@ -279,7 +283,10 @@ impl<'t> Parser<'t> {
         let character = code.and_then(char::from_u32);
         self.at += if character.is_some() { digits } else { 0 };
         character.ok_or_else(|| {
-            self.error(at, format!("\\{escaped} must have {digits} hexadecimal digits of a character"))
+            self.error(
+                at,
+                format!("\\{escaped} must have {digits} hexadecimal digits of a character"),
+            )
         })
     }
 
@@ -336,6 +343,9 @@ impl<'t> Parser<'t> {
             let reason = || format!("there is no rule {}: write `{0} ::= ...`", names[number]);
             term.ok_or_else(|| self.error(self.named_at[number], reason()))
         };
-        Ok(Rules { terms: terms.into_iter().enumerate().map(term).collect::<Result<_, _>>()?, root })
+        Ok(Rules {
+            terms: terms.into_iter().enumerate().map(term).collect::<Result<_, _>>()?,
+            root,
+        })
     }
 }

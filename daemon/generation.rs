@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use m40_control::{ApiError, ErrorCode, RunStats};
+use m40_grammar::GrammarError;
 use m40_manifest::Definition;
 use m40_reply::{Piece, Reader};
 use m40_sched::sampler::ParamError;
@@ -36,6 +37,8 @@ pub(crate) enum AskError {
     NoSuchToken { field: &'static str, token: u32, vocab: u32 },
     #[error(transparent)]
     Sampling(#[from] ParamError),
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
     #[error("preparing the prompt failed, see the log of m40d")]
     Internal,
 }
@@ -289,7 +292,7 @@ impl AskError {
     pub(crate) fn code(&self) -> ErrorCode {
         match self {
             Self::Model(error) => error.code(),
-            Self::Internal => ErrorCode::Internal,
+            Self::Internal | Self::Grammar(GrammarError::NoThread { .. }) => ErrorCode::Internal,
             _ => ErrorCode::InvalidRequest,
         }
     }
@@ -303,6 +306,7 @@ impl JobError {
             Self::Generate(
                 GenerateError::PromptTooLong { .. }
                 | GenerateError::EmptyPrompt
+                | GenerateError::Grammar(_)
                 | GenerateError::Sampling(_),
             ) => ErrorCode::InvalidRequest,
             Self::Generate(

@@ -121,7 +121,9 @@ impl Question {
             let (model, prompt_tokens) = (loaded.name.to_string(), prompt.len());
             return Err(AskError::PromptTooLong { model, prompt_tokens, context });
         }
-        Ok(Prepared { prompt, reader, params: self.params.clone() })
+        let constraint = self.grammar.as_ref().map(|grammar| loaded.model.grammar(grammar));
+        let params = GenerateParams { constraint: constraint.transpose()?, ..self.params.clone() };
+        Ok(Prepared { prompt, reader, params })
     }
 
     fn encode(&self, loaded: &Loaded) -> Result<(Vec<u32>, Option<Reader>), AskError> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use m40_control::{ApiError, ErrorCode, RunStats};
+use m40_grammar::GrammarError;
 use m40_manifest::Definition;
 use m40_reply::{Piece, Reader};
 use m40_sched::sampler::ParamError;
@@ -39,6 +40,10 @@ pub(crate) enum AskError {
     Sampling(#[from] ParamError),
     #[error("tool_choice: there is no tool {name:?} among the tools")]
     NoSuchTool { name: String },
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
+    #[error("the parameters of a tool: {0}")]
+    ToolGrammar(#[source] GrammarError),
     #[error("preparing the prompt failed, see the log of m40d")]
     Internal,
 }
@@ -292,7 +297,9 @@ impl AskError {
     pub(crate) fn code(&self) -> ErrorCode {
         match self {
             Self::Model(error) => error.code(),
-            Self::Internal => ErrorCode::Internal,
+            Self::Internal
+            | Self::Grammar(GrammarError::NoThread { .. })
+            | Self::ToolGrammar(GrammarError::NoThread { .. }) => ErrorCode::Internal,
             _ => ErrorCode::InvalidRequest,
         }
     }
@@ -306,6 +313,7 @@ impl JobError {
             Self::Generate(
                 GenerateError::PromptTooLong { .. }
                 | GenerateError::EmptyPrompt
+                | GenerateError::Grammar(_)
                 | GenerateError::Sampling(_),
             ) => ErrorCode::InvalidRequest,
             Self::Generate(

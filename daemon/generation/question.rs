@@ -125,6 +125,11 @@ impl Question {
             return Err(AskError::PromptTooLong { model, prompt_tokens, context });
         }
         let mut params = self.params.clone();
+        params.constraint = match reading.as_ref().and_then(|reading| reading.grammar.as_ref()) {
+            // A call is not what the answer would have to look like.
+            Some(calls) => Some(loaded.model.grammar(calls).map_err(AskError::ToolGrammar)?),
+            None => self.grammar.as_ref().map(|asked| loaded.model.grammar(asked)).transpose()?,
+        };
         let reader = reading.map(|reading| {
             params.keep_special.extend(reading.marks);
             reading.reader
@@ -166,7 +171,11 @@ impl Chat {
         other.map(|other| ChatTemplate::for_tokenizer(other, tokenizer)).transpose()
     }
 
-    fn render(&self, template: &ChatTemplate, format: &Format) -> Result<String, TemplateError> {
+    pub(super) fn render(
+        &self,
+        template: &ChatTemplate,
+        format: &Format,
+    ) -> Result<String, TemplateError> {
         let mut extra = self.extra.clone();
         self.reasoning.variables(&mut extra);
         let offered = self.offered();

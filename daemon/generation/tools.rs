@@ -47,3 +47,76 @@ impl Chat {
         Ok(Reading { reader, marks, grammar: grammar.map(Grammar::Lark) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use m40_reply::{Piece, Tool};
+    use m40_sched::sampler::SamplingParams;
+    use m40_testkit::models;
+    use m40llm::{CancelToken, Engine, EngineOptions, GenerateParams, ModelOptions};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn chat(tool_choice: ToolChoice) -> Chat {
+        let parameters = json!({
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 20}},
+            "required": ["city"],
+        });
+        let description = Some("The weather of a city.".into());
+        let weather = Tool { name: "weather".into(), description, parameters, strict: true };
+        Chat {
+            messages: json!([{"role": "user", "content": "What is the weather in Paris?"}]),
+            tools: Tools::new(vec![weather]).unwrap(),
+            tool_choice,
+            one_call: true,
+            ..Chat::default()
+        }
+    }
+
+    #[test]
+    fn a_model_whose_template_knows_no_tools_calls_one_when_it_must() {
+        let engine = Engine::new(EngineOptions { threads: Some(2), ..EngineOptions::default() });
+        let model = engine.unwrap().load(&models::smollm2(), &ModelOptions::default()).unwrap();
+        let (template, tokenizer) = (model.chat_template(), model.tokenizer());
+        let chat = chat(ToolChoice::Required);
+        let format = Format::of_template(template.source());
+        let prompt = chat.render(template, &format).unwrap();
+        assert!(prompt.contains("The weather of a city."), "{prompt}");
+        let Reading { mut reader, marks, grammar } =
+            chat.reading(&format, &prompt, tokenizer).unwrap();
+        let params = GenerateParams {
+            sampling: SamplingParams::greedy(),
+            max_tokens: Some(100),
+            constraint: grammar.map(|grammar| model.grammar(&grammar).unwrap()),
+            keep_special: marks,
+            ..GenerateParams::default()
+        };
+        let mut pieces = vec![];
+        let prompt = tokenizer.encode_prompt(&prompt);
+        let mut on_chunk = |chunk: m40llm::Chunk| pieces.extend(reader.push(&chunk.text));
+        model.session().generate(&prompt, &params, &CancelToken::new(), &mut on_chunk).unwrap();
+        pieces.extend(reader.finish());
+        let [Piece::Call { name }, arguments @ .., Piece::CallEnd] = &pieces[..] else {
+            panic!("{pieces:?}");
+        };
+        let text = |piece: &Piece| match piece {
+            Piece::Arguments(text) => text.clone(),
+            other => panic!("{other:?}"),
+        };
+        let arguments: String = arguments.iter().map(text).collect();
+        let arguments: Value = serde_json::from_str(&arguments).unwrap();
+        assert_eq!(name, "weather");
+        assert!(arguments["city"].is_string(), "{arguments}");
+    }
+
+    #[test]
+    fn a_choice_that_is_none_of_the_tools_is_refused() {
+        let engine = Engine::new(EngineOptions { threads: Some(1), ..EngineOptions::default() });
+        let model = engine.unwrap().load(&models::smollm2(), &ModelOptions::default()).unwrap();
+        let chat = chat(ToolChoice::Named("other".into()));
+        let refused = chat.reading(&Format::default(), "", model.tokenizer());
+        assert!(matches!(refused, Err(AskError::NoSuchTool { name }) if name == "other"));
+    }
+}

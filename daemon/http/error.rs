@@ -5,6 +5,7 @@ use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use m40_control::ErrorCode;
+use m40_grammar::GrammarError;
 use m40_sched::Refusal;
 use m40_sched::sampler::ParamError;
 use serde_json::{Value, json};
@@ -218,7 +219,11 @@ impl From<AskError> for HttpError {
             AskError::Sampling(error) => error.into(),
             AskError::Template(_) => Self::bad_request(message),
             AskError::NoSuchTool { .. } => bad("tool_choice", None),
-            AskError::Internal => Self::internal(),
+            AskError::Grammar(GrammarError::NoThread { .. })
+            | AskError::ToolGrammar(GrammarError::NoThread { .. })
+            | AskError::Internal => Self::internal(),
+            AskError::Grammar(_) => bad("response_format", None),
+            AskError::ToolGrammar(_) => bad("tools", None),
         }
     }
 }

@@ -14,12 +14,14 @@ impl Format {
     /// `content`, a string; an assistant's may have `tool_calls` in OpenAI's shape but with `arguments`
     /// that are objects.
     pub fn offer(&self, messages: &Value, tools: &Tools) -> Option<Value> {
-        if self.places_tools || tools.is_empty() {
+        let list = messages.as_array().map_or(&[][..], Vec::as_slice);
+        let speaks_of_tools =
+            |message: &Value| message["role"] == "tool" || message["tool_calls"].is_array();
+        if self.places_tools || (tools.is_empty() && !list.iter().any(speaks_of_tools)) {
             return None;
         }
         let mut told: Vec<Map<String, Value>> = vec![];
-        let plain = messages.as_array().into_iter().flatten().filter_map(Value::as_object);
-        for message in plain {
+        for message in list.iter().filter_map(Value::as_object) {
             let message = self.without_tools(message);
             match told.last_mut() {
                 // Many templates insist on turns.
@@ -32,6 +34,7 @@ impl Format {
         }
         let instructions = self.instructions(tools);
         match told.first_mut() {
+            _ if tools.is_empty() => {}
             Some(first) if first["role"] == "system" => {
                 let both = format!("{}\n\n{instructions}", content(first));
                 first.insert("content".to_owned(), both.into());
@@ -151,7 +154,15 @@ mod tests {
         for template in places {
             assert_eq!(Format::of_template(template).offer(&conversation(), &tools()), None);
         }
-        let none = Format::of_template("plain").offer(&conversation(), &Tools::default());
-        assert_eq!(none, None);
+        let messages = json!([{"role": "user", "content": "Hi."}]);
+        assert_eq!(Format::of_template("plain").offer(&messages, &Tools::default()), None);
+    }
+
+    #[test]
+    fn calls_of_before_are_told_when_there_are_no_tools_any_more() {
+        let told = Format::of_template("plain").offer(&conversation(), &Tools::default()).unwrap();
+        assert_eq!(told.as_array().unwrap().len(), 3);
+        let called = told[1]["content"].as_str().unwrap();
+        assert!(called.starts_with("<tool_call>") && told[1].get("tool_calls").is_none(), "{told}");
     }
 }

@@ -2,12 +2,14 @@
 
 mod meter;
 mod question;
+mod tools;
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use m40_control::{ApiError, ErrorCode, RunStats};
+use m40_grammar::GrammarError;
 use m40_manifest::Definition;
 use m40_reply::{Piece, Reader};
 use m40_sched::sampler::ParamError;
@@ -38,6 +40,12 @@ pub(crate) enum AskError {
     NoSuchToken { field: &'static str, token: u32, vocab: u32 },
     #[error(transparent)]
     Sampling(#[from] ParamError),
+    #[error("tool_choice: there is no tool {name:?} among the tools")]
+    NoSuchTool { name: String },
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
+    #[error("the parameters of a tool: {0}")]
+    ToolGrammar(#[source] GrammarError),
     #[error("preparing the prompt failed, see the log of m40d")]
     Internal,
 }
@@ -304,7 +312,9 @@ impl AskError {
     pub(crate) fn code(&self) -> ErrorCode {
         match self {
             Self::Model(error) => error.code(),
-            Self::Internal => ErrorCode::Internal,
+            Self::Internal
+            | Self::Grammar(GrammarError::NoThread { .. })
+            | Self::ToolGrammar(GrammarError::NoThread { .. }) => ErrorCode::Internal,
             _ => ErrorCode::InvalidRequest,
         }
     }
@@ -318,6 +328,7 @@ impl JobError {
             Self::Generate(
                 GenerateError::PromptTooLong { .. }
                 | GenerateError::EmptyPrompt
+                | GenerateError::Grammar(_)
                 | GenerateError::Sampling(_),
             ) => ErrorCode::InvalidRequest,
             Self::Generate(

@@ -10,6 +10,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use m40_control::ErrorCode;
+use m40_grammar::GrammarError;
 use m40_sched::Refusal;
 use m40_sched::sampler::ParamError;
 use serde_json::{Value, json};
@@ -356,7 +357,12 @@ impl From<AskError> for HttpError {
             AskError::NoSuchToken { field, .. } => bad(field, None),
             AskError::Sampling(error) => error.into(),
             AskError::Template(_) => Self::bad_request(message),
-            AskError::Internal => Self::internal(),
+            AskError::NoSuchTool { .. } => bad("tool_choice", None),
+            AskError::Grammar(GrammarError::NoThread { .. })
+            | AskError::ToolGrammar(GrammarError::NoThread { .. })
+            | AskError::Internal => Self::internal(),
+            AskError::Grammar(_) => bad("response_format", None),
+            AskError::ToolGrammar(_) => bad("tools", None),
         }
     }
 }

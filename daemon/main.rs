@@ -3,13 +3,14 @@
 //! Reads its arguments and configuration, then hands over to [`lifecycle`]. The map of the
 //! modules: [`config`] what the file says · [`lifecycle`] start, signals, stop · [`net`]
 //! connections · [`http`] what clients on the network speak · [`control`] what `m40ctl` speaks ·
-//! [`manifests`] which models there are · [`models`] what is loaded · [`generation`] one answer ·
+//! [`manifests`] which models there are · [`models`] what is loaded · [`generation`] one answer · [`embedding`] vectors ·
 //! [`store`] what is on disk · [`pulls`] what comes there from elsewhere.
 #![forbid(unsafe_code)]
 
 mod bench;
 mod config;
 mod control;
+mod embedding;
 mod exit;
 mod generation;
 mod http;

@@ -99,7 +99,10 @@ fn what_cannot_be_embedded_is_refused_with_the_figures() {
     let vocab = model.info().vocab;
     let unknown = EmbedError::UnknownToken { token: vocab, vocab };
     assert_eq!(error(&model, &[text(&[5, vocab])], None), unknown);
-    assert_eq!(error(&model, &[good.clone()], Some(Pooling::Rank)), EmbedError::NoClassifier);
+    assert_eq!(
+        error(&model, std::slice::from_ref(&good), Some(Pooling::Rank)),
+        EmbedError::NoClassifier
+    );
     let cancelled = CancelToken::new();
     cancelled.cancel();
     assert_eq!(model.embed(&[good], None, &cancelled), Err(EmbedError::Cancelled));

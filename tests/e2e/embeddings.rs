@@ -39,7 +39,8 @@ fn refused(daemon: &Daemon, path: &str, request: &Value, says: &[&str]) {
 }
 
 fn floats(value: &Value) -> Vec<f32> {
-    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
+    let numbers = value.as_array().expect("an array").iter();
+    numbers.map(|x| x.as_f64().expect("of numbers") as f32).collect()
 }
 
 fn length(vector: &[f32]) -> f32 {
@@ -49,7 +50,7 @@ fn length(vector: &[f32]) -> f32 {
 /// Vectors of these inputs, by `/v1/embeddings`.
 fn vectors(daemon: &Daemon, input: &Value) -> Vec<Vec<f32>> {
     let reply = post(daemon, "/v1/embeddings", &json!({"model": "bert", "input": input}));
-    let data = reply["data"].as_array().unwrap();
+    let data = reply["data"].as_array().expect("a list");
     for (index, item) in data.iter().enumerate() {
         assert_eq!((&item["index"], &item["object"]), (&json!(index), &json!("embedding")));
     }

@@ -7,6 +7,8 @@
 //! | `GET /metrics` | figures for Prometheus |
 //! | `GET /v1/models` | the models, stored and loaded, in OpenAI's shape |
 //! | `POST /v1/chat/completions` | OpenAI's; streamed as server-sent events |
+//! | `POST /v1/embeddings`, `/api/embed`, `/api/embeddings` | vectors of texts, as OpenAI and Ollama have them |
+//! | `POST /v1/rerank`, `/rerank` | which documents fit a query, as Jina has it |
 //! | `POST /generate` | a prompt as it is; streamed as newline-delimited JSON |
 //!
 //! Administration is not here but on the control socket.
@@ -14,13 +16,16 @@
 mod body;
 mod chat;
 mod chat_reply;
+mod embeddings;
 mod error;
 mod generate;
 mod guard;
 mod health;
+mod ollama_embed;
 mod params;
 mod record;
 mod request_id;
+mod rerank;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -56,6 +61,11 @@ pub(crate) fn router(context: Context, guard: Guard) -> Router {
         .route("/metrics", get(health::metrics))
         .route("/v1/models", get(models))
         .route("/v1/chat/completions", post(chat::complete))
+        .route("/v1/embeddings", post(embeddings::embed))
+        .route("/v1/rerank", post(rerank::rank))
+        .route("/rerank", post(rerank::rank))
+        .route("/api/embed", post(ollama_embed::embed))
+        .route("/api/embeddings", post(ollama_embed::embed_one))
         .route("/generate", post(generate::generate))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)

@@ -6,6 +6,7 @@ mod access;
 mod chat;
 mod concurrency;
 mod config;
+mod embeddings;
 mod errors;
 mod generate;
 mod guard;

@@ -85,7 +85,7 @@ fn a_lark_grammar_may_name_tokens() {
     assert!(!TINY.takes(&named, &[a]));
     assert!(!TINY.writes(&named, "<|im_start|>a"), "the token is meant, and not its text");
     assert!(
-        TINY.takes(&lark("start: <a> <[hello]>"), &[a, TINY.tokenizer.token_id("hello").unwrap()])
+        TINY.takes(&lark("start: <a> <hello>"), &[a, TINY.tokenizer.token_id("hello").unwrap()])
     );
     assert!(TINY.takes(&lark(&format!("start: <[{start}]> <[{start}-{end}]>")), &[start, end]));
     let (error, _) = refusal(&lark("start: <|tool_call>"));

@@ -25,6 +25,8 @@ pub struct GenerateParams {
     /// What the answer has to look like, as [`Model::grammar`](crate::Model::grammar) makes it; any text
     /// when absent. The answer ends when nothing can follow.
     pub constraint: Option<Constraint>,
+    /// Control tokens whose text is part of the output, as that of others is not.
+    pub keep_special: Vec<u32>,
     /// Report the log-probability of each token, and of this many of the likeliest ones.
     pub logprobs: Option<u32>,
     /// Go on past end-of-generation tokens (benchmarks).

@@ -209,7 +209,7 @@ impl<'a> Run<'a> {
             sampler,
             progress: params.constraint.as_ref().map(Constraint::start),
             plain: vec![],
-            detokenizer: Detokenizer::new(true),
+            detokenizer: Detokenizer::new(true).keeping(&params.keep_special),
             stop: Some(StopMatcher::new(&params.stop)),
             logprobs: vec![],
             found: false,

@@ -1,19 +1,17 @@
-//! What clients on the network speak: OpenAI's chat completions and a plain `/generate`.
+//! What clients on the network speak: OpenAI's API and a plain `/generate`.
 //!
 //! | route | |
 //! |---|---|
 //! | `GET /health` | `{"status":"ok"}`; 503 while the daemon stops |
-//! | `GET /v1/models` | the models, stored and loaded, in OpenAI's shape |
-//! | `POST /v1/chat/completions` | OpenAI's; streamed as server-sent events |
+//! | `/v1/…` | OpenAI's ([`openai`]) |
 //! | `POST /generate` | a prompt as it is; streamed as newline-delimited JSON |
 //!
 //! Administration is not here but on the control socket.
 
 mod body;
-mod chat;
-mod chat_reply;
 mod error;
 mod generate;
+mod openai;
 mod params;
 mod request_id;
 
@@ -46,8 +44,7 @@ pub(crate) struct Context {
 pub(crate) fn router(context: Context) -> Router {
     Router::new()
         .route("/health", get(health))
-        .route("/v1/models", get(models))
-        .route("/v1/chat/completions", post(chat::complete))
+        .merge(openai::routes())
         .route("/generate", post(generate::generate))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
@@ -63,26 +60,6 @@ async fn health(State(context): State<Context>) -> Response {
             (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "stopping"}))).into_response()
         }
     }
-}
-
-async fn models(State(context): State<Context>) -> Response {
-    let models = context.models.clone();
-    // Listing reads files.
-    let Ok(entries) = tokio::task::spawn_blocking(move || models.list()).await else {
-        return HttpError::internal().into_response();
-    };
-    let describe = |entry: m40_control::ModelEntry| {
-        json!({
-            "id": entry.name,
-            "object": "model",
-            "created": entry.imported_at_unix_s.unwrap_or(context.started_unix_s),
-            "owned_by": "m40d",
-            "status": entry.state.name(),
-            "context_length": entry.loaded.map(|loaded| loaded.context_tokens),
-        })
-    };
-    let data: Vec<_> = entries.into_iter().map(describe).collect();
-    Json(json!({"object": "list", "data": data})).into_response()
 }
 
 async fn no_route(uri: axum::http::Uri) -> HttpError {

@@ -13,7 +13,7 @@ use super::AskError;
 use crate::models::Loaded;
 
 /// What is asked of a model.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Question {
     pub input: Input,
     pub params: GenerateParams,
@@ -22,7 +22,8 @@ pub(crate) struct Question {
 }
 
 /// What is to be answered or gone on from.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each answer")]
 pub(crate) enum Input {
     /// Text to go on from, as it is.
     Text(String),
@@ -39,7 +40,7 @@ impl Default for Input {
 }
 
 /// A conversation, in the terms of chat templates.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Chat {
     /// An array of objects with `role` (`system`, `user`, `assistant`, `tool`) and `content`, a string.
     /// An assistant's may have `reasoning_content`, and `tool_calls` in OpenAI's shape but with
@@ -47,6 +48,8 @@ pub(crate) struct Chat {
     pub messages: Value,
     pub tools: Tools,
     pub tool_choice: ToolChoice,
+    /// Whether an answer that must call tools has a single call.
+    pub one_call: bool,
     pub reasoning: Reasoning,
     /// The chat template of this request, if it brings its own.
     pub template: Option<String>,
@@ -131,7 +134,7 @@ impl Question {
             Input::Tokens(tokens) => Ok((tokens.clone(), None)),
             Input::Chat(chat) => {
                 let other = chat.other_template(loaded)?;
-                let template = other.as_ref().unwrap_or(loaded.model.chat_template());
+                let template = other.as_ref().unwrap_or_else(|| loaded.model.chat_template());
                 let text = chat.render(template)?;
                 let format = Format::of_template(template.source());
                 let reader = format.reader(&chat.tools, &text);

@@ -12,6 +12,7 @@ mod hostile;
 mod lifecycle;
 mod manifests;
 mod models;
+mod openai;
 mod pulls;
 mod real;
 mod residency;

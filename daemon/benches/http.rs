@@ -118,7 +118,7 @@ fn timed(jobs: u32, at_a_time: u32, job: impl Fn() + Sync) -> Duration {
         }
     };
     let started = Instant::now();
-    thread::scope(|scope| (0..at_a_time).for_each(|_| drop(scope.spawn(&work))));
+    thread::scope(|scope| (0..at_a_time).for_each(|_| drop(scope.spawn(work))));
     started.elapsed()
 }
 

@@ -42,7 +42,7 @@ fn a_bad_parameter_is_named() {
         (json!({"messages": user, "tools": [{"type": "function"}]}), "tools[0].function"),
         (json!({"messages": user, "tool_choice": "required"}), "tool_choice"),
         (json!({"messages": user, "reasoning_effort": "some"}), "reasoning_effort"),
-        (json!({"messages": user, "response_format": {"type": "xml"}}), "response_format"),
+        (json!({"messages": user, "response_format": {"type": "xml"}}), "response_format.type"),
         (json!({"messages": []}), "messages"),
         (json!({"messages": [{"role": "wizard", "content": "a"}]}), "messages[0].role"),
         (json!({"messages": [{"content": "a"}]}), "messages[0]"),

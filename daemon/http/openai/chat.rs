@@ -26,6 +26,7 @@ struct Request {
     n: Option<u32>,
     tools: Option<Vec<NestedTool>>,
     tool_choice: Option<Value>,
+    parallel_tool_calls: Option<bool>,
     response_format: Option<ResponseFormat>,
     reasoning_effort: Option<String>,
     chat_template_kwargs: Option<Map<String, Value>>,
@@ -77,6 +78,7 @@ impl Request {
             messages: messages::to_template(self.messages)?,
             tool_choice: tools::choice(self.tool_choice.as_ref(), &tools)?,
             tools,
+            one_call: self.parallel_tool_calls == Some(false),
             reasoning: reasoning::of_effort(self.reasoning_effort.as_deref(), "reasoning_effort")?,
             extra: self.chat_template_kwargs.unwrap_or_default(),
             ..Chat::default()

@@ -124,6 +124,7 @@ impl Request {
             reasoning: reasoning::of_effort(effort, "reasoning.effort")?,
             tool_choice: tools::choice(self.tool_choice.as_ref(), &tools)?,
             tools,
+            one_call: self.parallel_tool_calls == Some(false),
             messages: input::to_template(self.instructions, self.input)?,
             ..Chat::default()
         })

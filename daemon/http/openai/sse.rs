@@ -68,11 +68,12 @@ impl Frames {
 
 impl Frame {
     fn event(self) -> SseEvent {
-        let event = SseEvent::default().data(self.data);
-        match self.name {
+        let event = SseEvent::default();
+        let event = match self.name {
             Some(name) => event.event(name),
             None => event,
-        }
+        };
+        event.data(self.data)
     }
 }
 

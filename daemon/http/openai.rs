@@ -20,7 +20,7 @@ mod conversation;
 mod figures;
 mod format;
 mod logprobs;
-mod messages;
+pub(super) mod messages;
 mod models;
 mod reasoning;
 mod responses;

@@ -8,7 +8,7 @@ use crate::http::error::HttpError;
 
 /// A message of a conversation.
 #[derive(Debug, Deserialize)]
-pub(super) struct Message {
+pub(in crate::http) struct Message {
     role: String,
     #[serde(default)]
     content: Value,
@@ -37,7 +37,7 @@ struct Function {
 }
 
 /// A conversation in the terms of chat templates.
-pub(super) fn to_template(messages: Vec<Message>) -> Result<Value, HttpError> {
+pub(in crate::http) fn to_template(messages: Vec<Message>) -> Result<Value, HttpError> {
     if messages.is_empty() {
         return Err(HttpError::bad_param("messages", "must have at least one message"));
     }

@@ -3,8 +3,8 @@
 //!
 //!     cargo bench --bench http -- [TOKENS]
 //!
-//! All answers have as many tokens, and greedy ones of one prompt, so both compute the same. Their clients
-//! run on the same cores and count as HTTP. The time to the first byte is that of a request alone, less the
+//! All answers have as many tokens, and greedy ones of one prompt, so both compute the same, on one thread:
+//! as with a GPU the other cores are for HTTP. Clients run on those too, and count as HTTP. The time to the first byte is that of a request alone, less the
 //! time to the first token that the daemon says the engine took. The best of three rounds counts.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its result")]
@@ -31,7 +31,7 @@ fn main() {
     // Cargo adds a flag of its own.
     let mut arguments = std::env::args().skip(1).filter(|argument| !argument.starts_with("--"));
     let tokens = arguments.next().map_or(512, |tokens| tokens.parse().expect("a number of tokens"));
-    let sections = format!("[models]\ncontext_tokens_max = {CONTEXT}");
+    let sections = format!("[engine]\nthreads = 1\n[models]\ncontext_tokens_max = {CONTEXT}");
     let builder = Builder::new(env!("CARGO_BIN_EXE_m40d")).config(&sections);
     let file = builder.dir().join("tiny.gguf");
     let tiny = TinyModel::new("llama").context(CONTEXT);
@@ -65,7 +65,8 @@ fn messages() -> Value {
 }
 
 fn of_engine(file: &Path, streams: u32, tokens: u32) -> Duration {
-    let engine = Engine::new(EngineOptions::default()).expect("the CPU is always there");
+    let options = EngineOptions { threads: Some(1), ..EngineOptions::default() };
+    let engine = Engine::new(options).expect("the CPU is always there");
     let options = ModelOptions { context: Some(CONTEXT), ..ModelOptions::default() };
     let model = engine.load(file, &options).expect("a model that was just made");
     // As many as the daemon lets run.

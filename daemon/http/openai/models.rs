@@ -43,7 +43,7 @@ pub(super) struct List {
 
 pub(super) async fn list(State(context): State<Context>) -> Result<Json<List>, HttpError> {
     let object = |entry| ModelObject::new(entry, context.started_unix_s);
-    let data = entries(&context).await?.into_iter().map(object).collect();
+    let data = context.models.listed().await?.into_iter().map(object).collect();
     Ok(Json(List { object: "list", data }))
 }
 
@@ -51,19 +51,12 @@ pub(super) async fn one(
     State(context): State<Context>,
     Path(id): Path<String>,
 ) -> Result<Json<ModelObject>, HttpError> {
-    let mut entries = entries(&context).await?.into_iter();
+    let mut entries = context.models.listed().await?.into_iter();
     let is = |entry: &ModelEntry| entry.name == id || entry.aliases.contains(&id);
     match entries.find(is) {
         Some(entry) => Ok(Json(ModelObject::new(entry, context.started_unix_s))),
         None => Err(ModelError::Unknown { name: id }.into()),
     }
-}
-
-async fn entries(context: &Context) -> Result<Vec<ModelEntry>, HttpError> {
-    let models = context.models.clone();
-    // Listing reads files.
-    let listed = tokio::task::spawn_blocking(move || models.list()).await;
-    listed.map_err(|_| HttpError::internal())
 }
 
 impl ModelObject {

@@ -15,6 +15,7 @@ mod lifecycle;
 mod manifests;
 mod metrics;
 mod models;
+mod openai;
 mod pulls;
 mod real;
 mod residency;

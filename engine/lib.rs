@@ -22,6 +22,7 @@
 //! ```
 #![deny(unsafe_code)]
 
+mod abilities;
 mod backend;
 mod bench;
 mod cpu;
@@ -35,6 +36,7 @@ mod stop;
 #[cfg(test)]
 mod tests;
 
+pub use abilities::Abilities;
 #[cfg(feature = "cuda")]
 pub use bench::bench_executor;
 pub use bench::{BenchLine, BenchOptions, BenchRow, OnLine, Spread};
@@ -48,5 +50,8 @@ pub use m40_cpu::Numerics;
 pub use m40_program::KvType;
 pub use m40_sched::sampler::{ParamError, SamplingParams};
 pub use m40_tokenizer::{ChatTemplate, Special, TemplateError, TemplateInput, Tokenizer};
-pub use model::{Device, Engine, EngineOptions, LoadError, Model, ModelInfo, ModelOptions};
+pub use model::{
+    Device, Engine, EngineOptions, LoadError, Model, ModelInfo, ModelOptions, has_chat_template,
+    model_files,
+};
 pub use session::Session;

@@ -141,6 +141,7 @@ async fn serve(
     let control_limits = net::Limits { connections_max: CONTROL_CONNECTIONS_MAX, ..http_limits };
     let http_router = http::router(http_context(&config, &models));
     let context = control_context(&config, &models, &manifests, store, access, http_address);
+    control::resume(&context);
     let control_router = control::router(context);
     tokio::spawn(net::serve(http, http_router, http_limits, phase_receiver.clone(), alive.clone()));
     tokio::spawn(net::serve(control, control_router, control_limits, phase_receiver, alive));

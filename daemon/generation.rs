@@ -1,53 +1,23 @@
 //! One answer: from a question in any protocol to a job, and its events back.
 
+mod question;
+
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use m40_control::{ApiError, ErrorCode, RunStats};
-use m40_manifest::{Definition, Text};
+use m40_manifest::Definition;
+use m40_reply::{Piece, Reader};
 use m40_sched::sampler::ParamError;
-use m40_tokenizer::{ChatTemplate, TemplateError, TemplateInput};
-use m40llm::{Chunk, Completion, FinishReason, GenerateError, GenerateParams};
-use serde_json::{Map, Value, json};
+use m40_tokenizer::TemplateError;
+use m40llm::{Chunk, Completion, FinishReason, GenerateError, TokenLogprob};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
 
 use crate::models::{Cut, Job, JobError, JobEvent, Loaded, ModelError, Models, Ticket};
-
-/// What is asked.
-#[derive(Debug)]
-pub(crate) enum Input {
-    /// Text to go on from, as it is.
-    Text(String),
-    /// A conversation for the model's chat template.
-    Chat {
-        /// An array of objects with `role` and `content`.
-        messages: Value,
-        /// More variables for the template.
-        extra: Map<String, Value>,
-    },
-}
-
-impl Input {
-    /// Puts a system prompt before a conversation that has none of its own.
-    fn begin_with(&mut self, system: Option<&Text>) {
-        if let (Self::Chat { messages: Value::Array(messages), .. }, Some(system)) = (self, system)
-            && !messages.iter().any(|message| message["role"] == "system")
-        {
-            messages.insert(0, json!({"role": "system", "content": &*system.content}));
-        }
-    }
-}
-
-/// What is asked, with all that a definition adds.
-#[derive(Debug)]
-struct Question {
-    input: Input,
-    /// The chat template of the definition, if it has one.
-    template: Option<Text>,
-    params: GenerateParams,
-}
+use question::Prepared;
+pub(crate) use question::{Chat, Input, Question, Reasoning};
 
 /// Why a question is not answered.
 #[derive(Debug, thiserror::Error)]
@@ -62,8 +32,8 @@ pub(crate) enum AskError {
     EmptyPrompt,
     #[error("the model's chat template failed: {0}")]
     Template(#[from] TemplateError),
-    #[error("logit_bias: there is no token {token}, the model has {vocab}")]
-    NoSuchToken { token: u32, vocab: u32 },
+    #[error("{field}: there is no token {token}, the model has {vocab}")]
+    NoSuchToken { field: &'static str, token: u32, vocab: u32 },
     #[error(transparent)]
     Sampling(#[from] ParamError),
     #[error("preparing the prompt failed, see the log of m40d")]
@@ -82,9 +52,36 @@ pub(crate) enum AnswerError {
 /// What an answer has to say. After `Done` or `Failed` nothing follows.
 #[derive(Debug)]
 pub(crate) enum Event {
-    Chunk(Chunk),
+    Delta(Delta),
     Done(Completion),
     Failed(AnswerError),
+}
+
+/// More of an answer.
+#[derive(Debug, Default)]
+pub(crate) struct Delta {
+    pub pieces: Vec<Piece>,
+    /// Of the tokens since the last delta, if they were asked for. They may come with a later delta
+    /// than their text, or an earlier one.
+    pub logprobs: Vec<TokenLogprob>,
+}
+
+/// A whole answer.
+#[derive(Debug)]
+pub(crate) struct Whole {
+    pub content: String,
+    pub reasoning: String,
+    pub calls: Vec<Call>,
+    pub logprobs: Vec<TokenLogprob>,
+    pub completion: Completion,
+}
+
+/// A call of a tool.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Call {
+    pub name: String,
+    /// A JSON object.
+    pub arguments: String,
 }
 
 /// An answer under way, or a request that waits for its turn. Dropping it cancels either.
@@ -103,7 +100,42 @@ enum Stage {
 #[derive(Debug)]
 struct Running {
     events: UnboundedReceiver<JobEvent>,
+    /// What takes the text apart; all is content where there is none.
+    reader: Option<Reader>,
+    /// The end, when something is to be said before it.
+    end: Option<Completion>,
     cut: Arc<Cut>,
+}
+
+impl Running {
+    async fn next(&mut self) -> Event {
+        if let Some(completion) = self.end.take() {
+            return Event::Done(completion);
+        }
+        match self.events.recv().await {
+            Some(JobEvent::Chunk(chunk)) => Event::Delta(self.read(chunk)),
+            Some(JobEvent::Done(completion)) => self.end(completion),
+            Some(JobEvent::Failed(error)) => Event::Failed(error.into()),
+            None => Event::Failed(JobError::Panicked.into()),
+        }
+    }
+
+    fn read(&mut self, chunk: Chunk) -> Delta {
+        let pieces = match &mut self.reader {
+            Some(reader) => reader.push(&chunk.text),
+            None => vec![Piece::Content(chunk.text)],
+        };
+        Delta { pieces, logprobs: chunk.logprobs }
+    }
+
+    fn end(&mut self, completion: Completion) -> Event {
+        let pieces = self.reader.take().map(|mut reader| reader.finish()).unwrap_or_default();
+        if pieces.is_empty() {
+            return Event::Done(completion);
+        }
+        self.end = Some(completion);
+        Event::Delta(Delta { pieces, ..Delta::default() })
+    }
 }
 
 impl Drop for Running {
@@ -117,13 +149,12 @@ impl Answer {
     pub(crate) fn new(
         models: &Models,
         ticket: Ticket,
-        input: Input,
-        params: GenerateParams,
+        question: Question,
     ) -> Result<Self, AskError> {
-        params.sampling.validate()?;
+        question.params.sampling.validate()?;
         let model = ticket.model().to_owned();
         let definition = models.definition(Some(&model));
-        let waits = Box::pin(start(ticket, definition, input, params));
+        let waits = Box::pin(start(ticket, definition, question));
         Ok(Self { model, stage: Stage::Waits(waits) })
     }
 
@@ -153,14 +184,40 @@ impl Answer {
             return Some(Event::Failed(error.into()));
         }
         let Stage::Runs(running) = &mut self.stage else { return None };
-        let event = match running.events.recv().await {
-            Some(JobEvent::Chunk(chunk)) => return Some(Event::Chunk(chunk)),
-            Some(JobEvent::Done(completion)) => Event::Done(completion),
-            Some(JobEvent::Failed(error)) => Event::Failed(error.into()),
-            None => Event::Failed(JobError::Panicked.into()),
-        };
-        self.stage = Stage::Ended;
+        let event = running.next().await;
+        if !matches!(event, Event::Delta(_)) {
+            self.stage = Stage::Ended;
+        }
         Some(event)
+    }
+
+    /// All that is left of it.
+    pub(crate) async fn whole(mut self) -> Result<Whole, AnswerError> {
+        let (mut content, mut reasoning) = (String::new(), String::new());
+        let (mut calls, mut logprobs) = (vec![], vec![]);
+        loop {
+            match self.next().await {
+                Some(Event::Delta(delta)) => {
+                    logprobs.extend(delta.logprobs);
+                    for piece in delta.pieces {
+                        match piece {
+                            Piece::Content(text) => content.push_str(&text),
+                            Piece::Reasoning(text) => reasoning.push_str(&text),
+                            Piece::Call { name } => calls.push(Call { name, ..Call::default() }),
+                            Piece::Arguments(text) => {
+                                calls.last_mut().into_iter().for_each(|c| c.arguments += &text);
+                            }
+                            Piece::CallEnd => {}
+                        }
+                    }
+                }
+                Some(Event::Done(completion)) => {
+                    return Ok(Whole { content, reasoning, calls, logprobs, completion });
+                }
+                Some(Event::Failed(error)) => return Err(error),
+                None => return Err(AskError::Internal.into()),
+            }
+        }
     }
 }
 
@@ -169,17 +226,13 @@ impl Answer {
 async fn start(
     ticket: Ticket,
     definition: Option<Arc<Definition>>,
-    mut input: Input,
-    mut params: GenerateParams,
+    mut question: Question,
 ) -> Result<Running, AskError> {
-    let mut template = None;
     if let Some(definition) = definition {
-        params.stop.extend(definition.stop.iter().cloned());
-        input.begin_with(definition.system.as_ref());
-        template = definition.template.clone();
+        question.complete(&definition);
     }
-    params.priority = ticket.priority();
-    let question = Arc::new(Question { input, template, params });
+    question.params.priority = ticket.priority();
+    let question = Arc::new(question);
     let early = match ticket.loaded() {
         Some(loaded) => {
             let model = Arc::downgrade(&loaded);
@@ -188,75 +241,25 @@ async fn start(
         None => None,
     };
     let run = ticket.turn().await?;
-    let prompt = match early {
-        Some((model, prompt)) if model.ptr_eq(&Arc::downgrade(&run.loaded)) => prompt,
+    let prepared = match early {
+        Some((model, prepared)) if model.ptr_eq(&Arc::downgrade(&run.loaded)) => prepared,
         // It was loaded meanwhile, perhaps from another file.
-        _ => prepare(Arc::clone(&run.loaded), Arc::clone(&question)).await?,
+        _ => prepare(Arc::clone(&run.loaded), question).await?,
     };
+    let Prepared { prompt, reader, params } = prepared;
     let (sender, events) = unbounded_channel();
     let cut = Arc::clone(&run.cut);
-    run.answer(Job { prompt, params: question.params.clone(), events: sender });
-    Ok(Running { events, cut })
-}
-
-/// The prompt of a question, if it is one that the model can answer.
-async fn prepare(loaded: Arc<Loaded>, question: Arc<Question>) -> Result<Vec<u32>, AskError> {
-    let (context, vocab) = (loaded.model.info().context, loaded.model.info().vocab);
-    let model = loaded.name.clone();
-    check_bias(&question.params, vocab)?;
-    let prompt = encode(loaded, question).await?;
-    if prompt.is_empty() {
-        return Err(AskError::EmptyPrompt);
-    }
-    // One token of room at least, or there would be nothing to answer with.
-    if prompt.len() >= context as usize {
-        let (model, prompt_tokens) = (model.to_string(), prompt.len());
-        return Err(AskError::PromptTooLong { model, prompt_tokens, context });
-    }
-    Ok(prompt)
-}
-
-fn check_bias(params: &GenerateParams, vocab: u32) -> Result<(), AskError> {
-    match params.sampling.logit_bias.iter().find(|(token, _)| *token >= vocab) {
-        Some(&(token, _)) => Err(AskError::NoSuchToken { token, vocab }),
-        None => Ok(()),
-    }
+    run.answer(Job { prompt, params, events: sender });
+    Ok(Running { events, reader, end: None, cut })
 }
 
 // A long prompt takes a while to tokenise, which must not hold up other connections.
-async fn encode(loaded: Arc<Loaded>, question: Arc<Question>) -> Result<Vec<u32>, AskError> {
-    let task = tokio::task::spawn_blocking(move || match &question.input {
-        Input::Text(text) => Ok(loaded.model.tokenizer().encode_prompt(text)),
-        Input::Chat { messages, extra } => {
-            let input = TemplateInput {
-                messages,
-                tools: None,
-                add_generation_prompt: true,
-                extra: Some(extra),
-                now: Some(unix_s()),
-            };
-            let (own, tokenizer) = (loaded.model.chat_template(), loaded.model.tokenizer());
-            let text = match &question.template {
-                // A manifest changed it since the model was loaded.
-                Some(newer) if *newer.content != *own.source() => {
-                    ChatTemplate::for_tokenizer(&newer.content, tokenizer)?.render(&input)?
-                }
-                _ => own.render(&input)?,
-            };
-            Ok(tokenizer.encode_prompt(&text))
-        }
-    });
+async fn prepare(loaded: Arc<Loaded>, question: Arc<Question>) -> Result<Prepared, AskError> {
+    let task = tokio::task::spawn_blocking(move || question.prepare(&loaded));
     task.await.unwrap_or_else(|error| {
         tracing::error!(%error, "preparing a prompt panicked");
         Err(AskError::Internal)
     })
-}
-
-// Templates that write the date get it in UTC: a daemon's own time zone says nothing about its
-// clients'.
-fn unix_s() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// The word for how an answer ended, in OpenAI's terms where there is one.

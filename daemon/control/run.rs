@@ -6,12 +6,13 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use futures_util::stream;
 use m40_control::{ApiError, ErrorCode, ModelRef, RunEvent, RunParams, RunRequest};
+use m40_reply::Piece;
 use m40_sched::sampler::SamplingParams;
 use m40llm::GenerateParams;
-use serde_json::{Map, json};
+use serde_json::json;
 
 use super::{Context, Refused, lines};
-use crate::generation::{self, Answer, Event, Input};
+use crate::generation::{self, Answer, Chat, Event, Input, Question};
 use crate::http::{check_stops, read_json};
 use crate::models::Urgency;
 
@@ -29,8 +30,9 @@ pub(super) async fn run(
     let params = params(request.params, defaults)?;
     let messages = request.messages.iter().map(|message| json!(message)).collect();
     let ticket = context.models.ask_for(&request.model, Urgency::default()).await?;
-    let input = Input::Chat { messages, extra: Map::new() };
-    let mut answer = Answer::new(&context.models, ticket, input, params)?;
+    let input = Input::Chat(Chat { messages, ..Chat::default() });
+    let question = Question { input, params, ..Question::default() };
+    let mut answer = Answer::new(&context.models, ticket, question)?;
     answer.started().await?;
     let first = Some(RunEvent::Loaded { model: answer.model().to_owned() });
     let events = stream::unfold((answer, first), |(mut answer, first)| async move {
@@ -80,10 +82,20 @@ fn params(asked: RunParams, defaults: SamplingParams) -> Result<GenerateParams, 
 
 fn event(event: Event) -> RunEvent {
     match event {
-        Event::Chunk(chunk) => RunEvent::Text { text: chunk.text },
+        Event::Delta(delta) => RunEvent::Text { text: text(delta.pieces) },
         Event::Done(completion) => RunEvent::Done { stats: generation::stats(&completion) },
         Event::Failed(error) => RunEvent::Error { error: error.into() },
     }
+}
+
+// A person sees what a model says to itself, and that it would call something.
+fn text(pieces: Vec<Piece>) -> String {
+    let shown = pieces.into_iter().map(|piece| match piece {
+        Piece::Content(text) | Piece::Reasoning(text) | Piece::Arguments(text) => text,
+        Piece::Call { name } => name,
+        Piece::CallEnd => String::new(),
+    });
+    shown.collect()
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use std::convert::Infallible;
 use super::chat_reply::Reply;
 use super::error::HttpError;
 use super::{Context, HEAD_WAIT, PING_INTERVAL, params, request_id, unix_s};
-use crate::generation::{Answer, Event, Input};
+use crate::generation::{Answer, Chat, Event, Input, Question};
 
 #[derive(Debug, Deserialize)]
 struct Request {
@@ -65,13 +65,15 @@ pub(super) async fn complete(
     let definition = context.models.definition(request.model.as_deref());
     let urgency = fields.urgency()?;
     let params = fields.params(definition.as_deref())?;
-    let input = Input::Chat {
+    let input = Input::Chat(Chat {
         messages: template_messages(request.messages)?,
         extra: request.chat_template_kwargs.unwrap_or_default(),
-    };
+        ..Chat::default()
+    });
     let ticket = context.models.ask(request.model.as_deref(), urgency).await?;
     let logprobs = params.logprobs.is_some();
-    let mut answer = Answer::new(&context.models, ticket, input, params)?;
+    let question = Question { input, params, ..Question::default() };
+    let mut answer = Answer::new(&context.models, ticket, question)?;
     let reply = Reply {
         id: request_id::fresh("chatcmpl-"),
         created: unix_s(),
@@ -84,7 +86,7 @@ pub(super) async fn complete(
         let keep_alive = KeepAlive::new().interval(PING_INTERVAL).text("ping");
         Ok(Sse::new(events(answer, reply)).keep_alive(keep_alive).into_response())
     } else {
-        Ok(Json(whole(answer, &reply).await?).into_response())
+        Ok(Json(reply.whole(&answer.whole().await?)).into_response())
     }
 }
 
@@ -151,29 +153,12 @@ fn part_text(part: Value) -> Result<String, String> {
     }
 }
 
-async fn whole(mut answer: Answer, reply: &Reply) -> Result<Value, HttpError> {
-    let (mut text, mut logprobs) = (String::new(), Vec::new());
-    loop {
-        match answer.next().await {
-            Some(Event::Chunk(chunk)) => {
-                text.push_str(&chunk.text);
-                logprobs.extend(chunk.logprobs);
-            }
-            Some(Event::Done(completion)) => {
-                return Ok(reply.whole(&text, &logprobs, &completion));
-            }
-            Some(Event::Failed(error)) => return Err(error.into()),
-            None => return Err(HttpError::internal()),
-        }
-    }
-}
-
 fn events(answer: Answer, reply: Reply) -> impl Stream<Item = Result<SseEvent, Infallible>> {
     let first = VecDeque::from([sse(&reply.first_chunk())]);
     stream::unfold((answer, reply, first), |(mut answer, reply, mut pending)| async move {
         if pending.is_empty() {
             match answer.next().await? {
-                Event::Chunk(chunk) => pending.push_back(sse(&reply.chunk(&chunk))),
+                Event::Delta(delta) => pending.extend(reply.chunks(&delta).iter().map(sse)),
                 Event::Done(completion) => {
                     pending.push_back(sse(&reply.last_chunk(&completion)));
                     pending.extend(reply.usage_chunk(&completion).as_ref().map(sse));

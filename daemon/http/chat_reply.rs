@@ -1,9 +1,12 @@
 //! The shapes of OpenAI's chat completions, whole and in chunks.
 
-use m40llm::{Chunk, Completion, FinishReason, TokenLogprob};
+use std::mem;
+
+use m40_reply::Piece;
+use m40llm::{Completion, FinishReason, TokenLogprob};
 use serde_json::{Value, json};
 
-use crate::generation;
+use crate::generation::{self, Delta, Whole};
 
 const FINGERPRINT: &str = concat!("m40d-", env!("CARGO_PKG_VERSION"));
 
@@ -21,12 +24,7 @@ pub(super) struct Reply {
 
 impl Reply {
     /// The reply to a request without `stream`.
-    pub(super) fn whole(
-        &self,
-        text: &str,
-        logprobs: &[TokenLogprob],
-        completion: &Completion,
-    ) -> Value {
+    pub(super) fn whole(&self, answer: &Whole) -> Value {
         json!({
             "id": self.id,
             "object": "chat.completion",
@@ -35,12 +33,12 @@ impl Reply {
             "system_fingerprint": FINGERPRINT,
             "choices": [{
                 "index": 0,
-                "message": {"role": "assistant", "content": text, "refusal": null},
-                "logprobs": self.logprobs_value(logprobs),
-                "finish_reason": finish_reason(completion.finish),
+                "message": {"role": "assistant", "content": answer.content, "refusal": null},
+                "logprobs": self.logprobs_value(&answer.logprobs),
+                "finish_reason": finish_reason(answer.completion.finish),
             }],
-            "usage": usage(completion),
-            "timings": timings(completion),
+            "usage": usage(&answer.completion),
+            "timings": timings(&answer.completion),
         })
     }
 
@@ -49,10 +47,16 @@ impl Reply {
         self.chunk_with(json!({"role": "assistant", "content": ""}), Value::Null, Value::Null)
     }
 
-    /// A piece of the answer.
-    pub(super) fn chunk(&self, chunk: &Chunk) -> Value {
-        let logprobs = self.logprobs_value(&chunk.logprobs);
-        self.chunk_with(json!({"content": chunk.text}), logprobs, Value::Null)
+    /// More of the answer.
+    pub(super) fn chunks(&self, delta: &Delta) -> Vec<Value> {
+        let mut logprobs = self.logprobs_value(&delta.logprobs);
+        let content = delta.pieces.iter().filter_map(|piece| match piece {
+            Piece::Content(text) => Some(text),
+            _ => None,
+        });
+        let mut chunk =
+            |text| self.chunk_with(json!({"content": text}), mem::take(&mut logprobs), Value::Null);
+        content.map(|text| chunk(text)).collect()
     }
 
     /// Says how the answer ended.

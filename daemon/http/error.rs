@@ -214,7 +214,7 @@ impl From<AskError> for HttpError {
             AskError::Model(error) => error.into(),
             AskError::PromptTooLong { .. } => bad("messages", Some("context_length_exceeded")),
             AskError::EmptyPrompt => bad("messages", None),
-            AskError::NoSuchToken { .. } => bad("logit_bias", None),
+            AskError::NoSuchToken { field, .. } => bad(field, None),
             AskError::Sampling(error) => error.into(),
             AskError::Template(_) => Self::bad_request(message),
             AskError::Internal => Self::internal(),

@@ -17,6 +17,7 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream;
+use m40_reply::Piece;
 use m40llm::Completion;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -24,7 +25,7 @@ use serde_json::{Value, json};
 use super::chat_reply::{timings, usage};
 use super::error::HttpError;
 use super::{Context, HEAD_WAIT, params};
-use crate::generation::{Answer, Event, Input, finish_word};
+use crate::generation::{Answer, Event, Input, Question, finish_word};
 
 #[derive(Debug, Deserialize)]
 struct Request {
@@ -50,8 +51,9 @@ pub(super) async fn generate(
     }
     let ticket = context.models.ask(request.model.as_deref(), urgency).await?;
     let input = Input::Text(request.prompt);
+    let question = Question { input, params, ..Question::default() };
     let about = |error| HttpError::from(error).about("messages", "prompt");
-    let mut answer = Answer::new(&context.models, ticket, input, params).map_err(about)?;
+    let mut answer = Answer::new(&context.models, ticket, question).map_err(about)?;
     if request.stream.unwrap_or(false) {
         answer.started_within(HEAD_WAIT).await.map_err(about)?;
         Ok(lines(answer))
@@ -61,26 +63,18 @@ pub(super) async fn generate(
     }
 }
 
-async fn whole(mut answer: Answer) -> Result<Value, HttpError> {
-    let mut text = String::new();
-    loop {
-        match answer.next().await {
-            Some(Event::Chunk(chunk)) => text.push_str(&chunk.text),
-            Some(Event::Done(completion)) => {
-                let mut reply = summary(answer.model(), &completion);
-                reply["text"] = Value::String(text);
-                return Ok(reply);
-            }
-            Some(Event::Failed(error)) => return Err(error.into()),
-            None => return Err(HttpError::internal()),
-        }
-    }
+async fn whole(answer: Answer) -> Result<Value, HttpError> {
+    let model = answer.model().to_owned();
+    let whole = answer.whole().await?;
+    let mut reply = summary(&model, &whole.completion);
+    reply["text"] = Value::String(whole.content);
+    Ok(reply)
 }
 
 fn lines(answer: Answer) -> Response {
     let lines = stream::unfold(answer, |mut answer| async move {
         let value = match answer.next().await? {
-            Event::Chunk(chunk) => json!({"text": chunk.text}),
+            Event::Delta(delta) => json!({"text": content(&delta.pieces)}),
             Event::Done(completion) => {
                 let mut last = summary(answer.model(), &completion);
                 last["done"] = Value::Bool(true);
@@ -93,6 +87,15 @@ fn lines(answer: Answer) -> Response {
     });
     let content_type = [(header::CONTENT_TYPE, "application/x-ndjson")];
     (content_type, Body::from_stream(lines)).into_response()
+}
+
+// A prompt that is no conversation has an answer that is nothing but content.
+fn content(pieces: &[Piece]) -> String {
+    let text = |piece: &Piece| match piece {
+        Piece::Content(text) => text.clone(),
+        _ => String::new(),
+    };
+    pieces.iter().map(text).collect()
 }
 
 fn summary(model: &str, completion: &Completion) -> Value {

@@ -283,6 +283,8 @@ fn what_a_registry_says_of_how_to_use_a_model_counts_where_the_manifest_is_silen
     for (model, counts) in [(tiny().chat_template(None), true), (tiny(), false)] {
         ollama(&origin, &model.build(), b"{}", go);
         ctl(&daemon, &["pull", "--update", "m"]).ok();
+        // One that was loaded keeps its template where there is no other.
+        ctl(&daemon, &["unload", "m"]).ok();
         assert_eq!(tokens("m") == with_template, counts);
         let shown = ctl(&daemon, &["show", "m"]).ok().out;
         assert_eq!(shown.contains("template = "), counts, "{shown}");

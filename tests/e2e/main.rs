@@ -8,9 +8,11 @@ mod concurrency;
 mod config;
 mod errors;
 mod generate;
+mod guard;
 mod hostile;
 mod lifecycle;
 mod manifests;
+mod metrics;
 mod models;
 mod pulls;
 mod real;
@@ -18,6 +20,7 @@ mod residency;
 mod sources;
 mod stored;
 mod terminal;
+mod tls;
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -113,6 +116,12 @@ fn load(builder: Builder, model: &TinyModel) -> Daemon {
     let daemon = builder.start();
     ctl(&daemon, &["load", path_str(&path)]).ok();
     daemon
+}
+
+/// Waits until no request waits or runs: who asked may know before its place is given back.
+fn wait_until_idle(daemon: &Daemon) {
+    let queue = || ctl(daemon, &["queue", "--json"]).ok().json();
+    while queue()["requests"].as_array().is_none_or(|requests| !requests.is_empty()) {}
 }
 
 /// The daemon must still answer.

@@ -22,6 +22,7 @@
 //! ```
 #![deny(unsafe_code)]
 
+mod abilities;
 mod backend;
 mod bench;
 mod cpu;
@@ -35,6 +36,7 @@ mod stop;
 #[cfg(test)]
 mod tests;
 
+pub use abilities::Abilities;
 #[cfg(feature = "cuda")]
 pub use bench::bench_executor;
 pub use bench::{BenchLine, BenchOptions, BenchRow, OnLine, Spread};

@@ -31,6 +31,9 @@ const MAX_PROMPT_BYTES: usize = 64 << 20;
 const DEFAULT: &str = "tokenizer.chat_template";
 const TOOL_USE: &str = "tokenizer.chat_template.tool_use";
 
+/// The variables by which models' templates are told whether, or how much, to think.
+const THINK_SWITCHES: [&str; 3] = ["enable_thinking", "thinking", "reasoning_effort"];
+
 /// The ChatML layout, for models that come without a template.
 const CHATML: &str = "\
 {%- for message in messages -%}
@@ -168,6 +171,29 @@ impl ChatTemplate {
         Ok(template)
     }
 
+    /// The template a model comes with, to look at: no texts of tokens are known to it. `None` when the
+    /// model has none.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::from_gguf`].
+    pub fn peek<B: AsRef<[u8]>>(gguf: &Gguf<B>) -> Result<Option<Self>, TemplateError> {
+        let Some(source) = gguf.get_str(DEFAULT)? else { return Ok(None) };
+        let mut template = Self::new(source, "", "")?;
+        template.tool_use = gguf.get_str(TOOL_USE)?.map(Source::parse).transpose()?;
+        Ok(Some(template))
+    }
+
+    /// Whether it shows a model the tools that there are.
+    pub fn takes_tools(&self) -> bool {
+        self.tool_use.is_some() || self.default.reads(&["tools"])
+    }
+
+    /// Whether it knows of thoughts before an answer: by a switch for them, or by the marks around them.
+    pub fn knows_thoughts(&self) -> bool {
+        let marks = ["<think>", "</think>"];
+        marks.iter().any(|mark| self.source().contains(mark)) || self.default.reads(&THINK_SWITCHES)
+    }
+
     /// The source of the template that is used without tools.
     pub fn source(&self) -> &str {
         &self.default.text
@@ -222,6 +248,13 @@ impl Source {
         let mut environment = environment()?;
         environment.add_template_owned(NAME, without_generation_blocks(text)).map_err(syntax)?;
         Ok(Self { environment, text: text.to_owned() })
+    }
+
+    /// Whether it reads one of these variables.
+    fn reads(&self, variables: &[&str]) -> bool {
+        // It was found when it was added.
+        let read = self.environment.get_template(NAME).map(|it| it.undeclared_variables(false));
+        read.is_ok_and(|read| variables.iter().any(|variable| read.contains(*variable)))
     }
 
     fn render(&self, context: Value) -> Result<String, TemplateError> {

@@ -17,10 +17,12 @@
 //!   all leave.
 //! * A model is out of memory when its last handle goes; that is told by the drop itself.
 
+mod capabilities;
 mod defined;
 mod desk;
 mod entry;
 mod error;
+mod facts;
 mod job;
 mod loaded;
 mod look;
@@ -37,7 +39,7 @@ use std::time::Instant;
 use m40_control::{ErrorCode, ModelEntry, ModelRef, ModelState, model_name_of_file};
 use m40_manifest::Catalog;
 use m40_sched::ModelName;
-use m40_sched::residency::{Ask, Definition, Rules};
+use m40_sched::residency::{Ask, Definition, Rules, Stay};
 use m40llm::{Engine, GpuError, KvType, LoadError};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
@@ -46,8 +48,10 @@ use tracing::{error, info};
 use crate::manifests::Manifests;
 use crate::net::Phase;
 use crate::store::{Description, Import, Store, StoreError};
+use capabilities::Looks;
 use desk::{Desk, Known, Outside, Want};
 pub(crate) use error::{LoadFailure, ModelError};
+pub(crate) use facts::Facts;
 use job::lock;
 pub(crate) use job::{Cut, Job, JobCount, JobError, JobEvent, Reason};
 use loaded::Departure;
@@ -75,6 +79,8 @@ pub(crate) struct Models {
 #[derive(Debug)]
 struct Inner {
     opener: Opener,
+    looks: Looks,
+    facts: facts::Cache,
     store: Store,
     catalog: watch::Receiver<Arc<Catalog>>,
     desk: Mutex<Desk>,
@@ -100,6 +106,8 @@ impl Models {
         let (departures, departed) = mpsc::unbounded_channel();
         let inner = Inner {
             opener: Opener::new(engine, limits.context_tokens_max, limits.kv_type),
+            looks: Looks::default(),
+            facts: facts::Cache::default(),
             store,
             catalog: manifests.subscribe(),
             desk: Mutex::new(desk),
@@ -208,6 +216,17 @@ impl Models {
             _ => return Err(ModelError::Unknown { name: name.to_string() }),
         };
         Ok(ModelEntry { state: ModelState::Stored, loaded: None, failure: None, ..before })
+    }
+
+    /// Has a model that is in memory stay there for so long without a request.
+    pub(crate) fn keep_for(&self, name: &str, stay: Stay) {
+        let name = ModelName::from(&*self.own_name(name));
+        self.with_desk(|desk, outside| desk.keep(&name, stay, outside));
+    }
+
+    /// Whether there is a model of this name or alias.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.is_known(name) || self.with_desk(|desk, _| desk.known(name).is_some())
     }
 
     /// Ends a model now, with its requests.

@@ -276,6 +276,15 @@ impl Engine {
         self.backend.footprint(path, program, &gguf, context)
     }
 
+    /// What a file says of itself; of a split model, of any of its files. The file must not be changed
+    /// while this is held.
+    ///
+    /// # Errors
+    /// [`LoadError`], if there is no file, or it is no GGUF.
+    pub fn gguf(path: &Path) -> Result<Gguf<impl AsRef<[u8]> + use<>>, LoadError> {
+        open(path)
+    }
+
     fn open(&self, path: &Path, options: &ModelOptions) -> Result<Opened, LoadError> {
         let gguf = open(path)?;
         let program = self.program(path, &gguf, options)?;
@@ -328,7 +337,8 @@ fn served_context(program: &Program, options: &ModelOptions) -> u32 {
     options.context.unwrap_or_else(|| program.description.context.min(DEFAULT_CONTEXT))
 }
 
-fn open(path: &Path) -> Result<Gguf<Mmap>, LoadError> {
+/// Maps and reads a file, or all files of a split model.
+pub(crate) fn open(path: &Path) -> Result<Gguf<Mmap>, LoadError> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let files = match split::shard_names(name) {
         Some(names) => names.into_iter().map(|name| path.with_file_name(name)).collect(),

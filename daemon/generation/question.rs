@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use m40_grammar::Grammar;
 use m40_manifest::{Definition, Text};
 use m40_reply::{Format, Reader, ToolChoice, Tools};
-use m40_tokenizer::{ChatTemplate, TemplateError, TemplateInput};
+use m40_tokenizer::{ChatTemplate, FillIn, Special, TemplateError, TemplateInput, Tokenizer};
 use m40llm::GenerateParams;
 use serde_json::{Map, Value, json};
 
@@ -16,7 +16,11 @@ use crate::models::Loaded;
 #[derive(Debug, Default)]
 pub(crate) struct Question {
     pub input: Input,
+    /// Tokens of an earlier exchange, that the input goes on from.
+    pub before: Vec<u32>,
     pub params: GenerateParams,
+    /// Most tokens of prompt and answer together, where that is less than the model's context.
+    pub context_max: Option<u32>,
     /// What the answer has to look like; any text where nothing says.
     pub grammar: Option<Grammar>,
 }
@@ -28,6 +32,8 @@ pub(crate) enum Input {
     Text(String),
     /// Tokens to go on from, as they are.
     Tokens(Vec<u32>),
+    /// Two texts, for what comes between them.
+    Fill { before: String, after: String },
     /// A conversation for the model's chat template.
     Chat(Chat),
 }
@@ -52,6 +58,8 @@ pub(crate) struct Chat {
     pub template: Option<String>,
     /// More variables for the template.
     pub extra: Map<String, Value>,
+    /// Whether the oldest messages may be left out where not all fit the context.
+    pub shortens: bool,
 }
 
 /// Whether a model is to reason before it answers, where its template knows a way to say so.
@@ -107,9 +115,10 @@ impl Question {
 
     /// What the model is to be given, if it is something that it can answer.
     pub(super) fn prepare(&self, loaded: &Loaded) -> Result<Prepared, AskError> {
-        let (context, vocab) = (loaded.model.info().context, loaded.model.info().vocab);
+        let (served, vocab) = (loaded.model.info().context, loaded.model.info().vocab);
+        let context = self.context_max.map_or(served, |most| most.min(served));
         check_bias(&self.params, vocab)?;
-        let (prompt, reader) = self.encode(loaded)?;
+        let (prompt, reader) = self.encode(loaded, context as usize)?;
         if prompt.is_empty() {
             return Err(AskError::EmptyPrompt);
         }
@@ -121,23 +130,44 @@ impl Question {
             let (model, prompt_tokens) = (loaded.name.to_string(), prompt.len());
             return Err(AskError::PromptTooLong { model, prompt_tokens, context });
         }
-        Ok(Prepared { prompt, reader, params: self.params.clone() })
+        let mut params = self.params.clone();
+        if context < served {
+            let room = context - prompt.len() as u32;
+            params.max_tokens = Some(params.max_tokens.map_or(room, |most| most.min(room)));
+        }
+        Ok(Prepared { prompt, reader, params })
     }
 
-    fn encode(&self, loaded: &Loaded) -> Result<(Vec<u32>, Option<Reader>), AskError> {
-        let tokenizer = loaded.model.tokenizer();
+    fn encode(
+        &self,
+        loaded: &Loaded,
+        context: usize,
+    ) -> Result<(Vec<u32>, Option<Reader>), AskError> {
+        let encode = |text: &str| self.encode_after(loaded.model.tokenizer(), text);
         match &self.input {
-            Input::Text(text) => Ok((tokenizer.encode_prompt(text), None)),
+            Input::Text(text) => Ok((encode(text), None)),
             Input::Tokens(tokens) => Ok((tokens.clone(), None)),
+            Input::Fill { before, after } => Ok((fill(loaded, before, after)?, None)),
             Input::Chat(chat) => {
                 let other = chat.other_template(loaded)?;
                 let template = other.as_ref().unwrap_or(loaded.model.chat_template());
-                let text = chat.render(template)?;
+                let (text, prompt) = chat.fit(template, encode, context)?;
                 let format = Format::of_template(template.source());
                 let reader = format.reader(&chat.tools, &text);
-                Ok((tokenizer.encode_prompt(&text), Some(reader)))
+                Ok((prompt, Some(reader)))
             }
         }
+    }
+
+    /// The tokens of a prompt, after those that come before.
+    fn encode_after(&self, tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
+        let mut tokens = tokenizer.encode_prompt(text);
+        if !self.before.is_empty() {
+            let begin = tokenizer.bos();
+            let begins_anew = begin.is_some() && tokens.first() == begin.as_ref();
+            tokens.splice(..usize::from(begins_anew), self.before.iter().copied());
+        }
+        tokens
     }
 }
 
@@ -158,19 +188,76 @@ impl Chat {
         other.map(|other| ChatTemplate::for_tokenizer(other, tokenizer)).transpose()
     }
 
-    fn render(&self, template: &ChatTemplate) -> Result<String, TemplateError> {
+    /// Its text and tokens. Where those fill the context, and messages may be left out, it begins at the
+    /// first message of the user from which they do not.
+    fn fit(
+        &self,
+        template: &ChatTemplate,
+        encode: impl Fn(&str) -> Vec<u32>,
+        context: usize,
+    ) -> Result<(String, Vec<u32>), TemplateError> {
+        let encoded = |messages: &Value| {
+            let text = self.render(messages, template)?;
+            let tokens = encode(&text);
+            Ok::<_, TemplateError>((text, tokens))
+        };
+        let mut best = encoded(&self.messages)?;
+        if !self.shortens || best.1.len() < context {
+            return Ok(best);
+        }
+        let beginnings = self.later_beginnings();
+        let mut left = beginnings.as_slice();
+        while let Some(&middle) = left.get(left.len() / 2) {
+            let (earlier, later) = left.split_at(left.len() / 2);
+            let found = encoded(&self.from(middle))?;
+            left = if found.1.len() < context {
+                best = found;
+                earlier
+            } else {
+                &later[1..]
+            };
+        }
+        Ok(best)
+    }
+
+    /// Where it could begin but for where it does: templates want a message of the user first.
+    fn later_beginnings(&self) -> Vec<usize> {
+        let messages = self.messages.as_array().map_or(&[][..], Vec::as_slice);
+        let of_user = messages.iter().enumerate().filter(|(_, message)| message["role"] == "user");
+        of_user.map(|(at, _)| at).skip(1).collect()
+    }
+
+    /// Its messages from here on, and all system prompts.
+    fn from(&self, first: usize) -> Value {
+        let messages = self.messages.as_array().into_iter().flatten().enumerate();
+        let stays = |(at, message): &(usize, &Value)| *at >= first || message["role"] == "system";
+        messages.filter(stays).map(|(_, message)| message.clone()).collect()
+    }
+
+    fn render(&self, messages: &Value, template: &ChatTemplate) -> Result<String, TemplateError> {
         let mut extra = self.extra.clone();
         self.reasoning.variables(&mut extra);
         let offered = !self.tools.is_empty() && self.tool_choice != ToolChoice::None;
         let tools = offered.then(|| self.tools.to_template());
         template.render(&TemplateInput {
-            messages: &self.messages,
+            messages,
             tools: tools.as_ref(),
             add_generation_prompt: true,
             extra: Some(&extra),
             now: Some(unix_s()),
         })
     }
+}
+
+/// What asks a model to fill in between two texts.
+fn fill(loaded: &Loaded, before: &str, after: &str) -> Result<Vec<u32>, AskError> {
+    let tokenizer = loaded.model.tokenizer();
+    let no_tokens = || AskError::NoFillIn { model: loaded.name.to_string() };
+    let FillIn { prefix, suffix, middle } = tokenizer.fill_in().ok_or_else(no_tokens)?;
+    let plain = |text: &str| tokenizer.encode(text, Special::default());
+    let begin = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+    let parts = [vec![prefix], plain(before), vec![suffix], plain(after), vec![middle]];
+    Ok(begin.into_iter().chain(parts.concat()).collect())
 }
 
 fn check_bias(params: &GenerateParams, vocab: u32) -> Result<(), AskError> {
@@ -190,6 +277,33 @@ fn unix_s() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_does_not_fit_begins_at_a_later_message_of_the_user_after_the_system_prompt() {
+        let message = |role: &str, content: &str| json!({"role": role, "content": content});
+        let mut chat = Chat {
+            messages: json!([
+                message("system", "s"),
+                message("user", "one"),
+                message("assistant", "two"),
+                message("user", "three"),
+                message("assistant", "four"),
+                message("user", "five"),
+            ]),
+            ..Chat::default()
+        };
+        let source = "{% for m in messages %}{{ m.content }} {% endfor %}";
+        let template = ChatTemplate::new(source, "", "").unwrap();
+        let bytes = |text: &str| text.bytes().map(u32::from).collect::<Vec<_>>();
+        let fit = |chat: &Chat, context| chat.fit(&template, bytes, context).unwrap().0;
+        let whole = "s one two three four five ";
+        assert_eq!(fit(&chat, 10), whole, "nobody said that it may be shortened");
+        chat.shortens = true;
+        assert_eq!(fit(&chat, 27), whole);
+        assert_eq!(fit(&chat, 26), "s three four five ");
+        assert_eq!(fit(&chat, 18), "s five ");
+        assert_eq!(fit(&chat, 7), whole, "no less can be said");
+    }
 
     #[test]
     fn reasoning_is_said_in_the_words_of_several_templates_and_never_against_the_request() {

@@ -40,14 +40,14 @@ struct Weighed {
 
 /// What tells whether a file is another one than it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+pub(super) struct Stamp {
     inode: u64,
     bytes: u64,
     modified: (i64, i64),
 }
 
 impl Stamp {
-    fn of(path: &Path) -> Option<Self> {
+    pub(super) fn of(path: &Path) -> Option<Self> {
         let file = fs::metadata(path).ok()?;
         let modified = (file.mtime(), file.mtime_nsec());
         Some(Self { inode: file.ino(), bytes: file.size(), modified })
@@ -72,6 +72,12 @@ impl Opener {
     /// What a file is, if it could be loaded into enough memory. Blocking.
     pub(super) fn inspect(&self, path: &Path) -> Result<ModelInfo, LoadError> {
         self.with_options(None, |options| self.engine.inspect(path, options))
+    }
+
+    /// What a model is, as it would be loaded. Blocking.
+    pub(super) fn look(&self, source: &Source) -> Result<ModelInfo, LoadError> {
+        let look = |options: &_| self.engine.inspect(&source.path, options);
+        self.with_options(source.definition(), look)
     }
 
     /// What the scheduler has to know of a model. A matter of milliseconds, since weights are mapped,

@@ -7,7 +7,8 @@
 //! | `POST /v1/chat/completions` | OpenAI's; streamed as server-sent events |
 //! | `POST /generate` | a prompt as it is; streamed as newline-delimited JSON |
 //!
-//! Administration is not here but on the control socket.
+//! Ollama's routes are in [`ollama`]. Administration is not here but on the control socket; what Ollama's
+//! clients may do of it is done as if it was asked for there.
 
 mod body;
 mod chat;
@@ -15,6 +16,7 @@ mod chat_reply;
 mod error;
 mod generate;
 mod guard;
+mod ollama;
 mod params;
 mod request_id;
 
@@ -27,6 +29,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use serde_json::json;
 
+use crate::control;
 use crate::models::Models;
 use crate::net::Phase;
 pub(crate) use body::{BodyError, BodyLimits, read_json};
@@ -37,6 +40,8 @@ pub(crate) use params::check_stops;
 #[derive(Debug, Clone)]
 pub(crate) struct Context {
     pub models: Models,
+    /// What administration has.
+    pub control: control::Context,
     pub body_limits: BodyLimits,
     /// Whether clients may add and remove models.
     pub allow_model_management: bool,
@@ -52,6 +57,7 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/v1/models", get(models))
         .route("/v1/chat/completions", post(chat::complete))
         .route("/generate", post(generate::generate))
+        .merge(ollama::routes(&context))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn(error::layer))

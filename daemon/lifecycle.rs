@@ -139,8 +139,8 @@ async fn serve(
         header_timeout: config.http.header_timeout,
     };
     let control_limits = net::Limits { connections_max: CONTROL_CONNECTIONS_MAX, ..http_limits };
-    let http_router = http::router(http_context(&config, &models));
     let context = control_context(&config, &models, &manifests, store, access, http_address);
+    let http_router = http::router(http_context(&config, &models, context.clone()));
     let control_router = control::router(context);
     tokio::spawn(net::serve(http, http_router, http_limits, phase_receiver.clone(), alive.clone()));
     tokio::spawn(net::serve(control, control_router, control_limits, phase_receiver, alive));
@@ -184,9 +184,10 @@ async fn judge_arrivals(mut arrivals: watch::Receiver<u64>, manifests: Manifests
     }
 }
 
-fn http_context(config: &Config, models: &Models) -> http::Context {
+fn http_context(config: &Config, models: &Models, control: control::Context) -> http::Context {
     http::Context {
         models: models.clone(),
+        control,
         body_limits: body_limits(config),
         allow_model_management: config.http.allow_model_management,
         started_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),

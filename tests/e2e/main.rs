@@ -12,6 +12,7 @@ mod hostile;
 mod lifecycle;
 mod manifests;
 mod models;
+mod ollama;
 mod pulls;
 mod real;
 mod residency;

@@ -1,5 +1,6 @@
 //! One answer: from a question in any protocol to a job, and its events back.
 
+mod meter;
 mod question;
 
 use std::pin::Pin;
@@ -16,6 +17,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
 
 use crate::models::{Cut, Job, JobError, JobEvent, Loaded, ModelError, Models, Ticket};
+use meter::Meter;
 use question::Prepared;
 pub(crate) use question::{Chat, Input, Question, Reasoning};
 
@@ -94,6 +96,7 @@ pub(crate) struct Answer {
     /// What the question became, once it runs.
     prompt: Arc<[u32]>,
     stage: Stage,
+    meter: Meter,
 }
 
 enum Stage {
@@ -115,13 +118,19 @@ struct Running {
 }
 
 impl Running {
-    async fn next(&mut self) -> Event {
+    async fn next(&mut self, meter: &mut Meter) -> Event {
         if let Some(completion) = self.end.take() {
             return Event::Done(completion);
         }
         match self.events.recv().await {
-            Some(JobEvent::Chunk(chunk)) => Event::Delta(self.read(chunk)),
-            Some(JobEvent::Done(completion)) => self.end(completion),
+            Some(JobEvent::Chunk(chunk)) => {
+                meter.chunk(&chunk);
+                Event::Delta(self.read(chunk))
+            }
+            Some(JobEvent::Done(completion)) => {
+                meter.done(&completion);
+                self.end(completion)
+            }
             Some(JobEvent::Failed(error)) => Event::Failed(error.into()),
             None => Event::Failed(JobError::Panicked.into()),
         }
@@ -162,7 +171,8 @@ impl Answer {
         let model = ticket.model().to_owned();
         let definition = models.definition(Some(&model));
         let waits = Box::pin(start(ticket, definition, question));
-        Ok(Self { model, prompt: Arc::default(), stage: Stage::Waits(waits) })
+        let meter = Meter::new(models.metrics(), &model);
+        Ok(Self { model, prompt: Arc::default(), stage: Stage::Waits(waits), meter })
     }
 
     /// Name of the model that answers.
@@ -180,9 +190,10 @@ impl Answer {
         if let Stage::Waits(waits) = &mut self.stage {
             let started = waits.await;
             self.stage = Stage::Ended;
-            let running = started?;
+            let running = started.inspect_err(|_| self.meter.failed())?;
             self.prompt = Arc::clone(&running.prompt);
             self.stage = Stage::Runs(running);
+            self.meter.began();
         }
         Ok(())
     }
@@ -198,7 +209,10 @@ impl Answer {
             return Some(Event::Failed(error.into()));
         }
         let Stage::Runs(running) = &mut self.stage else { return None };
-        let event = running.next().await;
+        let event = running.next(&mut self.meter).await;
+        if matches!(event, Event::Failed(_)) {
+            self.meter.failed();
+        }
         if !matches!(event, Event::Delta(_)) {
             self.stage = Stage::Ended;
         }

@@ -1,10 +1,11 @@
 //! How everything that can go wrong maps to a status and a text, and the shapes in which the APIs say it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::Request;
-use axum::http::header::RETRY_AFTER;
+use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -74,12 +75,17 @@ pub(super) async fn layer(request: Request, next: Next) -> Response {
     let shape = ErrorShape::of_path(request.uri().path());
     let id = request.extensions().get::<RequestId>().cloned();
     let mut response = next.run(request).await;
-    let Some(error) = response.extensions_mut().remove::<Arc<HttpError>>() else { return response };
+    let error = response.extensions_mut().remove::<Arc<HttpError>>();
+    let Some(error) = error else { return response };
     let mut body = shape.body(&error);
     if let (ErrorShape::Anthropic, Some(id)) = (shape, id) {
         body["request_id"] = Value::from(id.as_str());
     }
-    error.with_headers((error.status, Json(body)).into_response())
+    // Other layers may have added headers, which are kept.
+    let (mut head, _) = response.into_parts();
+    let (json, body) = Json(body).into_response().into_parts();
+    head.headers.extend(json.headers);
+    Response::from_parts(head, body)
 }
 
 /// An error on its way to a client. As a response it has its shape from [`layer`].
@@ -121,6 +127,52 @@ impl HttpError {
         let message = "clients may not add, change or remove models here: set [http] \
                        allow_model_management = true, or use m40ctl on the machine";
         Self::forbidden(message.to_owned())
+    }
+
+    /// The key of a client does not go so far.
+    pub(super) fn may_not_manage(key: &str) -> Self {
+        Self::forbidden(format!(
+            "the key {key} may not add, change or remove models: manage_models = true in its line \
+             of the keys file would let it"
+        ))
+    }
+
+    pub(super) fn no_key() -> Self {
+        let message =
+            "this needs an API key: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`";
+        Self::unauthorized(message, "missing_api_key")
+    }
+
+    pub(super) fn wrong_key() -> Self {
+        Self::unauthorized("the API key is not one of those that count here", "invalid_api_key")
+    }
+
+    fn unauthorized(message: &str, code: &'static str) -> Self {
+        let new = Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message.to_owned());
+        Self { code: Some(code), ..new }
+    }
+
+    /// A key that was used too much, and may be used again after that.
+    pub(super) fn rate_exceeded(key: &str, wait: Duration) -> Self {
+        let message =
+            format!("the key {key} has used what it may use in a minute: wait, or ask for less");
+        let new = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
+        let retry_s = wait.as_secs_f64().ceil() as u64;
+        Self { code: Some("rate_limit_exceeded"), retry_s: Some(retry_s.max(1)), ..new }
+    }
+
+    /// A request that calls this machine what it is not called.
+    pub(super) fn wrong_host(host: &str) -> Self {
+        let message =
+            format!("{host:?} is no name of this machine: [http] hosts has those that are");
+        Self { code: Some("host_not_allowed"), ..Self::forbidden(message) }
+    }
+
+    /// A request of a page of another site.
+    pub(super) fn wrong_origin(origin: &str) -> Self {
+        let message =
+            format!("pages of {origin} may not ask here: [http] cors_origins has those that may");
+        Self { code: Some("origin_not_allowed"), ..Self::forbidden(message) }
     }
 
     fn forbidden(message: String) -> Self {
@@ -171,21 +223,19 @@ impl HttpError {
     }
 }
 
-impl HttpError {
-    fn with_headers(&self, mut response: Response) -> Response {
-        if let Some(seconds) = self.retry_s {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
-        } else if self.status.is_server_error() {
-            // OpenAI's clients retry every 5xx unless told that it is useless.
-            response.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
-        }
-        response
-    }
-}
-
 impl IntoResponse for HttpError {
     fn into_response(self) -> Response {
         let mut response = self.status.into_response();
+        let headers = response.headers_mut();
+        if let Some(seconds) = self.retry_s {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        } else if self.status.is_server_error() {
+            // OpenAI's clients retry every 5xx unless told that it is useless.
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         response.extensions_mut().insert(Arc::new(self));
         response
     }
@@ -239,6 +289,11 @@ impl From<ModelError> for HttpError {
                 Self::new(StatusCode::CONFLICT, "invalid_request_error", message)
             }
             ErrorCode::Busy => Self::unavailable(message, "busy"),
+            ErrorCode::Forbidden => Self {
+                param: Some("model".to_owned()),
+                code: Some("model_not_allowed"),
+                ..Self::forbidden(message)
+            },
             _ => Self::load_failed(message),
         }
     }

@@ -9,7 +9,7 @@ use axum::extract::Request;
 use axum::http::HeaderValue;
 use axum::middleware::Next;
 use axum::response::Response;
-use tracing::{Instrument, debug, info_span};
+use tracing::{Instrument, info_span};
 
 const HEADER: &str = "x-request-id";
 const CLIENT_ID_BYTES_MAX: usize = 128;
@@ -38,7 +38,6 @@ pub(super) async fn layer(mut request: Request, next: Next) -> Response {
     request.extensions_mut().insert(id.clone());
     async move {
         let mut response = next.run(request).await;
-        debug!(status = response.status().as_u16(), "answered");
         response.headers_mut().insert(HEADER, id.0);
         response
     }

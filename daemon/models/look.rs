@@ -12,6 +12,7 @@ use m40_sched::{Account, ModelName, Parts};
 
 use super::desk::{Desk, Known, Progress, Seen};
 use super::{ModelError, Models, entry, serves};
+use crate::metrics::Look;
 
 impl Models {
     /// Every model, stored or not, by name.
@@ -70,6 +71,27 @@ impl Models {
     /// Whether models are in memory of their own, not in the machine's.
     pub(crate) fn are_on_gpu(&self) -> bool {
         self.inner.opener.engine().capacity().is_some()
+    }
+
+    /// A model by one of its names, for whoever may use it.
+    pub(crate) async fn look_up(&self, name: &str) -> Result<ModelEntry, ModelError> {
+        let own = self.own_name(name);
+        self.check_allowed(&own)?;
+        let models = self.clone();
+        // Listing reads files.
+        let listed = tokio::task::spawn_blocking(move || models.list()).await;
+        let listed = listed.map_err(|_| ModelError::Internal)?;
+        let found = listed.into_iter().find(|entry| entry.name == own);
+        found.ok_or_else(|| ModelError::Unknown { name: name.to_owned() })
+    }
+
+    /// How things are, for the metrics. Blocking.
+    pub(crate) fn look(&self) -> Look {
+        Look {
+            models: self.active().into_iter().chain(self.coming()).collect(),
+            memory: Some(self.vram()),
+            fetched_bytes: self.inner.store.pulls().fetched_bytes(),
+        }
     }
 
     /// A model that the scheduler knows, or that cannot be loaded.

@@ -20,8 +20,8 @@ fn nonsense_on_the_port_is_refused_or_dropped() {
         b"GET\r\n\r\n",
         b"GET /health HTTP/9.9\r\n\r\n",
         b"GET /health HTTP/1.1\r\nbroken header\r\n\r\n",
-        b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
-        b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999999999999\r\n\r\n",
+        b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n",
+        b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99999999999999999999\r\n\r\n",
         long_head.as_bytes(),
         many_headers.as_bytes(),
     ];
@@ -39,7 +39,7 @@ fn nonsense_on_the_port_is_refused_or_dropped() {
 #[test]
 fn a_body_that_ends_too_early_is_no_request() {
     let mut daemon = builder().start();
-    let head = "POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+    let head = "POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
     let bad_chunk = format!("{head}transfer-encoding: chunked\r\n\r\nzz\r\n{{}}\r\n0\r\n\r\n");
     let cut = format!("{head}content-length: 100\r\n\r\n{{\"prompt\":");
     for request in [bad_chunk, cut] {

@@ -8,6 +8,7 @@ mod concurrency;
 mod config;
 mod errors;
 mod generate;
+mod guard;
 mod hostile;
 mod lifecycle;
 mod manifests;
@@ -19,6 +20,7 @@ mod residency;
 mod sources;
 mod stored;
 mod terminal;
+mod tls;
 
 use std::path::{Path, PathBuf};
 use std::process::Output;

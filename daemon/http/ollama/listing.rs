@@ -25,6 +25,9 @@ pub(super) async fn tags(State(context): State<Context>) -> Result<Json<Value>, 
     });
     let mut all = Vec::new();
     for (facts, entry) in listed.await.map_err(|_| HttpError::internal())? {
+        if context.models.check_allowed(&entry.name).is_err() {
+            continue;
+        }
         let mut value = model(&entry.name, &facts);
         value["modified_at"] = json!(rfc3339(facts.modified));
         value["size"] = json!(facts.size_bytes);
@@ -47,18 +50,21 @@ pub(super) async fn ps(State(context): State<Context>) -> Result<Json<Value>, Ht
         all.sort_by_key(|(_, stays)| std::cmp::Reverse(stays.unwrap_or(Duration::MAX)));
         let now = SystemTime::now();
         let seen = |(entry, stays): (ModelEntry, Option<Duration>)| {
+            let name = entry.name;
             let loaded = entry.loaded?;
-            let mut value = model(&entry.name, &facts(&models, &entry.name)?);
+            let mut value = model(&name, &facts(&models, &name)?);
             let on_gpu = if models.are_on_gpu() { loaded.memory_bytes } else { 0 };
             value["size"] = json!(loaded.memory_bytes);
             value["size_vram"] = json!(on_gpu);
             value["context_length"] = json!(loaded.context_tokens);
             value["expires_at"] = json!(rfc3339(now + stays.unwrap_or(FOR_EVER).min(FOR_EVER)));
-            Some(value)
+            Some((name, value))
         };
         all.into_iter().filter_map(seen).collect::<Vec<_>>()
     });
-    let all = listed.await.map_err(|_| HttpError::internal())?;
+    let all = listed.await.map_err(|_| HttpError::internal())?.into_iter();
+    let all = all.filter(|(name, _)| context.models.check_allowed(name).is_ok());
+    let all: Vec<Value> = all.map(|(_, value)| value).collect();
     Ok(Json(json!({"models": all})))
 }
 

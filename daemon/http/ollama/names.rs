@@ -23,16 +23,23 @@ pub(super) async fn find(models: &Models, asked: &str) -> Result<String, HttpErr
         return Err(HttpError::bad_request("model is required".to_owned()));
     }
     let meant = candidates(asked);
-    if let Some(name) = meant.iter().find(|name| models.has(name)) {
-        return Ok(name.clone());
-    }
+    let name = match meant.iter().find(|name| models.has(name)) {
+        Some(name) => name.clone(),
+        None => find_in_capitals(models, &meant).await?.ok_or_else(|| no_model(asked))?,
+    };
+    let name = models.own_name(&name);
+    models.check_allowed(&name)?;
+    Ok(name)
+}
+
+async fn find_in_capitals(models: &Models, meant: &[String]) -> Result<Option<String>, HttpError> {
     let listing = models.clone();
     // Listing reads files.
     let listed = spawn_blocking(move || listing.list()).await;
     let listed = listed.map_err(|_| HttpError::internal())?;
     let mut names = listed.into_iter().flat_map(|model| [vec![model.name], model.aliases].concat());
     let is_meant = |name: &String| meant.iter().any(|other| other.eq_ignore_ascii_case(name));
-    names.find(is_meant).ok_or_else(|| no_model(asked))
+    Ok(names.find(is_meant))
 }
 
 /// In the words by which clients know it.

@@ -148,6 +148,7 @@ async fn serve(
         control_context(&config, &models, &manifests, store, access, &doors, http_address);
     let guard = Guard::new(&config.http, doors.keys.clone());
     let http_router = http::router(http_context(&config, &models, context.clone()), guard);
+    control::resume(&context);
     let control_router = control::router(context);
     let (seen, held) = (phase_receiver.clone(), alive.clone());
     match &doors.certificate {

@@ -50,5 +50,8 @@ pub use m40_cpu::Numerics;
 pub use m40_program::KvType;
 pub use m40_sched::sampler::{ParamError, SamplingParams};
 pub use m40_tokenizer::{ChatTemplate, Special, TemplateError, TemplateInput, Tokenizer};
-pub use model::{Device, Engine, EngineOptions, LoadError, Model, ModelInfo, ModelOptions};
+pub use model::{
+    Device, Engine, EngineOptions, LoadError, Model, ModelInfo, ModelOptions, has_chat_template,
+    model_files,
+};
 pub use session::Session;

@@ -6,6 +6,7 @@ use m40_sched::sampler::{Sampler, top_logprobs};
 use m40_tokenizer::Detokenizer;
 
 use crate::backend::{Cache, Output, Start};
+use crate::bench::{BenchOptions, OnLine};
 use crate::generate::{
     CancelToken, Chunk, Completion, FinishReason, GenerateError, GenerateParams, TokenLogprob,
 };
@@ -58,6 +59,20 @@ impl Session {
         let done = self.run(prompt, params, cancel, on_chunk);
         self.model.runner().rest(&mut self.cache);
         done
+    }
+
+    /// Measures the model, which answers nobody else meanwhile. The conversation is forgotten.
+    ///
+    /// # Errors
+    /// [`GenerateError`], when its backend fails.
+    pub fn bench(
+        &mut self,
+        options: &BenchOptions,
+        on_line: &mut OnLine<'_>,
+    ) -> Result<(), GenerateError> {
+        self.cache.truncate(0);
+        self.tokens.clear();
+        self.model.runner().bench(&mut self.cache, options, on_line)
     }
 
     fn run(

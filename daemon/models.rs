@@ -232,7 +232,8 @@ impl Models {
 
     /// Whether there is a model of this name or alias.
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.is_known(name) || self.with_desk(|desk, _| desk.known(name).is_some())
+        let is_in_place = |known: &Known| !known.source.is_known();
+        self.is_known(name) || self.with_desk(|desk, _| desk.known(name).is_some_and(is_in_place))
     }
 
     /// Ends a model now, with its requests.

@@ -313,8 +313,8 @@ impl Drop for CancelOnDrop {
 #[derive(Debug)]
 pub(crate) struct Watching {
     state: watch::Receiver<State>,
-    fetch: Option<Arc<Fetch>>,
-    is_patient: bool,
+    /// Where it is not here, and whether this one waits while it is tried again.
+    fetch: Option<(Arc<Fetch>, bool)>,
     pulls: Pulls,
     source: Source,
 }
@@ -329,7 +329,7 @@ impl Watching {
         // What is told is what comes of the try that begins now.
         fetch.try_again();
         let (state, source) = (fetch.state.subscribe(), fetch.source().clone());
-        Self { is_patient, ..Self::new(pulls, source, state, Some(fetch)) }
+        Self::new(pulls, source, state, Some((fetch, is_patient)))
     }
 
     /// Of what is here.
@@ -342,10 +342,10 @@ impl Watching {
         pulls: &Pulls,
         source: Source,
         state: watch::Receiver<State>,
-        fetch: Option<Arc<Fetch>>,
+        fetch: Option<(Arc<Fetch>, bool)>,
     ) -> Self {
         pulls.watched().push(source.clone());
-        Self { state, fetch, is_patient: false, pulls: pulls.clone(), source }
+        Self { state, fetch, pulls: pulls.clone(), source }
     }
 
     /// How far it is.
@@ -368,10 +368,10 @@ impl Drop for Watching {
             watched.swap_remove(at);
         }
         drop(watched);
-        if let Some(fetch) = &self.fetch {
+        if let Some((fetch, is_patient)) = &self.fetch {
             fetch.interest.send_modify(|interest| {
                 interest.watchers -= 1;
-                interest.patient -= usize::from(self.is_patient);
+                interest.patient -= usize::from(*is_patient);
             });
         }
     }

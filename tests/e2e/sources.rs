@@ -267,15 +267,6 @@ fn what_a_registry_says_of_how_to_use_a_model_counts_where_the_manifest_is_silen
     ctl(&daemon, &["reload"]).ok();
     assert!(tokens("m") > with_template);
 
-    // In the language that Ollama has, where the file has no template of its own.
-    let go = b"{{ if .System }}{{ .System }} {{ end }}{{ .Prompt }}";
-    let bare = TinyModel::new("llama").chat_template(None).seed(9).build();
-    ollama(&origin, &bare, params, go);
-    ctl(&daemon, &["pull", "--update", "m"]).ok();
-    assert!(tokens("m") < with_template + 9, "no ChatML");
-    let shown = ctl(&daemon, &["show", "m"]).ok().out;
-    assert!(shown.contains("template = "), "{shown}");
-
     // What it says now is asked for when somebody wants that.
     let first = greedy.as_str().unwrap().chars().next().unwrap();
     let params = json!({"temperature": 0, "stop": [first.to_string()]}).to_string();
@@ -283,6 +274,19 @@ fn what_a_registry_says_of_how_to_use_a_model_counts_where_the_manifest_is_silen
     assert!(ctl(&daemon, &["pull", "m"]).ok().out.starts_with("m is here"));
     ctl(&daemon, &["pull", "--update", "m"]).ok();
     assert_eq!(generate("m")["text"], "");
+
+    // A template in Go's language counts where the file has none of its own.
+    define(daemon.dir(), "m", "source = \"ollama:tiny:1b\"\n");
+    ctl(&daemon, &["reload"]).ok();
+    let go = b"{{ if .System }}{{ .System }} {{ end }}{{ .Prompt }}";
+    let tiny = || TinyModel::new("llama");
+    for (model, counts) in [(tiny().chat_template(None), true), (tiny(), false)] {
+        ollama(&origin, &model.build(), b"{}", go);
+        ctl(&daemon, &["pull", "--update", "m"]).ok();
+        assert_eq!(tokens("m") == with_template, counts);
+        let shown = ctl(&daemon, &["show", "m"]).ok().out;
+        assert_eq!(shown.contains("template = "), counts, "{shown}");
+    }
 }
 
 #[test]

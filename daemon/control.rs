@@ -41,6 +41,8 @@ use crate::net::{Peer, Phase};
 use crate::pulls::blob_error;
 use crate::socket::Access;
 use crate::store::{Store, StoreError};
+pub(crate) use pull::{begin as begin_pull, name_of};
+pub(crate) use stored::remove_model;
 
 /// What every handler has.
 #[derive(Debug, Clone)]

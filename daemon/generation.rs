@@ -39,6 +39,10 @@ pub(crate) enum AskError {
     Encoder { model: String },
     #[error("the prompt is empty")]
     EmptyPrompt,
+    #[error(
+        "the model {model:?} has no tokens for filling in between two texts: leave out the text after"
+    )]
+    NoFillIn { model: String },
     #[error("the model's chat template failed: {0}")]
     Template(#[from] TemplateError),
     #[error("{field}: there is no token {token}, the model has {vocab}")]
@@ -114,6 +118,8 @@ pub(crate) struct Call {
 /// An answer under way, or a request that waits for its turn. Dropping it cancels either.
 pub(crate) struct Answer {
     model: String,
+    /// What the question became, once it runs.
+    prompt: Arc<[u32]>,
     // Before the stage: an answer is paid for when its place is free.
     meter: Meter,
     stage: Stage,
@@ -128,6 +134,7 @@ enum Stage {
 /// A job that runs. Dropping it cancels the job.
 #[derive(Debug)]
 struct Running {
+    prompt: Arc<[u32]>,
     events: UnboundedReceiver<JobEvent>,
     /// What takes the text apart; all is content where there is none.
     reader: Option<Reader>,
@@ -191,7 +198,7 @@ impl Answer {
         let definition = models.definition(Some(&model));
         let waits = Box::pin(start(ticket, definition, question));
         let meter = Meter::new(models.metrics(), &model);
-        Ok(Self { model, stage: Stage::Waits(waits), meter })
+        Ok(Self { model, prompt: Arc::default(), stage: Stage::Waits(waits), meter })
     }
 
     /// Name of the model that answers.
@@ -199,12 +206,19 @@ impl Answer {
         &self.model
     }
 
+    /// The tokens that the model was given; none before the request has its turn.
+    pub(crate) fn prompt(&self) -> &[u32] {
+        &self.prompt
+    }
+
     /// Returns when the request has its turn and the question is one that is answered.
     pub(crate) async fn started(&mut self) -> Result<(), AskError> {
         if let Stage::Waits(waits) = &mut self.stage {
             let started = waits.await;
             self.stage = Stage::Ended;
-            self.stage = Stage::Runs(started.inspect_err(|_| self.meter.failed())?);
+            let running = started.inspect_err(|_| self.meter.failed())?;
+            self.prompt = Arc::clone(&running.prompt);
+            self.stage = Stage::Runs(running);
             self.meter.began();
         }
         Ok(())
@@ -290,10 +304,11 @@ async fn start(
         _ => prepare(Arc::clone(&run.loaded), question).await?,
     };
     let Prepared { prompt, reader, params } = prepared;
+    let prompt: Arc<[u32]> = prompt.into();
     let (sender, events) = unbounded_channel();
     let cut = Arc::clone(&run.cut);
-    run.answer(Job { prompt, params, events: sender });
-    Ok(Running { events, reader, end: None, cut })
+    run.answer(Job { prompt: Arc::clone(&prompt), params, events: sender });
+    Ok(Running { prompt, events, reader, end: None, cut })
 }
 
 // A long prompt takes a while to tokenise, which must not hold up other connections.

@@ -10,7 +10,8 @@
 //! | `POST /v1/rerank`, `/rerank` | which documents fit a query, as Jina has it |
 //! | `POST /generate` | a prompt as it is; streamed as newline-delimited JSON |
 //!
-//! Administration is not here but on the control socket.
+//! Ollama's routes are in [`ollama`]. Administration is not here but on the control socket; what Ollama's
+//! clients may do of it is done as if it was asked for there.
 
 mod body;
 mod embeddings;
@@ -18,6 +19,7 @@ mod error;
 mod generate;
 mod guard;
 mod health;
+mod ollama;
 mod ollama_embed;
 mod openai;
 mod params;
@@ -30,6 +32,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use axum::routing::{get, post};
 use axum::{Router, middleware};
 
+use crate::control;
 use crate::models::Models;
 pub(crate) use body::{BodyError, BodyLimits, read_json};
 use error::HttpError;
@@ -40,6 +43,8 @@ pub(crate) use params::check_stops;
 #[derive(Debug, Clone)]
 pub(crate) struct Context {
     pub models: Models,
+    /// What administration has.
+    pub control: control::Context,
     pub body_limits: BodyLimits,
     /// Whether clients may add and remove models.
     pub allow_model_management: bool,
@@ -61,6 +66,7 @@ pub(crate) fn router(context: Context, guard: Guard) -> Router {
         .route("/api/embeddings", post(ollama_embed::embed_one))
         .merge(openai::routes())
         .route("/generate", post(generate::generate))
+        .merge(ollama::routes(&context))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .with_state(context);

@@ -149,10 +149,10 @@ async fn serve(
         write_timeout: None,
         ..http_limits
     };
-    let guard = Guard::new(&config.http, doors.keys.clone());
-    let http_router = http::router(http_context(&config, &models), guard);
     let context =
         control_context(&config, &models, &manifests, store, access, &doors, http_address);
+    let guard = Guard::new(&config.http, doors.keys.clone());
+    let http_router = http::router(http_context(&config, &models, context.clone()), guard);
     control::resume(&context);
     let control_router = control::router(context);
     let (seen, held) = (phase_receiver.clone(), alive.clone());
@@ -205,9 +205,10 @@ async fn judge_arrivals(mut arrivals: watch::Receiver<u64>, manifests: Manifests
     }
 }
 
-fn http_context(config: &Config, models: &Models) -> http::Context {
+fn http_context(config: &Config, models: &Models, control: control::Context) -> http::Context {
     http::Context {
         models: models.clone(),
+        control,
         body_limits: body_limits(config),
         allow_model_management: config.http.allow_model_management,
         started_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),

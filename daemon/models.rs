@@ -22,6 +22,7 @@ mod defined;
 mod desk;
 mod entry;
 mod error;
+mod facts;
 mod job;
 mod loaded;
 mod look;
@@ -38,7 +39,7 @@ use std::time::Instant;
 use m40_control::{ErrorCode, ModelEntry, ModelRef, ModelState, model_name_of_file};
 use m40_manifest::Catalog;
 use m40_sched::ModelName;
-use m40_sched::residency::{Ask, Definition, Rules};
+use m40_sched::residency::{Ask, Definition, Rules, Stay};
 use m40llm::{Engine, GpuError, KvType, LoadError};
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
@@ -52,6 +53,7 @@ use crate::store::{Description, Import, Store, StoreError};
 use capabilities::Looks;
 use desk::{Desk, Known, Outside, Want};
 pub(crate) use error::{LoadFailure, ModelError};
+pub(crate) use facts::Facts;
 use job::lock;
 pub(crate) use job::{Cut, Job, JobCount, JobError, JobEvent, Reason};
 use loaded::Departure;
@@ -80,6 +82,7 @@ pub(crate) struct Models {
 struct Inner {
     opener: Opener,
     looks: Looks,
+    facts: facts::Cache,
     store: Store,
     catalog: watch::Receiver<Arc<Catalog>>,
     desk: Mutex<Desk>,
@@ -108,6 +111,7 @@ impl Models {
         let inner = Inner {
             opener: Opener::new(engine, limits.context_tokens_max, limits.kv_type),
             looks: Looks::default(),
+            facts: facts::Cache::default(),
             store,
             catalog: manifests.subscribe(),
             desk: Mutex::new(desk),
@@ -218,6 +222,18 @@ impl Models {
             _ => return Err(ModelError::Unknown { name: name.to_string() }),
         };
         Ok(ModelEntry { state: ModelState::Stored, loaded: None, failure: None, ..before })
+    }
+
+    /// Has a model that is in memory stay there for so long without a request.
+    pub(crate) fn keep_for(&self, name: &str, stay: Stay) {
+        let name = ModelName::from(&*self.own_name(name));
+        self.with_desk(|desk, outside| desk.keep(&name, stay, outside));
+    }
+
+    /// Whether there is a model of this name or alias.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        let is_in_place = |known: &Known| !known.source.is_known();
+        self.is_known(name) || self.with_desk(|desk, _| desk.known(name).is_some_and(is_in_place))
     }
 
     /// Ends a model now, with its requests.
@@ -365,7 +381,7 @@ impl Models {
     }
 
     /// Whether who asks may use a model, by its own name.
-    fn check_allowed(&self, name: &str) -> Result<(), ModelError> {
+    pub(crate) fn check_allowed(&self, name: &str) -> Result<(), ModelError> {
         let caller = Caller::current();
         let Some(key) = caller.as_ref().and_then(Caller::key) else { return Ok(()) };
         match &key.models {

@@ -242,6 +242,17 @@ impl Store {
         self.put(name.to_owned(), source, description, files, record.defaults.clone())
     }
 
+    /// Gives files of the store a name, in the place of whatever had it.
+    pub(crate) fn name_files(&self, manifest: Manifest) -> Result<Manifest, StoreError> {
+        check_model_name(&manifest.name)?;
+        let _one_at_a_time = self.changing();
+        let is_gone = |file: &&StoredFile| self.blobs.find(&file.sha256).is_none();
+        if let Some(gone) = manifest.files.iter().find(is_gone) {
+            return Err(BlobError::NoBlob { sha256: gone.sha256 }.into());
+        }
+        self.write(manifest)
+    }
+
     /// Whether a model from this source may have this name.
     pub(crate) fn check_free(
         &self,
@@ -289,6 +300,10 @@ impl Store {
             files,
             defaults: Box::new(defaults),
         };
+        self.write(manifest)
+    }
+
+    fn write(&self, manifest: Manifest) -> Result<Manifest, StoreError> {
         let links = self.dir.join("files").join(&manifest.name);
         link_files(&links, Path::new("../../blobs/sha256"), &manifest.files)?;
         write_toml(&self.manifest_path(&manifest.name), &manifest)?;

@@ -87,6 +87,8 @@ pub struct Completion {
     pub cached_tokens: u32,
     /// Tokens generated, the end-of-generation token not counted.
     pub completion_tokens: u32,
+    /// These tokens.
+    pub tokens: Vec<u32>,
     /// From the start to the first token.
     pub prompt_time: Duration,
     /// From the first token to the last.

@@ -286,6 +286,15 @@ impl Engine {
         self.backend.footprint(path, program, &gguf, context)
     }
 
+    /// What a file says of itself; of a split model, of any of its files. The file must not be changed
+    /// while this is held.
+    ///
+    /// # Errors
+    /// [`LoadError`], if there is no file, or it is no GGUF.
+    pub fn gguf(path: &Path) -> Result<Gguf<impl AsRef<[u8]> + use<>>, LoadError> {
+        open(path)
+    }
+
     fn open(&self, path: &Path, options: &ModelOptions) -> Result<Opened, LoadError> {
         let gguf = open(path)?;
         let program = self.program(path, &gguf, options)?;

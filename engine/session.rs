@@ -117,7 +117,8 @@ impl Session {
             finish,
             prompt_tokens: prompt.len() as u32,
             cached_tokens: cached as u32,
-            completion_tokens: run.generated,
+            completion_tokens: run.tokens.len() as u32,
+            tokens: run.tokens,
             prompt_time,
             decode_time: if first.is_some() {
                 start.elapsed() - prompt_time
@@ -205,7 +206,7 @@ struct Run<'a> {
     logprobs: Vec<TokenLogprob>,
     /// Whether the latest pass found what it was to compute.
     found: bool,
-    generated: u32,
+    tokens: Vec<u32>,
     /// Of these, how many were in chunks.
     told: u32,
     /// Tokens of the prompt that no chunk has told of.
@@ -234,7 +235,7 @@ impl<'a> Run<'a> {
             stop: Some(StopMatcher::new(&params.stop)),
             logprobs: vec![],
             found: false,
-            generated: 0,
+            tokens: vec![],
             told: 0,
             prompt_tokens: 0,
         }
@@ -290,7 +291,7 @@ impl<'a> Run<'a> {
             self.logprobs.pop();
             return Some(FinishReason::Length);
         }
-        self.generated += 1;
+        self.tokens.push(token);
         let piece = self.detokenizer.push(self.model.tokenizer(), token);
         if self.show(&piece) {
             return Some(FinishReason::Stop);
@@ -298,7 +299,8 @@ impl<'a> Run<'a> {
         if self.progress.as_ref().is_some_and(Progress::is_over) {
             return Some(FinishReason::Stop);
         }
-        let enough = self.params.max_tokens.is_some_and(|max| self.generated >= max);
+        let enough =
+            self.params.max_tokens.is_some_and(|max| self.tokens.len() as u64 >= u64::from(max));
         (enough || room <= 1).then_some(FinishReason::Length)
     }
 
@@ -319,7 +321,8 @@ impl<'a> Run<'a> {
     fn emit(&mut self, text: String) {
         if !text.is_empty() || !self.logprobs.is_empty() {
             let logprobs = std::mem::take(&mut self.logprobs);
-            let tokens = self.generated - std::mem::replace(&mut self.told, self.generated);
+            let generated = self.tokens.len() as u32;
+            let tokens = generated - std::mem::replace(&mut self.told, generated);
             let prompt_tokens = std::mem::take(&mut self.prompt_tokens);
             (self.on_chunk)(Chunk { text, logprobs, tokens, prompt_tokens });
         }

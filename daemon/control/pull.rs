@@ -13,7 +13,7 @@ use m40_control::{
 };
 use m40_manifest::Model;
 use m40_store::{Request, Source, source::Pick};
-use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tracing::{info, warn};
 
 use super::resume::forget;
@@ -70,7 +70,15 @@ pub(super) async fn pull(
     body: Body,
 ) -> Result<Response, Refused> {
     let request: PullRequest = read_json(&headers, body, context.body_limits).await?;
-    let plan = plan(&context, &request)?;
+    Ok(lines(received(begin(&context, &request).await?)))
+}
+
+/// Begins to get a model, which is told of as long as somebody listens.
+pub(crate) async fn begin(
+    context: &Context,
+    request: &PullRequest,
+) -> Result<UnboundedReceiver<PullEvent>, ApiError> {
+    let plan = plan(context, request)?;
     let (sender, receiver) = mpsc::unbounded_channel();
     match plan {
         Plan::Import { path, name } => {
@@ -87,9 +95,9 @@ pub(super) async fn pull(
             let watching = context.store.pulls().watch(wanted, request.update);
             tokio::spawn(follow(context.clone(), watching, source, model, sender));
         }
-        Plan::Here { name } => send(&sender, ended(entry(&context, name).await, true)),
+        Plan::Here { name } => send(&sender, ended(entry(context, name).await, true)),
     }
-    Ok(lines(received(receiver)))
+    Ok(receiver)
 }
 
 fn plan(context: &Context, request: &PullRequest) -> Result<Plan, ApiError> {
@@ -179,7 +187,7 @@ fn plan_source(context: &Context, source: Source, request: &PullRequest) -> Resu
 }
 
 /// A model's name, of where it comes from.
-pub(super) fn name_of(source: &Source) -> String {
+pub(crate) fn name_of(source: &Source) -> String {
     let text = match source {
         Source::Ollama(name) => format!("{}:{}", name.name(), name.tag()),
         Source::HuggingFace(found) => match found.pick() {

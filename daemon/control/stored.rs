@@ -100,14 +100,19 @@ pub(super) async fn remove(
     body: Body,
 ) -> Result<Json<Removed>, Refused> {
     let request: NameRequest = read_json(&headers, body, context.body_limits).await?;
-    let (name, catalog) = (request.model, context.manifests.current());
+    Ok(Json(remove_model(&context, request.model).await?))
+}
+
+/// Removes a stored model that is not in memory, and the files that no other needs.
+pub(crate) async fn remove_model(context: &Context, name: String) -> Result<Removed, ApiError> {
+    let catalog = context.manifests.current();
     let conflict = |message: String| ApiError::new(ErrorCode::Conflict, message);
     if let Some(model) = catalog.find(&name) {
         let manifest = model.file.display();
         let message = format!(
             "{name:?} is defined by {manifest}: take it out of there, and `m40ctl prune` removes its file"
         );
-        return Err(conflict(message).into());
+        return Err(conflict(message));
     }
     check_manifests(&catalog)?;
     let active = context.models.active().into_iter().find(|entry| entry.name == name);
@@ -117,14 +122,14 @@ pub(super) async fn remove(
         Some(ModelState::Failed) => drop(context.models.unload(&name, true).await),
         Some(_) => {
             let message = format!("{name:?} is in memory: `m40ctl unload {name}` first");
-            return Err(conflict(message).into());
+            return Err(conflict(message));
         }
     }
     let store = context.store.clone();
     let removed = tokio::task::spawn_blocking(move || store.remove(&name, &catalog)).await;
     let (manifest, freed_bytes) = removed.map_err(|_| internal())??;
     info!(model = manifest.name, freed_bytes, "removed");
-    Ok(Json(Removed { model: manifest.name, freed_bytes }))
+    Ok(Removed { model: manifest.name, freed_bytes })
 }
 
 /// Whether it is known what all manifests name.

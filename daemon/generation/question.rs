@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use m40_grammar::Grammar;
 use m40_manifest::{Definition, Text};
 use m40_reply::{Format, Reader, ToolChoice, Tools};
-use m40_tokenizer::{ChatTemplate, TemplateError, TemplateInput};
+use m40_tokenizer::{ChatTemplate, FillIn, Special, TemplateError, TemplateInput, Tokenizer};
 use m40llm::GenerateParams;
 use serde_json::{Map, Value, json};
 
@@ -17,7 +17,11 @@ use crate::models::Loaded;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Question {
     pub input: Input,
+    /// Tokens of an earlier exchange, that the input goes on from.
+    pub before: Vec<u32>,
     pub params: GenerateParams,
+    /// Most tokens of prompt and answer together, where that is less than the model's context.
+    pub context_max: Option<u32>,
     /// What the answer has to look like; any text where nothing says.
     pub grammar: Option<Grammar>,
 }
@@ -30,6 +34,8 @@ pub(crate) enum Input {
     Text(String),
     /// Tokens to go on from, as they are.
     Tokens(Vec<u32>),
+    /// Two texts, for what comes between them.
+    Fill { before: String, after: String },
     /// A conversation for the model's chat template.
     Chat(Chat),
 }
@@ -56,6 +62,8 @@ pub(crate) struct Chat {
     pub template: Option<String>,
     /// More variables for the template.
     pub extra: Map<String, Value>,
+    /// Whether the oldest messages may be left out where not all fit the context.
+    pub shortens: bool,
 }
 
 /// Whether a model is to reason before it answers, where its template knows a way to say so.
@@ -111,12 +119,13 @@ impl Question {
 
     /// What the model is to be given, if it is something that it can answer.
     pub(super) fn prepare(&self, loaded: &Loaded) -> Result<Prepared, AskError> {
-        let (context, vocab) = (loaded.model.info().context, loaded.model.info().vocab);
+        let (served, vocab) = (loaded.model.info().context, loaded.model.info().vocab);
+        let context = self.context_max.map_or(served, |most| most.min(served));
         if !loaded.model.info().generates {
             return Err(AskError::Encoder { model: loaded.name.to_string() });
         }
         check_bias(&self.params, vocab)?;
-        let (prompt, reading) = self.encode(loaded)?;
+        let (prompt, reading) = self.encode(loaded, context as usize)?;
         if prompt.is_empty() {
             return Err(AskError::EmptyPrompt);
         }
@@ -129,6 +138,10 @@ impl Question {
             return Err(AskError::PromptTooLong { model, prompt_tokens, context });
         }
         let mut params = self.params.clone();
+        if context < served {
+            let room = context - prompt.len() as u32;
+            params.max_tokens = Some(params.max_tokens.map_or(room, |most| most.min(room)));
+        }
         params.constraint = match reading.as_ref().and_then(|reading| reading.grammar.as_ref()) {
             // A call is not what the answer would have to look like.
             Some(calls) => Some(loaded.model.grammar(calls).map_err(AskError::ToolGrammar)?),
@@ -141,20 +154,37 @@ impl Question {
         Ok(Prepared { prompt, reader, params })
     }
 
-    fn encode(&self, loaded: &Loaded) -> Result<(Vec<u32>, Option<Reading>), AskError> {
+    fn encode(
+        &self,
+        loaded: &Loaded,
+        context: usize,
+    ) -> Result<(Vec<u32>, Option<Reading>), AskError> {
         let tokenizer = loaded.model.tokenizer();
+        let encode = |text: &str| self.encode_after(tokenizer, text);
         match &self.input {
-            Input::Text(text) => Ok((tokenizer.encode_prompt(text), None)),
+            Input::Text(text) => Ok((encode(text), None)),
             Input::Tokens(tokens) => Ok((tokens.clone(), None)),
+            Input::Fill { before, after } => Ok((fill(loaded, before, after)?, None)),
             Input::Chat(chat) => {
                 let other = chat.other_template(loaded)?;
                 let template = other.as_ref().unwrap_or_else(|| loaded.model.chat_template());
                 let format = Format::of_template(template.source());
-                let text = chat.render(template, &format)?;
+                let (text, prompt) = chat.fit(template, &format, encode, context)?;
                 let reading = chat.reading(&format, &text, tokenizer)?;
-                Ok((tokenizer.encode_prompt(&text), Some(reading)))
+                Ok((prompt, Some(reading)))
             }
         }
+    }
+
+    /// The tokens of a prompt, after those that come before.
+    fn encode_after(&self, tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
+        let mut tokens = tokenizer.encode_prompt(text);
+        if !self.before.is_empty() {
+            let begin = tokenizer.bos();
+            let begins_anew = begin.is_some() && tokens.first() == begin.as_ref();
+            tokens.splice(..usize::from(begins_anew), self.before.iter().copied());
+        }
+        tokens
     }
 }
 
@@ -175,24 +205,83 @@ impl Chat {
         other.map(|other| ChatTemplate::for_tokenizer(other, tokenizer)).transpose()
     }
 
+    /// Its text and tokens. Where those fill the context, and messages may be left out, it begins at the
+    /// first message of the user from which they do not.
+    fn fit(
+        &self,
+        template: &ChatTemplate,
+        format: &Format,
+        encode: impl Fn(&str) -> Vec<u32>,
+        context: usize,
+    ) -> Result<(String, Vec<u32>), TemplateError> {
+        let encoded = |messages: &Value| {
+            let text = self.render(messages, template, format)?;
+            let tokens = encode(&text);
+            Ok::<_, TemplateError>((text, tokens))
+        };
+        let mut best = encoded(&self.messages)?;
+        if !self.shortens || best.1.len() < context {
+            return Ok(best);
+        }
+        let beginnings = self.later_beginnings();
+        let mut left = beginnings.as_slice();
+        while let Some(&middle) = left.get(left.len() / 2) {
+            let (earlier, later) = left.split_at(left.len() / 2);
+            let found = encoded(&self.from(middle))?;
+            left = if found.1.len() < context {
+                best = found;
+                earlier
+            } else {
+                &later[1..]
+            };
+        }
+        Ok(best)
+    }
+
+    /// Where it could begin but for where it does: templates want a message of the user first.
+    fn later_beginnings(&self) -> Vec<usize> {
+        let messages = self.messages.as_array().map_or(&[][..], Vec::as_slice);
+        let of_user = messages.iter().enumerate().filter(|(_, message)| message["role"] == "user");
+        of_user.map(|(at, _)| at).skip(1).collect()
+    }
+
+    /// Its messages from here on, and all system prompts.
+    fn from(&self, first: usize) -> Value {
+        let messages = self.messages.as_array().into_iter().flatten().enumerate();
+        let stays = |(at, message): &(usize, &Value)| *at >= first || message["role"] == "system";
+        messages.filter(stays).map(|(_, message)| message.clone()).collect()
+    }
+
     pub(super) fn render(
         &self,
+        messages: &Value,
         template: &ChatTemplate,
         format: &Format,
     ) -> Result<String, TemplateError> {
         let mut extra = self.extra.clone();
         self.reasoning.variables(&mut extra);
         let offered = self.offered();
-        let told = format.offer(&self.messages, &offered);
+        let told = format.offer(messages, &offered);
         let tools = (told.is_none() && !offered.is_empty()).then(|| offered.to_template());
         template.render(&TemplateInput {
-            messages: told.as_ref().unwrap_or(&self.messages),
+            messages: told.as_ref().unwrap_or(messages),
             tools: tools.as_ref(),
             add_generation_prompt: true,
             extra: Some(&extra),
             now: Some(unix_s()),
         })
     }
+}
+
+/// What asks a model to fill in between two texts.
+fn fill(loaded: &Loaded, before: &str, after: &str) -> Result<Vec<u32>, AskError> {
+    let tokenizer = loaded.model.tokenizer();
+    let no_tokens = || AskError::NoFillIn { model: loaded.name.to_string() };
+    let FillIn { prefix, suffix, middle } = tokenizer.fill_in().ok_or_else(no_tokens)?;
+    let plain = |text: &str| tokenizer.encode(text, Special::default());
+    let begin = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+    let parts = [vec![prefix], plain(before), vec![suffix], plain(after), vec![middle]];
+    Ok(begin.into_iter().chain(parts.concat()).collect())
 }
 
 fn check_bias(params: &GenerateParams, vocab: u32) -> Result<(), AskError> {
@@ -212,6 +301,33 @@ fn unix_s() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_does_not_fit_begins_at_a_later_message_of_the_user_after_the_system_prompt() {
+        let message = |role: &str, content: &str| json!({"role": role, "content": content});
+        let mut chat = Chat {
+            messages: json!([
+                message("system", "s"),
+                message("user", "one"),
+                message("assistant", "two"),
+                message("user", "three"),
+                message("assistant", "four"),
+                message("user", "five"),
+            ]),
+            ..Chat::default()
+        };
+        let source = "{% for m in messages %}{{ m.content }} {% endfor %}";
+        let template = ChatTemplate::new(source, "", "").unwrap();
+        let bytes = |text: &str| text.bytes().map(u32::from).collect::<Vec<_>>();
+        let fit = |chat: &Chat, context| chat.fit(&template, bytes, context).unwrap().0;
+        let whole = "s one two three four five ";
+        assert_eq!(fit(&chat, 10), whole, "nobody said that it may be shortened");
+        chat.shortens = true;
+        assert_eq!(fit(&chat, 27), whole);
+        assert_eq!(fit(&chat, 26), "s three four five ");
+        assert_eq!(fit(&chat, 18), "s five ");
+        assert_eq!(fit(&chat, 7), whole, "no less can be said");
+    }
 
     #[test]
     fn reasoning_is_said_in_the_words_of_several_templates_and_never_against_the_request() {

@@ -9,7 +9,7 @@ use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use m40_control::ErrorCode;
+use m40_control::{ApiError, ErrorCode};
 use m40_grammar::GrammarError;
 use m40_sched::Refusal;
 use m40_sched::sampler::ParamError;
@@ -187,7 +187,18 @@ impl HttpError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
     }
 
-    fn bad_request(message: String) -> Self {
+    /// Ollama's clients know it by its words.
+    pub(super) fn too_busy() -> Self {
+        let message = "server busy, please try again.  maximum pending requests exceeded";
+        Self::unavailable(message.to_owned(), "queue_full")
+    }
+
+    /// What nobody can do here.
+    pub(super) fn not_implemented(message: String) -> Self {
+        Self::new(StatusCode::NOT_IMPLEMENTED, "not_supported_error", message)
+    }
+
+    pub(super) fn bad_request(message: String) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
     }
 
@@ -249,6 +260,15 @@ impl From<BodyError> for HttpError {
                 Self { param: Some(path), ..Self::bad_request(message) }
             }
         }
+    }
+}
+
+impl From<ApiError> for HttpError {
+    fn from(error: ApiError) -> Self {
+        let status = StatusCode::from_u16(error.code.http_status());
+        let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let kind = if status.is_server_error() { "server_error" } else { "invalid_request_error" };
+        Self::new(status, kind, error.message)
     }
 }
 
@@ -356,6 +376,7 @@ impl From<AskError> for HttpError {
             AskError::Model(error) => error.into(),
             AskError::PromptTooLong { .. } => bad("messages", Some("context_length_exceeded")),
             AskError::EmptyPrompt => bad("messages", None),
+            AskError::NoFillIn { .. } => bad("suffix", None),
             AskError::NoSuchToken { field, .. } => bad(field, None),
             AskError::Sampling(error) => error.into(),
             AskError::Encoder { .. } => bad("model", None),

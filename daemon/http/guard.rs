@@ -92,7 +92,6 @@ async fn ask_key(
 }
 
 /// For routes that add, change or remove models: refuses them unless that is allowed.
-#[expect(dead_code, reason = "no route that is served yet changes models")]
 pub(super) async fn manage(
     State(context): State<Context>,
     request: Request,

@@ -60,7 +60,7 @@ impl Models {
     }
 
     /// The name that a model has itself, of one of its names.
-    pub(super) fn own_name(&self, name: &str) -> String {
+    pub(crate) fn own_name(&self, name: &str) -> String {
         self.defined(name).map_or_else(|| name.to_owned(), |model| model.definition.name.clone())
     }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use m40_sched::residency::{
     Action, Ask, Class, ModelStatus, NotLoaded, PinnedTooLarge, Plan, Refusal, Residence, Rules,
-    Waiting,
+    Stay, Waiting,
 };
 use m40_sched::{Ledger, ModelName, Moment, RequestId, Scheduler};
 use tokio::sync::{oneshot, watch};
@@ -68,6 +68,8 @@ struct Request {
     model: ModelName,
     class: Class,
     want: Want,
+    /// How long its model is to stay in memory after it.
+    stay: Option<Stay>,
     stage: Stage,
 }
 
@@ -232,9 +234,23 @@ impl Desk {
         let asked = self.scheduler.request(self.now(), ask);
         let (id, actions) = asked.map_err(|refusal| self.refused(refusal))?;
         let (teller, told) = oneshot::channel();
-        self.requests.insert(id, Request { model, class, want, stage: Stage::Waits(teller) });
+        let stage = Stage::Waits(teller);
+        self.requests.insert(id, Request { model, class, want, stay: None, stage });
         self.carry_out(actions, outside);
         Ok(Some((id, told)))
+    }
+
+    /// A request says how long its model is to stay in memory after it.
+    pub(super) fn stay_after(&mut self, id: RequestId, stay: Stay) {
+        if let Some(request) = self.requests.get_mut(&id) {
+            request.stay = Some(stay);
+        }
+    }
+
+    /// How long a model is to stay in memory without a request from now on.
+    pub(super) fn keep(&mut self, name: &ModelName, stay: Stay, outside: &impl Outside) {
+        let actions = self.scheduler.keep(self.now(), name, stay);
+        self.carry_out(actions, outside);
     }
 
     /// After how long a request is to be over, as a moment.
@@ -250,6 +266,9 @@ impl Desk {
             Stage::Held { .. } => self.scheduler.finished(self.now(), id),
             Stage::Runs { lent, .. } => {
                 let mut actions = self.end_session(&request.model, lent);
+                if let Some(stay) = request.stay {
+                    actions.extend(self.scheduler.keep(self.now(), &request.model, stay));
+                }
                 actions.extend(self.scheduler.finished(self.now(), id));
                 actions
             }

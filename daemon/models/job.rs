@@ -1,7 +1,7 @@
 //! Something to generate, what comes of it, and why it may end early.
 
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use m40llm::{CancelToken, Chunk, Completion, GenerateError, GenerateParams};
 use tokio::sync::mpsc::UnboundedSender;
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 /// Something to generate.
 #[derive(Debug)]
 pub(crate) struct Job {
-    pub prompt: Vec<u32>,
+    pub prompt: Arc<[u32]>,
     pub params: GenerateParams,
     /// Unbounded, so that a client that reads slowly never holds up the model; a job's events
     /// are bounded by the model's context.

@@ -1,6 +1,7 @@
 //! What there is and what would happen: for those who look.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use m40_control::{
     ErrorCode, Evicted, MemoryParts, ModelEntry, ModelMemory, ModelRef, ModelState, Outcome, Plan,
@@ -52,6 +53,24 @@ impl Models {
             let by_name = entries.chain(faults).map(|entry| (entry.name.clone(), entry));
             by_name.collect::<BTreeMap<_, _>>().into_values().collect()
         })
+    }
+
+    /// The models that answer, by name, with how long each stays if nobody asks for it any more; for ever
+    /// when absent.
+    pub(crate) fn in_memory(&self) -> Vec<(ModelEntry, Option<Duration>)> {
+        self.with_desk(|desk, _| {
+            let is_ready = |status: &residency::ModelStatus| status.residence == Residence::Ready;
+            let found = |status: residency::ModelStatus| {
+                let stays = status.idle_end.map(|end| desk.until(end)).or(status.idle_time);
+                Some((of(desk, &status)?, stays))
+            };
+            desk.statuses().into_iter().filter(is_ready).filter_map(found).collect()
+        })
+    }
+
+    /// Whether models are in memory of their own, not in the machine's.
+    pub(crate) fn are_on_gpu(&self) -> bool {
+        self.inner.opener.engine().capacity().is_some()
     }
 
     /// A model by one of its names, for whoever may use it.
@@ -168,7 +187,7 @@ fn parts(&Parts { weights, kv, scratch }: &Parts) -> MemoryParts {
 }
 
 fn queue_entry(seen: Seen) -> QueueEntry {
-    let ms = |time: std::time::Duration| time.as_millis() as u64;
+    let ms = |time: Duration| time.as_millis() as u64;
     let (running, since, ahead, wait) = match seen.stage {
         Progress::Runs { since } => (true, since, None, None),
         Progress::Waits { ahead, since, wait } => (false, since, Some(ahead as u64), wait),

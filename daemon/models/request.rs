@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use m40_sched::residency::Stay;
 use m40_sched::{Class, ModelName, RequestId};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
@@ -68,6 +69,12 @@ impl Ticket {
     /// Name of the model that is asked for.
     pub(crate) fn model(&self) -> &str {
         &self.model
+    }
+
+    /// Has the model stay in memory for so long after this request, if it runs and nobody says otherwise
+    /// later.
+    pub(crate) fn stay_after(&self, stay: Stay) {
+        self.place.models.with_desk(|desk, _| desk.stay_after(self.place.id, stay));
     }
 
     /// Whose pages its answer may take where there are not enough for all: those of a lower number.

@@ -134,6 +134,7 @@ mod tests {
             prompt_tokens: 10,
             cached_tokens: 3,
             completion_tokens: 5,
+            tokens: vec![1; 5],
             prompt_time: Duration::ZERO,
             decode_time: Duration::ZERO,
         };

@@ -74,6 +74,12 @@ impl Opener {
         self.with_options(None, |options| self.engine.inspect(path, options))
     }
 
+    /// What a model is, as it would be loaded. Blocking.
+    pub(super) fn look(&self, source: &Source) -> Result<ModelInfo, LoadError> {
+        let look = |options: &_| self.engine.inspect(&source.path, options);
+        self.with_options(source.definition(), look)
+    }
+
     /// What the scheduler has to know of a model. A matter of milliseconds, since weights are mapped,
     /// and of less if the file is as it was. Blocking.
     pub(super) fn define(

@@ -95,6 +95,7 @@ pub(crate) fn blob_error(error: &BlobError) -> ErrorCode {
     match error {
         BlobError::NotAbsolute { .. }
         | BlobError::NotAFile { .. }
+        | BlobError::Digest { .. }
         | BlobError::NotAdoptable { .. } => ErrorCode::InvalidRequest,
         BlobError::NoFile { .. } | BlobError::NoBlob { .. } => ErrorCode::NotFound,
         BlobError::Changed { .. } => ErrorCode::Conflict,

@@ -59,8 +59,19 @@ impl Defaults {
         (defaults, left)
     }
 
+    /// What a definition says of it.
+    pub(crate) fn of_definition(definition: &Definition) -> Self {
+        let text = |text: &Option<Text>| text.as_ref().map(|text| text.content.to_string());
+        Self {
+            template: text(&definition.template),
+            system: text(&definition.system),
+            stop: definition.stop.clone(),
+            sampling: definition.sampling.clone(),
+        }
+    }
+
     /// Takes a parameter, if it is known and legal.
-    fn take(&mut self, name: &str, value: &Value) -> bool {
+    pub(crate) fn take(&mut self, name: &str, value: &Value) -> bool {
         if name == "stop" {
             let stop = stops(value);
             self.stop = stop.clone().unwrap_or_default();

@@ -48,6 +48,7 @@ fn a_stop_token_ends_the_output_without_being_part_of_it() {
     assert_eq!(found.finish(), FinishReason::Stop);
     assert_eq!(found.ids(), whole.ids()[..2]);
     assert_eq!(found.completion.completion_tokens, 2);
+    assert_eq!(found.completion.tokens, found.ids(), "the answer tells its tokens");
     assert!(whole.text.starts_with(&found.text) && found.text.starts_with(" Paris"));
 }
 

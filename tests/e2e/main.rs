@@ -15,6 +15,7 @@ mod lifecycle;
 mod manifests;
 mod metrics;
 mod models;
+mod ollama;
 mod openai;
 mod pulls;
 mod real;

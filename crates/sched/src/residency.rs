@@ -81,7 +81,9 @@ use std::time::Duration;
 use thiserror::Error;
 
 pub use action::{Action, Refusal, Why};
-pub use definition::{Ask, Class, Definition, PinnedTooLarge, RequestId, Rules, check_pinned};
+pub use definition::{
+    Ask, Class, Definition, PinnedTooLarge, RequestId, Rules, Stay, check_pinned,
+};
 use entry::{Entry, Failure, State};
 pub use plan::{ModelStatus, Outcome, Plan, Residence, Waiting};
 
@@ -331,6 +333,19 @@ impl Scheduler {
         Ok(self.decide(actions))
     }
 
+    /// Somebody who uses a model says how long it is to stay in memory without a request, which counts
+    /// until it leaves, or somebody says otherwise. A pinned one stays anyway. Nothing changes for a
+    /// model that is not in memory, nor on its way there.
+    pub fn keep(&mut self, now: Moment, model: &ModelName, stay: Stay) -> Vec<Action> {
+        let actions = self.begin(now);
+        if let Some(entry) = self.models.get_mut(model)
+            && matches!(entry.state, State::Loading { .. } | State::Ready { .. })
+        {
+            entry.stay = Some(stay);
+        }
+        self.decide(actions)
+    }
+
     /// Time has passed.
     pub fn tick(&mut self, now: Moment) -> Vec<Action> {
         let actions = self.begin(now);
@@ -396,6 +411,7 @@ impl Scheduler {
         let Some(entry) = self.models.get_mut(name) else { return };
         entry.state = State::Stored;
         entry.owes = 0;
+        entry.stay = None;
         let over = std::mem::take(&mut entry.running);
         if entry.removed {
             self.models.remove(name);

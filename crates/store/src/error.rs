@@ -71,6 +71,14 @@ pub enum StoreError {
         /// The hash.
         sha256: Sha256,
     },
+    /// What came is not what was announced.
+    #[error("digest mismatch, expected \"sha256:{expected}\", got \"sha256:{found}\"")]
+    Digest {
+        /// What it was to hash to.
+        expected: Sha256,
+        /// What it hashes to.
+        found: Sha256,
+    },
     /// What was to be adopted is neither of the two that can be.
     #[error(
         "{} is neither a models folder of Ollama (with manifests and blobs in it) nor a hub cache of \

@@ -42,6 +42,31 @@ impl Inner {
         self.admit(&unfinished.0, &hasher, info)
     }
 
+    /// Stores what a reader gives, if that has this hash; of so many bytes, where that is known.
+    pub(crate) fn receive(
+        &self,
+        expected: &Sha256,
+        size_bytes: Option<u64>,
+        from: &mut dyn Read,
+    ) -> Result<Blob, StoreError> {
+        let unfinished = self.unfinished();
+        let dir = unfinished.0.parent().unwrap_or(&self.dir);
+        check_space(&*self.host, dir, size_bytes.unwrap_or(0))?;
+        let hasher = write_and_hash(&*self.host, from, &unfinished.0, &mut |_| {})?;
+        let found = hasher.finish();
+        if found != *expected {
+            return Err(StoreError::Digest { expected: *expected, found });
+        }
+        let now = unix_s(self.host.today());
+        let info = BlobInfo {
+            sources: Vec::new(),
+            added_unix_s: now,
+            verified_unix_s: now,
+            kept: Kept::Own,
+        };
+        self.admit(&unfinished.0, &hasher, info)
+    }
+
     /// Makes a file of the store's own a blob. It must be on disk, and be what was hashed.
     pub(crate) fn admit(
         &self,

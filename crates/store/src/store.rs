@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -112,6 +113,17 @@ impl Store {
     pub fn import(&self, path: &Path, progress: &mut dyn FnMut(u64)) -> Result<Blob, StoreError> {
         let source = path.to_str().and_then(|path| path.parse().ok());
         self.inner.import(path, Ways::UpToCopy, source.into_iter().collect(), progress)
+    }
+
+    /// Stores what somebody sends, if it has the hash that was announced; of `size_bytes`, where that was
+    /// announced too. Blocking.
+    pub fn receive(
+        &self,
+        expected: &Sha256,
+        size_bytes: Option<u64>,
+        from: &mut dyn Read,
+    ) -> Result<Blob, StoreError> {
+        self.inner.receive(expected, size_bytes, from)
     }
 
     /// Stores what a models folder of Ollama or a hub cache of Hugging Face holds, without copying:

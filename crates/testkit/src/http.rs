@@ -202,7 +202,11 @@ fn send(
     stream.write_all(head.as_bytes()).expect("the head must be taken");
     // An early refusal (413) may close the connection while the body is still being sent.
     let _ = stream.write_all(body);
-    read_head(BufReader::new(stream))
+    let (status, headers, mut rest) = read_head(BufReader::new(stream));
+    if method == "HEAD" {
+        rest.left = Left::Nothing;
+    }
+    (status, headers, rest)
 }
 
 fn read_head(mut reader: BufReader<TcpStream>) -> (u16, Vec<(String, String)>, Body) {

@@ -4,8 +4,8 @@
 use aho_corasick::{AhoCorasick, MatchKind};
 use m40_gguf::Gguf;
 
-use crate::TokenizerError;
 use crate::vocabulary::{Kind, Vocabulary};
+use crate::{FillIn, TokenizerError};
 
 const BOS_ID: &str = "tokenizer.ggml.bos_token_id";
 const EOS_ID: &str = "tokenizer.ggml.eos_token_id";
@@ -113,6 +113,7 @@ pub(crate) struct Roles {
     pub(crate) prefix: Option<u32>,
     /// Put after a text when asked for.
     pub(crate) suffix: Option<u32>,
+    pub(crate) fill_in: Option<FillIn>,
     /// Sorted.
     ends: Vec<u32>,
 }
@@ -141,6 +142,7 @@ impl Roles {
             unknown,
             prefix,
             suffix: eos_after.or(separator_after),
+            fill_in: FillIn::from_gguf(gguf)?,
             ends: Vec::new(),
         };
         roles.mark(vocabulary, eom);

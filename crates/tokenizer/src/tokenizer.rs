@@ -11,7 +11,7 @@ use crate::pretokenize::PreTokenizer;
 use crate::special::{Defaults, Fragment, Roles, Specials, Strips};
 use crate::spm::{self, SPACE, Spm};
 use crate::vocabulary::{self, Kind, Vocabulary};
-use crate::{Detokenizer, TokenizerError, wordpiece};
+use crate::{Detokenizer, FillIn, TokenizerError, wordpiece};
 
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
@@ -297,6 +297,11 @@ impl Tokenizer {
 
     pub(crate) fn drops_first_space(&self) -> bool {
         self.drops_first_space
+    }
+
+    /// The tokens for filling in between two texts, if it has such.
+    pub fn fill_in(&self) -> Option<FillIn> {
+        self.roles.fill_in
     }
 
     /// How many tokens there are; ids are below this.

@@ -59,7 +59,8 @@ pub(super) async fn complete(
     let include_usage = StreamOptions::include_usage(request.stream_options.as_ref());
     let (chat, format) = request.into_chat()?;
     let grammar = format.and_then(ResponseFormat::grammar);
-    let question = Question { input: Input::Chat(chat), params, grammar };
+    let input = Input::Chat(chat);
+    let question = Question { input, params, grammar, ..Question::default() };
     let questions = answers::times(&question, n);
     let mut answers = Answers::ask(&context.models, model.as_deref(), urgency, questions).await?;
     let reply = Reply::new(answers.model(), n, include_usage);

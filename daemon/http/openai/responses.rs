@@ -73,7 +73,8 @@ pub(super) async fn respond(
     let asked = Asked::new(&request, &params.sampling);
     let (model, streamed) = (request.model.clone(), request.stream.unwrap_or(false));
     let grammar = format_of(request.text.as_ref())?.and_then(TextFormat::grammar);
-    let question = Question { input: Input::Chat(request.into_chat()?), params, grammar };
+    let input = Input::Chat(request.into_chat()?);
+    let question = Question { input, params, grammar, ..Question::default() };
     let about = |error| HttpError::from(error).about("messages", "input");
     let mut answers =
         Answers::ask(&context.models, model.as_deref(), urgency, vec![question]).await?;

@@ -33,7 +33,7 @@ fn job(prompt: &[u32], max_tokens: Option<u32>) -> (Job, UnboundedReceiver<JobEv
         ignore_eos: true,
         ..GenerateParams::default()
     };
-    (Job { prompt: prompt.to_vec(), params, events }, heard)
+    (Job { prompt: prompt.into(), params, events }, heard)
 }
 
 /// What is said and how it ended.

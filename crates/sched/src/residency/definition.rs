@@ -48,6 +48,15 @@ pub struct Definition {
     pub load_time: Duration,
 }
 
+/// How long a model stays in memory without a request, where whoever used it last said so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stay {
+    /// This long.
+    For(Duration),
+    /// Until another needs its room.
+    Forever,
+}
+
 /// What all models have in common.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {

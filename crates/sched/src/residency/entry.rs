@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::action::Why;
-use super::definition::{Definition, RequestId};
+use super::definition::{Definition, RequestId, Stay};
 use super::queue::Queue;
 use crate::footprint::ModelName;
 use crate::moment::Moment;
@@ -65,6 +65,8 @@ pub(super) struct Entry {
     pub kv_least: u64,
     /// Bytes of KV cache that it is to give back while it stays.
     pub owes: u64,
+    /// In place of the definition's idle time, until it leaves.
+    pub stay: Option<Stay>,
     /// Whether its latest load found no place, although enough was free.
     pub crowded: bool,
     /// While it has a claim: those that must be gone before it is loaded, whoever has the bytes.
@@ -87,6 +89,7 @@ impl Entry {
             failure: None,
             kv_least: 0,
             owes: 0,
+            stay: None,
             crowded: false,
             awaited: vec![],
             load_took: None,
@@ -161,7 +164,16 @@ impl Entry {
     /// When it is to leave because nobody asks.
     pub(super) fn idle_end(&self) -> Option<Moment> {
         let State::Ready { .. } = self.state else { return None };
-        let rests = self.is_idle() && !self.definition.pinned;
-        self.definition.idle.filter(|_| rests).map(|idle| self.last_used + idle)
+        self.idle_time().filter(|_| self.is_idle()).map(|idle| self.last_used + idle)
+    }
+
+    /// How long it stays without a request; for ever when absent.
+    pub(super) fn idle_time(&self) -> Option<Duration> {
+        let said = match self.stay {
+            None => self.definition.idle,
+            Some(Stay::For(time)) => Some(time),
+            Some(Stay::Forever) => None,
+        };
+        said.filter(|_| !self.definition.pinned)
     }
 }

@@ -88,6 +88,8 @@ pub struct ModelStatus {
     pub waiting: usize,
     /// When it leaves if nobody asks for it.
     pub idle_end: Option<Moment>,
+    /// How long it stays without a request; for ever when absent.
+    pub idle_time: Option<Duration>,
     /// Why it could not be loaded, and how often in a row.
     pub failure: Option<(Arc<str>, u32)>,
     /// What its latest load took.
@@ -156,6 +158,7 @@ impl Scheduler {
             running: entry.running.len(),
             waiting: entry.waiting.len(),
             idle_end: entry.idle_end(),
+            idle_time: entry.idle_time(),
             failure: entry.failure.as_ref().map(|f| (Arc::clone(&f.reason), f.in_a_row)),
             load_took: entry.load_took,
         }

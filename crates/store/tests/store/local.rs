@@ -31,6 +31,25 @@ fn an_imported_file_takes_no_space_twice() {
 }
 
 #[test]
+fn what_somebody_sends_is_stored_if_it_is_what_was_announced() {
+    let site = Site::new();
+    let store = site.store();
+    let bytes = noise(51, 3000);
+    let announced = Sha256::of(&bytes);
+    let wrong = store.receive(&announced, Some(3000), &mut &bytes[..2999]);
+    let found = Sha256::of(&bytes[..2999]);
+    assert!(matches!(wrong, Err(StoreError::Digest { expected, found: other })
+            if expected == announced && other == found));
+    let huge = store.receive(&announced, Some(u64::MAX), &mut &bytes[..]);
+    assert!(matches!(huge, Err(StoreError::NoSpace { .. })));
+    assert!(store.list().unwrap().is_empty());
+    let blob = store.receive(&announced, None, &mut &bytes[..]).unwrap();
+    assert_eq!((blob.sha256, blob.size_bytes, blob.info.kept), (announced, 3000, Kept::Own));
+    assert_eq!(fs::read(store.path(&announced)).unwrap(), bytes);
+    assert_eq!(site.partial(), [""; 0]);
+}
+
+#[test]
 fn a_file_of_another_file_system_is_copied_if_it_fits() {
     let site = Site::new();
     let Some(elsewhere) = other_file_system(&site) else { return };

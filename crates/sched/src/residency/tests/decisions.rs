@@ -217,6 +217,48 @@ fn idle_models_leave_after_their_time_but_not_while_they_answer_or_are_pinned() 
 }
 
 #[test]
+fn who_uses_a_model_says_how_long_it_stays_and_it_forgets_that_when_it_leaves() {
+    let mut world = World::new(20);
+    world.define("a", 8, |definition| definition.idle = Some(ms(3000)));
+    world.answer = ms(1000);
+    world.ask("a");
+    world.advance(ms(1500));
+    world.keep("a", Stay::For(ms(0)));
+    assert!(world.is_ready("a"), "it answers");
+    world.advance(ms(500));
+    assert_eq!(world.log.last().unwrap(), "unload a, Idle");
+
+    world.ask("a");
+    world.advance(ms(2050));
+    world.keep("a", Stay::Forever);
+    world.advance(ms(60_000));
+    assert!(world.is_ready("a"));
+    world.keep("a", Stay::For(ms(0)));
+    assert_eq!(world.log.last().unwrap(), "unload a, Idle");
+
+    world.advance(ms(1000));
+    world.ask("a");
+    world.advance(ms(2000 + 2999));
+    assert!(world.is_ready("a"), "what was said before it left is forgotten");
+    world.advance(ms(1));
+    assert_eq!(world.log.last().unwrap(), "unload a, Idle");
+}
+
+#[test]
+fn nobody_can_have_a_pinned_model_leave_or_be_kept_that_is_not_there() {
+    let mut world = World::new(20);
+    world.define("a", 8, |definition| definition.pinned = true);
+    world.define("b", 8, |definition| definition.idle = Some(ms(3000)));
+    world.keep("b", Stay::Forever);
+    world.ask("a");
+    world.ask("b");
+    world.advance(ms(1500));
+    world.keep("a", Stay::For(ms(0)));
+    world.advance(ms(3000));
+    assert!(world.is_ready("a") && !world.is_ready("b"));
+}
+
+#[test]
 fn a_preloaded_model_that_nobody_used_leaves_and_stays_away_until_it_is_asked_for() {
     let mut world = World::new(10);
     world.define("a", 8, |definition| {

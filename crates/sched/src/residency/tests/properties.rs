@@ -15,6 +15,7 @@ enum Happening {
     Ask { class: usize, answer: u64, deadline: Option<u64> },
     Cancel(usize),
     Unload { force: bool },
+    Keep(Option<u64>),
     Break,
     Grow(u64),
     FailNext,
@@ -50,6 +51,7 @@ fn happenings() -> impl Strategy<Value = Happening> {
         20 => ask.prop_map(|(class, answer, deadline)| Happening::Ask { class, answer, deadline }),
         3 => any::<prop::sample::Index>().prop_map(|at| Happening::Cancel(at.index(1000))),
         1 => any::<bool>().prop_map(|force| Happening::Unload { force }),
+        3 => prop::option::weighted(0.7, 0u64..3000).prop_map(Happening::Keep),
         1 => Just(Happening::Break),
         3 => (1u64..30).prop_map(Happening::Grow),
         1 => Just(Happening::FailNext),
@@ -105,6 +107,9 @@ fn happen(world: &mut World, name: &str, happening: Happening) {
         }
         Happening::Unload { force } => {
             let _ = world.unload(name, force);
+        }
+        Happening::Keep(time) => {
+            world.keep(name, time.map_or(Stay::Forever, |time| Stay::For(ms(time))));
         }
         Happening::Break => {
             world.break_down(name);

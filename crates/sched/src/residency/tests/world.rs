@@ -163,6 +163,12 @@ impl World {
         Ok(())
     }
 
+    /// Somebody says how long a model is to stay.
+    pub(super) fn keep(&mut self, name: &str, stay: Stay) {
+        let actions = self.scheduler.keep(self.now, &name.into(), stay);
+        self.act(actions);
+    }
+
     /// A model in memory breaks; says whether there was one.
     pub(super) fn break_down(&mut self, name: &str) -> bool {
         let name = ModelName::from(name);

@@ -127,7 +127,7 @@ pub(crate) struct Answer {
 
 enum Stage {
     Waits(Pin<Box<dyn Future<Output = Result<Running, AskError>> + Send>>),
-    Runs(Running),
+    Runs(Box<Running>),
     Ended,
 }
 
@@ -218,7 +218,7 @@ impl Answer {
             self.stage = Stage::Ended;
             let running = started.inspect_err(|_| self.meter.failed())?;
             self.prompt = Arc::clone(&running.prompt);
-            self.stage = Stage::Runs(running);
+            self.stage = Stage::Runs(Box::new(running));
             self.meter.began();
         }
         Ok(())

@@ -28,7 +28,6 @@ pub(crate) struct Question {
 
 /// What is to be answered or gone on from.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "there is one for each answer")]
 pub(crate) enum Input {
     /// Text to go on from, as it is.
     Text(String),
@@ -319,7 +318,8 @@ mod tests {
         let source = "{% for m in messages %}{{ m.content }} {% endfor %}";
         let template = ChatTemplate::new(source, "", "").unwrap();
         let bytes = |text: &str| text.bytes().map(u32::from).collect::<Vec<_>>();
-        let fit = |chat: &Chat, context| chat.fit(&template, bytes, context).unwrap().0;
+        let format = Format::of_template(source);
+        let fit = |chat: &Chat, context| chat.fit(&template, &format, bytes, context).unwrap().0;
         let whole = "s one two three four five ";
         assert_eq!(fit(&chat, 10), whole, "nobody said that it may be shortened");
         chat.shortens = true;

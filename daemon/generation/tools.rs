@@ -82,7 +82,7 @@ mod tests {
         let (template, tokenizer) = (model.chat_template(), model.tokenizer());
         let chat = chat(ToolChoice::Required);
         let format = Format::of_template(template.source());
-        let prompt = chat.render(template, &format).unwrap();
+        let prompt = chat.render(&chat.messages, template, &format).unwrap();
         assert!(prompt.contains("The weather of a city."), "{prompt}");
         let Reading { mut reader, marks, grammar } =
             chat.reading(&format, &prompt, tokenizer).unwrap();

@@ -117,7 +117,7 @@ fn an_encoder_generates_nothing() {
     let generated =
         model.session().generate(&[5], &params, &CancelToken::new(), &mut |_| panic!("a piece"));
     assert_eq!(generated, Err(GenerateError::Encoder));
-    let bench = model.bench(&BenchOptions::default(), &mut |_| panic!("a line"));
+    let bench = model.session().bench(&BenchOptions::default(), &mut |_| panic!("a line"));
     assert_eq!(bench, Err(GenerateError::Encoder));
 }
 

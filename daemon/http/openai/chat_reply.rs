@@ -305,6 +305,7 @@ mod tests {
             prompt_tokens: 3,
             cached_tokens: 0,
             completion_tokens: 5,
+            tokens: vec![],
             prompt_time: Duration::ZERO,
             decode_time: Duration::ZERO,
         }

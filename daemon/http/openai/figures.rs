@@ -114,6 +114,7 @@ mod tests {
             prompt_tokens: 5,
             cached_tokens: 4,
             completion_tokens: tokens,
+            tokens: vec![],
             prompt_time: std::time::Duration::ZERO,
             decode_time: std::time::Duration::ZERO,
         };

@@ -231,3 +231,15 @@ fn check_resident(kernels: &[Kernel; 4], blocks: u32) -> Result<(), LoadError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_named_by_their_rows() {
+        for (rows, signature) in KERNEL_ROWS.iter().zip(&DECODE) {
+            assert_eq!(signature.name, format!("decode_b{rows}"));
+        }
+    }
+}

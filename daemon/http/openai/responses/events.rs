@@ -272,6 +272,7 @@ mod tests {
             prompt_tokens: 3,
             cached_tokens: 1,
             completion_tokens: 4,
+            tokens: vec![],
             prompt_time: Duration::ZERO,
             decode_time: Duration::ZERO,
         };

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use m40_testkit::daemon::{Builder, Daemon};
+use m40_testkit::gguf::TinyModel;
 use m40_testkit::models;
 
 /// A language that has packages, and its list of them.
@@ -77,7 +78,7 @@ fn daemon() -> Daemon {
 
 /// Runs a program of this folder, which fails the test if it fails.
 #[track_caller]
-fn run(language: &Language, program: &str, arguments: &[&str], daemon: &Daemon) {
+fn run(language: &Language, program: &str, daemon: &Daemon) {
     let Some(packages) = language.packages() else {
         assert!(
             env::var_os("M40_REQUIRE_CLIENTS").is_none(),
@@ -93,7 +94,7 @@ fn run(language: &Language, program: &str, arguments: &[&str], daemon: &Daemon) 
     }
     command.env("M40_URL", format!("http://{}", daemon.http())).env(language.var, packages);
     command.env("PYTHONWARNINGS", "ignore");
-    let output = command.arg(path).args(arguments).output();
+    let output = command.arg(path).output();
     let output = output.unwrap_or_else(|error| panic!("{}: {error}", language.program));
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said);
@@ -109,45 +110,58 @@ fn summary(said: &str) -> &str {
 
 #[test]
 fn the_python_package_openai_works_unchanged() {
-    run(&PYTHON, "with_openai.py", &[], &daemon());
+    run(&PYTHON, "with_openai.py", &daemon());
 }
 
 #[test]
 fn the_python_package_ollama_works_unchanged() {
-    run(&PYTHON, "with_ollama.py", &[], &daemon());
+    run(&PYTHON, "with_ollama.py", &daemon());
 }
 
 #[test]
 fn the_python_package_anthropic_works_unchanged() {
-    run(&PYTHON, "with_anthropic.py", &[], &daemon());
+    run(&PYTHON, "with_anthropic.py", &daemon());
 }
 
 #[test]
 fn the_python_package_litellm_works_unchanged() {
-    run(&PYTHON, "with_litellm.py", &[], &daemon());
+    run(&PYTHON, "with_litellm.py", &daemon());
 }
 
 #[test]
 fn the_python_package_langchain_ollama_works_unchanged() {
-    run(&PYTHON, "with_langchain_ollama.py", &[], &daemon());
+    run(&PYTHON, "with_langchain_ollama.py", &daemon());
 }
 
 #[test]
 fn the_python_program_llm_works_unchanged() {
-    run(&PYTHON, "with_llm.py", &[], &daemon());
+    run(&PYTHON, "with_llm.py", &daemon());
 }
 
 #[test]
 fn the_npm_package_openai_works_unchanged() {
-    run(&NODE, "with_openai.mjs", &[], &daemon());
+    run(&NODE, "with_openai.mjs", &daemon());
 }
 
 #[test]
 fn the_npm_package_ollama_works_unchanged() {
-    run(&NODE, "with_ollama.mjs", &[], &daemon());
+    run(&NODE, "with_ollama.mjs", &daemon());
+}
+
+/// With a tiny model, whose answers are short whatever is asked.
+#[test]
+fn no_request_that_schemathesis_makes_is_a_failure_of_the_server() {
+    let builder = Builder::new(env!("CARGO_BIN_EXE_m40d"));
+    let folder = builder.dir().join("models.d");
+    std::fs::create_dir(&folder).expect("the folder of a test");
+    let model = builder.dir().join("tiny.gguf");
+    std::fs::write(&model, TinyModel::new("llama").context(64).build()).expect("a model");
+    let manifest = format!("source = {model:?}\npreload = true\n");
+    std::fs::write(folder.join("smollm2.toml"), manifest).expect("a manifest");
+    run(&PYTHON, "with_schemathesis.py", &builder.start());
 }
 
 #[test]
 fn answers_to_random_schemas_are_valid() {
-    run(&PYTHON, "random_schemas.py", &[], &daemon());
+    run(&PYTHON, "random_schemas.py", &daemon());
 }

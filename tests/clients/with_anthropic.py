@@ -1,5 +1,6 @@
 """m40d as the Python package `anthropic` sees it."""
 
+import json
 import os
 import unittest
 
@@ -68,6 +69,14 @@ class Messages(unittest.TestCase):
         counted = client.messages.count_tokens(model=MODEL, messages=QUESTION)
         usage = client.messages.create(**fields()).usage
         self.assertEqual(counted.input_tokens, usage.input_tokens + usage.cache_read_input_tokens)
+
+
+    def test_a_schema_is_kept(self):
+        schema = {"type": "object", "properties": {"large": {"type": "boolean"}}, "required": ["large"],
+                  "additionalProperties": False}
+        form = {"format": {"type": "json_schema", "schema": schema}}
+        message = client.messages.create(**fields(output_config=form, max_tokens=100))
+        self.assertIsInstance(json.loads(message.content[0].text)["large"], bool)
 
 
 class Tools(unittest.TestCase):

@@ -1,6 +1,7 @@
 //! One answer: from a question in any protocol to a job, and its events back.
 
 mod question;
+mod reading;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use tokio::time::timeout;
 use crate::models::{Cut, Job, JobError, JobEvent, Loaded, ModelError, Models, Ticket};
 use question::Prepared;
 pub(crate) use question::{Chat, Input, Question, Reasoning};
+pub(crate) use reading::{prompt, read};
 
 /// Why a question is not answered.
 #[derive(Debug, thiserror::Error)]

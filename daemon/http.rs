@@ -1,4 +1,5 @@
-//! What clients on the network speak: OpenAI's chat completions and a plain `/generate`.
+//! What clients on the network speak: OpenAI's chat completions, Anthropic's and llama.cpp's APIs, and a
+//! plain `/generate`.
 //!
 //! | route | |
 //! |---|---|
@@ -6,14 +7,20 @@
 //! | `GET /v1/models` | the models, stored and loaded, in OpenAI's shape |
 //! | `POST /v1/chat/completions` | OpenAI's; streamed as server-sent events |
 //! | `POST /generate` | a prompt as it is; streamed as newline-delimited JSON |
+//! | `/v1/messages` and below | Anthropic's: `anthropic` |
+//! | `/completion`, `/tokenize` and others | llama.cpp's: `llamacpp` |
+//! | `GET /openapi.json` | all of these in OpenAPI's terms |
 //!
 //! Administration is not here but on the control socket.
 
+mod anthropic;
 mod body;
 mod chat;
 mod chat_reply;
 mod error;
 mod generate;
+mod llamacpp;
+mod openapi;
 mod params;
 mod request_id;
 
@@ -49,6 +56,9 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/v1/models", get(models))
         .route("/v1/chat/completions", post(chat::complete))
         .route("/generate", post(generate::generate))
+        .merge(anthropic::routes())
+        .merge(llamacpp::routes())
+        .merge(openapi::routes())
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn(request_id::layer))

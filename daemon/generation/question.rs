@@ -151,6 +151,12 @@ impl Chat {
         }
     }
 
+    /// The text that it becomes for a model.
+    pub(super) fn text(&self, loaded: &Loaded) -> Result<String, TemplateError> {
+        let other = self.other_template(loaded)?;
+        self.render(other.as_ref().unwrap_or(loaded.model.chat_template()))
+    }
+
     /// Its template, unless that is the model's.
     fn other_template(&self, loaded: &Loaded) -> Result<Option<ChatTemplate>, TemplateError> {
         let (own, tokenizer) = (loaded.model.chat_template(), loaded.model.tokenizer());

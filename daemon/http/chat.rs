@@ -37,7 +37,7 @@ struct Request {
 }
 
 #[derive(Debug, Deserialize)]
-struct Message {
+pub(super) struct Message {
     role: String,
     #[serde(default)]
     content: Value,
@@ -107,7 +107,7 @@ fn check_supported(request: &Request) -> Result<(), HttpError> {
     }
 }
 
-fn template_messages(messages: Vec<Message>) -> Result<Value, HttpError> {
+pub(super) fn template_messages(messages: Vec<Message>) -> Result<Value, HttpError> {
     if messages.is_empty() {
         return Err(HttpError::bad_param("messages", "must have at least one message"));
     }

@@ -3,6 +3,7 @@
 //! Every test has its own daemon in its own folder on its own port; see `m40_testkit::daemon`.
 
 mod access;
+mod anthropic;
 mod chat;
 mod concurrency;
 mod config;
@@ -10,8 +11,10 @@ mod errors;
 mod generate;
 mod hostile;
 mod lifecycle;
+mod llamacpp;
 mod manifests;
 mod models;
+mod openapi;
 mod pulls;
 mod real;
 mod residency;

@@ -110,7 +110,8 @@ mod tests {
             let path = path.replace("{*", "{");
             for method in METHODS {
                 let is_start = |before: &str| !before.ends_with(|c: char| c.is_alphanumeric());
-                let mut calls = handlers.match_indices(&format!("{method}("));
+                let call = format!("{method}(");
+                let mut calls = handlers.match_indices(&call);
                 if calls.any(|(at, _)| is_start(&handlers[..at])) {
                     found.insert((method.to_owned(), path.clone()));
                 }

@@ -19,7 +19,8 @@ class Document(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stdout[-20000:] + done.stderr[-5000:])
-        print(*[line for line in done.stdout.splitlines() if "generated" in line], sep="\n")
+        cases = next(line.strip() for line in done.stdout.splitlines() if " generated, " in line)
+        print(f"Ran requests: {cases}")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    adopt, bench, completions, load, plan, prune, pull, queue, reload, rm, run, show, top, unload,
-    verify,
+    adopt, bench, completions, key, load, plan, prune, pull, queue, reload, rm, run, show, top,
+    unload, verify,
 };
 use crate::error::Kind;
 use crate::output::Color;
@@ -62,6 +62,7 @@ pub(crate) enum Command {
     Queue,
     Cancel(queue::CancelArgs),
     Top(top::TopArgs),
+    Key(key::KeyArgs),
     Completions(completions::CompletionsArgs),
 }
 

@@ -5,6 +5,7 @@ mod bar;
 pub(crate) mod adopt;
 pub(crate) mod bench;
 pub(crate) mod completions;
+pub(crate) mod key;
 pub(crate) mod list;
 pub(crate) mod load;
 pub(crate) mod plan;
@@ -57,6 +58,7 @@ pub(crate) async fn run(
         Command::Queue => queue::run(client, output).await,
         Command::Cancel(args) => queue::cancel(args, client, output).await,
         Command::Top(args) => top::run(args, client, output).await,
+        Command::Key(args) => key::run(args, output),
         Command::Completions(args) => completions::run(args),
     }
 }

@@ -3,11 +3,12 @@
 //! Every key has its unit in its name and a default; `etc/m40d.toml` lists them all and a test
 //! keeps it equal to the defaults. An unknown key is an error, so that a typo is never silent.
 
+mod http;
 mod raw;
+mod secret;
 mod store;
 
 use std::io;
-use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use m40_control::paths::{self, Env};
 use m40_sched::Rules;
 
 use crate::exit::Failure;
+pub(crate) use http::{Http, HttpConflict, MetricsFor, Origins, is_this_machine};
 use raw::RawConfig;
 pub(crate) use store::Store;
 
@@ -43,15 +45,6 @@ pub(crate) struct Config {
     pub manifests_dir: PathBuf,
     /// An `EnvFilter` directive list that was checked to parse.
     pub log_filter: String,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Http {
-    pub listen: SocketAddr,
-    pub connections_max: usize,
-    pub body_bytes_max: usize,
-    pub header_timeout: Duration,
-    pub body_timeout: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -112,6 +105,8 @@ pub(crate) enum ConfigError {
     Read { file: PathBuf, source: io::Error },
     #[error("{}:{line}:{column}: {message}", file.display())]
     Syntax { file: PathBuf, line: usize, column: usize, message: String },
+    #[error("{}: {conflict}", file.display())]
+    Http { file: PathBuf, conflict: HttpConflict },
 }
 
 impl Config {
@@ -148,15 +143,13 @@ impl Config {
             None => runtime_dir?.join(paths::SOCKET_NAME),
         };
         let seconds = |value: u64| Duration::from_secs(value);
+        let http = raw.http.resolve().map_err(|conflict| ConfigError::Http {
+            file: file.clone().unwrap_or_default(),
+            conflict,
+        })?;
         Ok(Self {
             file,
-            http: Http {
-                listen: raw.http.listen.0,
-                connections_max: raw.http.connections_max.to_usize(),
-                body_bytes_max: raw.http.body_mib_max.to_usize() << 20,
-                header_timeout: seconds(raw.http.header_timeout_s.get()),
-                body_timeout: seconds(raw.http.body_timeout_s.get()),
-            },
+            http,
             control: Control { socket, group: raw.control.group },
             device: raw.engine.device,
             gpu: m40llm::GpuOptions {

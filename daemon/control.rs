@@ -28,6 +28,8 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use crate::bench;
+use crate::doors::Doors;
+use crate::exit::Failure;
 use crate::http::{BodyError, BodyLimits, read_json};
 use crate::manifests::Manifests;
 use crate::models::{Models, Urgency};
@@ -44,6 +46,7 @@ pub(crate) struct Context {
     pub store: Store,
     pub body_limits: BodyLimits,
     pub access: Access,
+    pub doors: Doors,
     pub started: Instant,
     pub http_address: String,
     pub control_socket: PathBuf,
@@ -117,6 +120,7 @@ async fn status(State(context): State<Context>) -> Json<Status> {
         uptime_s: context.started.elapsed().as_secs(),
         device: context.models.device(),
         http_address: context.http_address,
+        tls: context.doors.certificate.is_some(),
         control_socket: context.control_socket,
         config_file: context.config_file,
         state_dir: context.state_dir,
@@ -157,6 +161,10 @@ async fn reload(
     body: Body,
 ) -> Result<Json<Reload>, Refused> {
     let request: ReloadRequest = read_json(&headers, body, context.body_limits).await?;
+    if !request.dry_run {
+        let wrong = |error: Failure| ApiError::new(ErrorCode::Conflict, error.to_string());
+        context.doors.reload().map_err(wrong)?;
+    }
     let reload = context.manifests.reload(request.dry_run).await;
     Ok(Json(reload.map_err(|_| internal())?))
 }

@@ -21,6 +21,8 @@ use m40_control::ManifestProblem;
 use m40_control::paths::PathError;
 
 use crate::config::ConfigError;
+use crate::keys::KeysError;
+use crate::tls::TlsError;
 
 /// What ended the daemon.
 #[derive(Debug, thiserror::Error)]
@@ -49,10 +51,14 @@ pub(crate) enum Failure {
     #[error("store.tokens: the token for {host}: {reason}")]
     Token { host: String, reason: String },
     #[error(
-        "store.tokens: {name:?} is the name of a credential, and there are none: name an absolute \
+        "{key}: {name:?} is the name of a credential, and there are none: name an absolute \
          path, or set LoadCredential= in the unit"
     )]
-    NoCredentials { name: String },
+    NoCredentials { key: &'static str, name: String },
+    #[error("http.keys: {0}")]
+    Keys(#[from] KeysError),
+    #[error("http.tls_certificate: {0}")]
+    Tls(#[from] TlsError),
     #[error("http.listen: not permitted to listen on {address}: use a port above 1023")]
     AddressForbidden { address: SocketAddr },
     #[error("http.listen: cannot listen on {address}: {source}")]
@@ -77,7 +83,9 @@ impl Failure {
             | Self::Paths(_)
             | Self::NoGroup { .. }
             | Self::Token { .. }
-            | Self::NoCredentials { .. } => 78,
+            | Self::NoCredentials { .. }
+            | Self::Keys(_)
+            | Self::Tls(_) => 78,
             Self::Device(error) if error.is_of_build() => 78,
             Self::AddressInUse { .. }
             | Self::SocketInUse { .. }

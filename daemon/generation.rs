@@ -1,13 +1,16 @@
 //! One answer: from a question in any protocol to a job, and its events back.
 
+mod meter;
 mod question;
 mod reading;
+mod tools;
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use m40_control::{ApiError, ErrorCode, RunStats};
+use m40_grammar::GrammarError;
 use m40_manifest::Definition;
 use m40_reply::{Piece, Reader};
 use m40_sched::sampler::ParamError;
@@ -17,6 +20,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
 
 use crate::models::{Cut, Job, JobError, JobEvent, Loaded, ModelError, Models, Ticket};
+use meter::Meter;
 use question::Prepared;
 pub(crate) use question::{Chat, Input, Question, Reasoning};
 pub(crate) use reading::{prompt, read};
@@ -38,6 +42,12 @@ pub(crate) enum AskError {
     NoSuchToken { field: &'static str, token: u32, vocab: u32 },
     #[error(transparent)]
     Sampling(#[from] ParamError),
+    #[error("tool_choice: there is no tool {name:?} among the tools")]
+    NoSuchTool { name: String },
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
+    #[error("the parameters of a tool: {0}")]
+    ToolGrammar(#[source] GrammarError),
     #[error("preparing the prompt failed, see the log of m40d")]
     Internal,
 }
@@ -89,6 +99,8 @@ pub(crate) struct Call {
 /// An answer under way, or a request that waits for its turn. Dropping it cancels either.
 pub(crate) struct Answer {
     model: String,
+    // Before the stage: an answer is paid for when its place is free.
+    meter: Meter,
     stage: Stage,
 }
 
@@ -110,13 +122,19 @@ struct Running {
 }
 
 impl Running {
-    async fn next(&mut self) -> Event {
+    async fn next(&mut self, meter: &mut Meter) -> Event {
         if let Some(completion) = self.end.take() {
             return Event::Done(completion);
         }
         match self.events.recv().await {
-            Some(JobEvent::Chunk(chunk)) => Event::Delta(self.read(chunk)),
-            Some(JobEvent::Done(completion)) => self.end(completion),
+            Some(JobEvent::Chunk(chunk)) => {
+                meter.chunk(&chunk);
+                Event::Delta(self.read(chunk))
+            }
+            Some(JobEvent::Done(completion)) => {
+                meter.done(&completion);
+                self.end(completion)
+            }
             Some(JobEvent::Failed(error)) => Event::Failed(error.into()),
             None => Event::Failed(JobError::Panicked.into()),
         }
@@ -157,7 +175,8 @@ impl Answer {
         let model = ticket.model().to_owned();
         let definition = models.definition(Some(&model));
         let waits = Box::pin(start(ticket, definition, question));
-        Ok(Self { model, stage: Stage::Waits(waits) })
+        let meter = Meter::new(models.metrics(), &model);
+        Ok(Self { model, stage: Stage::Waits(waits), meter })
     }
 
     /// Name of the model that answers.
@@ -170,7 +189,8 @@ impl Answer {
         if let Stage::Waits(waits) = &mut self.stage {
             let started = waits.await;
             self.stage = Stage::Ended;
-            self.stage = Stage::Runs(started?);
+            self.stage = Stage::Runs(started.inspect_err(|_| self.meter.failed())?);
+            self.meter.began();
         }
         Ok(())
     }
@@ -186,7 +206,10 @@ impl Answer {
             return Some(Event::Failed(error.into()));
         }
         let Stage::Runs(running) = &mut self.stage else { return None };
-        let event = running.next().await;
+        let event = running.next(&mut self.meter).await;
+        if matches!(event, Event::Failed(_)) {
+            self.meter.failed();
+        }
         if !matches!(event, Event::Delta(_)) {
             self.stage = Stage::Ended;
         }
@@ -291,7 +314,9 @@ impl AskError {
     pub(crate) fn code(&self) -> ErrorCode {
         match self {
             Self::Model(error) => error.code(),
-            Self::Internal => ErrorCode::Internal,
+            Self::Internal
+            | Self::Grammar(GrammarError::NoThread { .. })
+            | Self::ToolGrammar(GrammarError::NoThread { .. }) => ErrorCode::Internal,
             _ => ErrorCode::InvalidRequest,
         }
     }
@@ -305,6 +330,7 @@ impl JobError {
             Self::Generate(
                 GenerateError::PromptTooLong { .. }
                 | GenerateError::EmptyPrompt
+                | GenerateError::Grammar(_)
                 | GenerateError::Sampling(_),
             ) => ErrorCode::InvalidRequest,
             Self::Generate(

@@ -3,7 +3,9 @@
 //!
 //! | route | |
 //! |---|---|
-//! | `GET /health` | `{"status":"ok"}`; 503 while the daemon stops |
+//! | `GET /health` | `{"status":"ok"}`; 503 while the daemon stops. `?model=NAME`: of that model |
+//! | `GET /ready` | 200 while requests are taken, else 503 |
+//! | `GET /metrics` | figures for Prometheus |
 //! | `GET /v1/models` | the models, stored and loaded, in OpenAI's shape |
 //! | `POST /v1/chat/completions` | OpenAI's; streamed as server-sent events |
 //! | `POST /generate` | a prompt as it is; streamed as newline-delimited JSON |
@@ -19,24 +21,26 @@ mod chat;
 mod chat_reply;
 mod error;
 mod generate;
+mod guard;
+mod health;
 mod llamacpp;
 mod openapi;
 mod params;
+mod record;
 mod request_id;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use serde_json::json;
 
 use crate::models::Models;
-use crate::net::Phase;
 pub(crate) use body::{BodyError, BodyLimits, read_json};
 use error::HttpError;
+pub(crate) use guard::Guard;
 pub(crate) use params::check_stops;
 
 /// What every handler has.
@@ -44,15 +48,19 @@ pub(crate) use params::check_stops;
 pub(crate) struct Context {
     pub models: Models,
     pub body_limits: BodyLimits,
+    /// Whether clients may add and remove models.
+    pub allow_model_management: bool,
     /// Started when the daemon did, as seconds since 1970: OpenAI's `created` of a model that
     /// was never imported.
     pub started_unix_s: u64,
 }
 
 /// The routes of the HTTP listener.
-pub(crate) fn router(context: Context) -> Router {
-    Router::new()
-        .route("/health", get(health))
+pub(crate) fn router(context: Context, guard: Guard) -> Router {
+    let routes = Router::new()
+        .route("/health", get(health::health))
+        .route("/ready", get(health::ready))
+        .route("/metrics", get(health::metrics))
         .route("/v1/models", get(models))
         .route("/v1/chat/completions", post(chat::complete))
         .route("/generate", post(generate::generate))
@@ -61,25 +69,18 @@ pub(crate) fn router(context: Context) -> Router {
         .merge(openapi::routes())
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
+        .with_state(context);
+    guard
+        .around(routes)
+        .layer(middleware::from_fn(error::layer))
+        .layer(middleware::from_fn(record::layer))
         .layer(middleware::from_fn(request_id::layer))
-        .with_state(context)
-}
-
-async fn health(State(context): State<Context>) -> Response {
-    let phase = *context.models.phase().borrow();
-    match phase {
-        Phase::Serving => Json(json!({"status": "ok"})).into_response(),
-        Phase::Draining | Phase::Closing => {
-            (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "stopping"}))).into_response()
-        }
-    }
 }
 
 async fn models(State(context): State<Context>) -> Response {
-    let models = context.models.clone();
-    // Listing reads files.
-    let Ok(entries) = tokio::task::spawn_blocking(move || models.list()).await else {
-        return HttpError::internal().into_response();
+    let entries = match context.models.listed().await {
+        Ok(entries) => entries,
+        Err(error) => return HttpError::from(error).into_response(),
     };
     let describe = |entry: m40_control::ModelEntry| {
         json!({

@@ -20,11 +20,12 @@ use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use crate::config::{Config, Device};
+use crate::doors::Doors;
 use crate::exit::Failure;
-use crate::http::BodyLimits;
+use crate::http::{BodyLimits, Guard};
 use crate::manifests::Manifests;
 use crate::models::{self, Models};
-use crate::net::{self, Phase};
+use crate::net::{self, Phase, TlsListener};
 use crate::socket::{self, Access, SocketFile};
 use crate::store::Store;
 use crate::{control, http, memory, systemd};
@@ -51,6 +52,7 @@ const CONTROL_CONNECTIONS_MAX: usize = 64;
 /// Runs the daemon until it is told to stop.
 pub(crate) fn run(config: Config, env: &Env) -> Result<(), Failure> {
     let access = Access::new(&config.control)?;
+    let doors = Doors::open(&config.http, env)?;
     let store = Store::open(&config.state_dir, config.store.settings(env)?)?;
     let engine = open_engine(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -60,7 +62,7 @@ pub(crate) fn run(config: Config, env: &Env) -> Result<(), Failure> {
         .map_err(|source| Failure::System { action: "start the runtime", source })?;
     let result = runtime.block_on(async {
         let bound = Bound::new(&config, &access).await?;
-        serve(config, env, access, engine, store, bound).await
+        serve(config, env, access, engine, store, doors, bound).await
     });
     // A load that cannot be interrupted must not hold up the exit.
     runtime.shutdown_background();
@@ -119,6 +121,7 @@ async fn serve(
     access: Access,
     engine: Engine,
     store: Store,
+    doors: Doors,
     bound: Bound,
 ) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
@@ -136,13 +139,29 @@ async fn serve(
     let (alive, connections) = mpsc::channel(1);
     let http_limits = net::Limits {
         connections_max: config.http.connections_max,
+        client_connections_max: config.http.client_connections_max,
         header_timeout: config.http.header_timeout,
+        write_timeout: Some(config.http.write_timeout),
     };
-    let control_limits = net::Limits { connections_max: CONTROL_CONNECTIONS_MAX, ..http_limits };
-    let http_router = http::router(http_context(&config, &models));
-    let context = control_context(&config, &models, &manifests, store, access, http_address);
+    // Whoever pages through what m40ctl prints may take their time.
+    let control_limits = net::Limits {
+        connections_max: CONTROL_CONNECTIONS_MAX,
+        write_timeout: None,
+        ..http_limits
+    };
+    let guard = Guard::new(&config.http, doors.keys.clone());
+    let http_router = http::router(http_context(&config, &models), guard);
+    let context =
+        control_context(&config, &models, &manifests, store, access, &doors, http_address);
     let control_router = control::router(context);
-    tokio::spawn(net::serve(http, http_router, http_limits, phase_receiver.clone(), alive.clone()));
+    let (seen, held) = (phase_receiver.clone(), alive.clone());
+    match &doors.certificate {
+        Some(certificate) => {
+            let http = TlsListener { tcp: http, acceptor: certificate.acceptor()? };
+            tokio::spawn(net::serve(http, http_router, http_limits, seen, held))
+        }
+        None => tokio::spawn(net::serve(http, http_router, http_limits, seen, held)),
+    };
     tokio::spawn(net::serve(control, control_router, control_limits, phase_receiver, alive));
 
     tokio::spawn(manifests.clone().follow());
@@ -151,8 +170,9 @@ async fn serve(
     let serving = Serving {
         config: &config,
         env,
-        address: format!("http://{http_address}, {}", models.device()),
+        address: format!("{}://{http_address}, {}", doors.scheme(), models.device()),
         manifests: &manifests,
+        doors: &doors,
     };
     info!(%http_address, device = models.device(), "ready");
     let lost = tokio::select! {
@@ -188,6 +208,7 @@ fn http_context(config: &Config, models: &Models) -> http::Context {
     http::Context {
         models: models.clone(),
         body_limits: body_limits(config),
+        allow_model_management: config.http.allow_model_management,
         started_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs()),
     }
 }
@@ -198,6 +219,7 @@ fn control_context(
     manifests: &Manifests,
     store: Store,
     access: Access,
+    doors: &Doors,
     http_address: SocketAddr,
 ) -> control::Context {
     control::Context {
@@ -206,6 +228,7 @@ fn control_context(
         store,
         body_limits: body_limits(config),
         access,
+        doors: doors.clone(),
         started: Instant::now(),
         http_address: http_address.to_string(),
         control_socket: config.control.socket.clone(),
@@ -250,6 +273,7 @@ struct Serving<'a> {
     env: &'a Env,
     address: String,
     manifests: &'a Manifests,
+    doors: &'a Doors,
 }
 
 impl Serving<'_> {
@@ -271,6 +295,9 @@ impl Serving<'_> {
                 _ = signals.hangup.recv() => {
                     systemd::reloading();
                     self.reread_config();
+                    if let Err(error) = self.doors.reload() {
+                        error!(%error, "going on with the old keys or certificate");
+                    }
                     if let Err(error) = self.manifests.reload(false).await {
                         error!(%error, "rereading the manifests failed");
                     }

@@ -2,27 +2,32 @@
 //!
 //! Reads its arguments and configuration, then hands over to [`lifecycle`]. The map of the
 //! modules: [`config`] what the file says · [`lifecycle`] start, signals, stop · [`net`]
-//! connections · [`http`] what clients on the network speak · [`control`] what `m40ctl` speaks ·
+//! connections · [`tls`] their certificate · [`keys`] who may · [`caller`] who asks · [`http`] what clients on the network speak · [`control`] what `m40ctl` speaks ·
 //! [`manifests`] which models there are · [`models`] what is loaded · [`generation`] one answer ·
 //! [`store`] what is on disk · [`pulls`] what comes there from elsewhere.
 #![forbid(unsafe_code)]
 
 mod bench;
+mod caller;
 mod config;
 mod control;
+mod doors;
 mod exit;
 mod generation;
 mod http;
+mod keys;
 mod lifecycle;
 mod logging;
 mod manifests;
 mod memory;
+mod metrics;
 mod models;
 mod net;
 mod pulls;
 mod socket;
 mod store;
 mod systemd;
+mod tls;
 
 use std::io::Write;
 use std::path::PathBuf;

@@ -43,7 +43,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
 use tracing::{error, info};
 
+use crate::caller::Caller;
 use crate::manifests::Manifests;
+use crate::metrics::Metrics;
 use crate::net::Phase;
 use crate::store::{Description, Import, Store, StoreError};
 use desk::{Desk, Known, Outside, Want};
@@ -81,6 +83,7 @@ struct Inner {
     departures: mpsc::UnboundedSender<ModelName>,
     jobs: JobCount,
     phase: watch::Receiver<Phase>,
+    metrics: Metrics,
     /// Why the GPU no longer works for this process.
     device_lost: watch::Sender<Option<GpuError>>,
 }
@@ -95,7 +98,8 @@ impl Models {
         phase: watch::Receiver<Phase>,
     ) -> Self {
         let budget = engine.capacity().unwrap_or(limits.memory_bytes);
-        let desk = Desk::new(limits.rules, budget);
+        let metrics = Metrics::default();
+        let desk = Desk::new(limits.rules, budget, metrics.clone());
         let wake = desk.wake();
         let (departures, departed) = mpsc::unbounded_channel();
         let inner = Inner {
@@ -106,6 +110,7 @@ impl Models {
             departures,
             jobs: JobCount::default(),
             phase,
+            metrics,
             device_lost: watch::Sender::new(None),
         };
         let models = Self { inner: Arc::new(inner) };
@@ -196,6 +201,7 @@ impl Models {
     /// Ends a model: after its requests, or now when forced. Returns when it is out of memory.
     pub(crate) async fn unload(&self, name: &str, force: bool) -> Result<ModelEntry, ModelError> {
         let name = ModelName::from(&*self.own_name(name));
+        self.check_allowed(name.as_str())?;
         let before = self.entry(name.as_str());
         let asked = self.with_desk(|desk, outside| match desk.unload(&name, force, outside) {
             Err(_) if desk.forget_failure(&name, outside) => Ok(None),
@@ -259,6 +265,11 @@ impl Models {
         self.with_desk(|desk, outside| desk.stop(true, outside));
     }
 
+    /// What is counted of them.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
     /// The phase of the daemon.
     pub(crate) fn phase(&self) -> watch::Receiver<Phase> {
         self.inner.phase.clone()
@@ -281,6 +292,11 @@ impl Models {
         urgency: Urgency,
     ) -> Result<(String, Option<Ticket>), ModelError> {
         let name = self.name_of(wanted)?;
+        self.check_allowed(&name)?;
+        let mut urgency = urgency;
+        if let Some(caller) = Caller::current() {
+            urgency.class = caller.cap(urgency.class);
+        }
         loop {
             if *self.inner.phase.borrow() != Phase::Serving {
                 return Err(ModelError::Ended(Reason::Stopping));
@@ -347,6 +363,18 @@ impl Models {
             ModelError::Internal
         })?;
         weighed.map_err(|error| ModelError::Load(Arc::new(LoadFailure::from(&error))))
+    }
+
+    /// Whether who asks may use a model, by its own name.
+    fn check_allowed(&self, name: &str) -> Result<(), ModelError> {
+        let caller = Caller::current();
+        let Some(key) = caller.as_ref().and_then(Caller::key) else { return Ok(()) };
+        match &key.models {
+            Some(allowed) if !allowed.iter().any(|listed| self.own_name(listed) == name) => {
+                Err(ModelError::NotAllowed { name: name.to_owned(), key: key.name.clone() })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn name_of(&self, wanted: &ModelRef) -> Result<String, ModelError> {

@@ -5,9 +5,12 @@
 //!   accept, keep alive   no accept, finish each open response         drop what is left
 //! ```
 
-use std::future::Future;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::future::{Future, Ready, ready};
 use std::io;
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -18,8 +21,14 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::unix::UCred;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::timeout;
+use tokio_io_timeout::TimeoutStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
+
+use crate::config::is_this_machine;
 
 /// How long to wait after a failed `accept` (such as too many open files) before the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -41,32 +50,75 @@ pub(crate) enum Phase {
 /// Who is at the other end of a connection; in the request's extensions.
 #[derive(Debug, Clone)]
 pub(crate) enum Peer {
-    Tcp,
+    Tcp(IpAddr),
     Unix(UCred),
+}
+
+impl Peer {
+    /// Whether it is on this machine.
+    pub(crate) fn is_here(&self) -> bool {
+        match self {
+            Self::Tcp(address) => is_this_machine(*address),
+            Self::Unix(_) => true,
+        }
+    }
+
+    /// Whose connections are counted together. One machine has as many addresses of a network of IPv6
+    /// as it likes.
+    fn client(&self) -> Option<IpAddr> {
+        let Self::Tcp(address) = self else { return None };
+        match address.to_canonical() {
+            IpAddr::V6(address) => {
+                let network = u128::from(address) >> 64 << 64;
+                Some(Ipv6Addr::from(network).into())
+            }
+            address => Some(address),
+        }
+    }
 }
 
 /// Something to accept connections from.
 pub(crate) trait Accept: Send + 'static {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
-    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Peer)>> + Send;
+    /// What is to be done with the client before there is a stream.
+    type Opening: Future<Output = io::Result<Self::Stream>> + Send + 'static;
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Opening, Peer)>> + Send;
 }
 
 impl Accept for TcpListener {
     type Stream = TcpStream;
-    async fn accept(&self) -> io::Result<(TcpStream, Peer)> {
-        let (stream, _) = Self::accept(self).await?;
+    type Opening = Ready<io::Result<TcpStream>>;
+    async fn accept(&self) -> io::Result<(Self::Opening, Peer)> {
+        let (stream, address) = Self::accept(self).await?;
         // Tokens are small writes that must leave at once.
         stream.set_nodelay(true)?;
-        Ok((stream, Peer::Tcp))
+        Ok((ready(Ok(stream)), Peer::Tcp(address.ip())))
+    }
+}
+
+/// TCP connections that begin with TLS.
+pub(crate) struct TlsListener {
+    pub tcp: TcpListener,
+    pub acceptor: TlsAcceptor,
+}
+
+impl Accept for TlsListener {
+    type Stream = TlsStream<TcpStream>;
+    type Opening = tokio_rustls::Accept<TcpStream>;
+    async fn accept(&self) -> io::Result<(Self::Opening, Peer)> {
+        let (stream, address) = self.tcp.accept().await?;
+        stream.set_nodelay(true)?;
+        Ok((self.acceptor.accept(stream), Peer::Tcp(address.ip())))
     }
 }
 
 impl Accept for UnixListener {
     type Stream = UnixStream;
-    async fn accept(&self) -> io::Result<(UnixStream, Peer)> {
+    type Opening = Ready<io::Result<UnixStream>>;
+    async fn accept(&self) -> io::Result<(Self::Opening, Peer)> {
         let (stream, _) = Self::accept(self).await?;
         let credentials = stream.peer_cred()?;
-        Ok((stream, Peer::Unix(credentials)))
+        Ok((ready(Ok(stream)), Peer::Unix(credentials)))
     }
 }
 
@@ -74,7 +126,12 @@ impl Accept for UnixListener {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     pub connections_max: usize,
+    /// Most connections of one client.
+    pub client_connections_max: usize,
+    /// How long TLS may take to begin, and each head of a request to come.
     pub header_timeout: Duration,
+    /// How long a client may take nothing of what is sent to it; `None` means as long as it likes.
+    pub write_timeout: Option<Duration>,
 }
 
 /// Serves `listener` until the phase leaves [`Phase::Serving`]. Every connection holds a clone of
@@ -87,29 +144,86 @@ pub(crate) async fn serve<L: Accept>(
     alive: mpsc::Sender<()>,
 ) {
     let permits = Arc::new(Semaphore::new(limits.connections_max));
+    let clients = Clients::new(limits.client_connections_max);
     loop {
         let accepted = tokio::select! {
             accepted = accept_one(&listener, &permits) => accepted,
             _ = phase.wait_for(|phase| *phase != Phase::Serving) => return,
         };
-        let Some((stream, peer, permit)) = accepted else { continue };
+        let Some((opening, peer, permit)) = accepted else { continue };
+        let Some(counted) = clients.count(&peer) else {
+            debug!(?peer, "a client has too many connections");
+            continue;
+        };
         let router = router.clone().layer(Extension(peer));
         let (phase, alive) = (phase.clone(), alive.clone());
         tokio::spawn(async move {
-            serve_connection(stream, router, limits, phase).await;
-            drop((permit, alive));
+            match timeout(limits.header_timeout, opening).await {
+                Ok(Ok(stream)) => serve_connection(stream, router, limits, phase).await,
+                Ok(Err(error)) => debug!(%error, "a connection did not begin"),
+                Err(_) => debug!("a connection did not begin in time"),
+            }
+            drop((permit, counted, alive));
         });
+    }
+}
+
+/// How many connections each client has.
+#[derive(Debug, Clone)]
+struct Clients {
+    max: usize,
+    counts: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
+
+impl Clients {
+    fn new(max: usize) -> Self {
+        Self { max, counts: Arc::default() }
+    }
+
+    /// Counts one more until what this returns is dropped; `None` when the client has as many as it may.
+    fn count(&self, peer: &Peer) -> Option<CountedClient> {
+        let client = peer.client();
+        if let Some(client) = client {
+            let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = counts.entry(client).or_default();
+            if *count >= self.max {
+                return None;
+            }
+            *count += 1;
+        }
+        Some(CountedClient { clients: self.clone(), client })
+    }
+}
+
+/// A connection that counts.
+#[derive(Debug)]
+struct CountedClient {
+    clients: Clients,
+    /// Absent where connections are not counted by client.
+    client: Option<IpAddr>,
+}
+
+impl Drop for CountedClient {
+    fn drop(&mut self) {
+        let Some(client) = self.client else { return };
+        let mut counts = self.clients.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut entry) = counts.entry(client) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
     }
 }
 
 async fn accept_one<L: Accept>(
     listener: &L,
     permits: &Arc<Semaphore>,
-) -> Option<(L::Stream, Peer, tokio::sync::OwnedSemaphorePermit)> {
+) -> Option<(L::Opening, Peer, OwnedSemaphorePermit)> {
     // Taken before accepting, so that connections over the limit wait in the kernel's queue.
     let permit = Arc::clone(permits).acquire_owned().await.ok()?;
     match listener.accept().await {
-        Ok((stream, peer)) => Some((stream, peer, permit)),
+        Ok((opening, peer)) => Some((opening, peer, permit)),
         Err(error) => {
             warn!(%error, "cannot accept a connection");
             tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -124,12 +238,14 @@ async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     limits: Limits,
     mut phase: watch::Receiver<Phase>,
 ) {
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(limits.write_timeout);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
         .max_headers(HEADERS_MAX)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router));
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

@@ -16,6 +16,7 @@ mod fetch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use m40_control::PullProgress;
@@ -50,6 +51,8 @@ struct Inner {
     missing: Notify,
     /// How often something has come.
     arrivals: watch::Sender<u64>,
+    /// Bytes of all that has come.
+    fetched_bytes: AtomicU64,
 }
 
 impl Pulls {
@@ -63,6 +66,7 @@ impl Pulls {
             turns: Semaphore::new(FETCHES_MAX),
             missing: Notify::new(),
             arrivals: watch::Sender::new(0),
+            fetched_bytes: AtomicU64::new(0),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -75,6 +79,11 @@ impl Pulls {
     /// Changes whenever something has come.
     pub(crate) fn arrivals(&self) -> watch::Receiver<u64> {
         self.inner.arrivals.subscribe()
+    }
+
+    /// Bytes of all that was fetched since the start.
+    pub(crate) fn fetched_bytes(&self) -> u64 {
+        self.inner.fetched_bytes.load(Ordering::Relaxed)
     }
 
     /// The file of this definition, or why it is not here yet. Of a path without a hash it is not

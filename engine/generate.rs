@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
+use m40_grammar::{Constraint, GrammarError};
 use m40_sched::sampler::{ParamError, SamplingParams};
 
 use crate::backend::lock;
@@ -21,6 +22,11 @@ pub struct GenerateParams {
     pub stop: Vec<String>,
     /// Tokens that end the generation, besides the model's own end-of-generation tokens.
     pub stop_tokens: Vec<u32>,
+    /// What the answer has to look like, as [`Model::grammar`](crate::Model::grammar) makes it; any text
+    /// when absent. The answer ends when nothing can follow.
+    pub constraint: Option<Constraint>,
+    /// Control tokens whose text is part of the output, as that of others is not.
+    pub keep_special: Vec<u32>,
     /// Report the log-probability of each token, and of this many of the likeliest ones.
     pub logprobs: Option<u32>,
     /// Go on past end-of-generation tokens (benchmarks).
@@ -31,7 +37,7 @@ pub struct GenerateParams {
 }
 
 /// Log-probability of a generated token under the model's plain distribution: before penalties,
-/// biases, filters and temperature.
+/// biases, grammar, filters and temperature.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprob {
     /// The token.
@@ -182,6 +188,12 @@ pub enum GenerateError {
     /// A sampling parameter out of its range.
     #[error(transparent)]
     Sampling(#[from] ParamError),
+    /// A constraint that was made for another model.
+    #[error("the grammar was compiled for another model: compile it for this one")]
+    ForeignConstraint,
+    /// The answer cannot go on by its grammar.
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
     /// More log-probabilities than are served.
     #[error("{asked} log-probabilities per token asked for, at most {max} are given")]
     TooManyLogprobs {

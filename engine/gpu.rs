@@ -38,7 +38,7 @@ pub fn kernel_image() -> Option<&'static KernelImage> {
 
 /// What compiles decode kernels for models, and keeps them, as the environment says.
 #[cfg(feature = "cuda")]
-pub fn kernel_builder() -> impl m40_gpu::executor::BuildKernels {
+pub fn kernel_builder() -> impl m40_gpu::executor::BuildKernels + Send {
     kernels::Kernels::of_environment()
 }
 

@@ -45,6 +45,7 @@ pub use gpu::{Decode, GpuError, GpuMemory, GpuOptions, check_gpu, version};
 #[cfg(feature = "cuda")]
 pub use gpu::{kernel_builder, kernel_image};
 pub use m40_cpu::Numerics;
+pub use m40_grammar::{Constraint, Grammar, GrammarError};
 pub use m40_program::KvType;
 pub use m40_sched::sampler::{ParamError, SamplingParams};
 pub use m40_tokenizer::{ChatTemplate, Special, TemplateError, TemplateInput, Tokenizer};

@@ -3,10 +3,11 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use m40_cpu::{Numerics, PrepareError};
 use m40_gguf::{Gguf, GgufError, TensorType, split};
+use m40_grammar::{Constraint, Grammar, GrammarError, Vocabulary};
 use m40_program::{BuildError, BuildOptions, KvType, Program, build};
 use m40_sched::Footprint;
 use m40_tokenizer::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
@@ -234,7 +235,8 @@ impl Engine {
     pub fn load(&self, path: &Path, options: &ModelOptions) -> Result<Model, LoadError> {
         let Opened { gguf, program, info, tokenizer, template } = self.open(path, options)?;
         let (runner, footprint) = self.backend.load(path, program, gguf, info.context)?;
-        Ok(Model(Arc::new(Inner { info, tokenizer, template, runner, footprint })))
+        let (tokenizer, vocabulary) = (Arc::new(tokenizer), OnceLock::new());
+        Ok(Model(Arc::new(Inner { info, tokenizer, vocabulary, template, runner, footprint })))
     }
 
     /// Says what a model is, if [`Self::load`] could load it into enough memory.
@@ -416,7 +418,9 @@ pub struct Model(Arc<Inner>);
 
 struct Inner {
     info: ModelInfo,
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
+    /// Made when the first grammar is compiled.
+    vocabulary: OnceLock<Result<Vocabulary, GrammarError>>,
     template: ChatTemplate,
     runner: Runner,
     footprint: Footprint,
@@ -442,6 +446,22 @@ impl Model {
     /// Its chat template.
     pub fn chat_template(&self) -> &ChatTemplate {
         &self.0.template
+    }
+
+    /// Compiles a grammar for answers of this model. The first one takes tens of milliseconds more, for
+    /// the vocabulary.
+    ///
+    /// # Errors
+    /// See [`GrammarError`]: what of the grammar is wrong, or more than is allowed.
+    pub fn grammar(&self, grammar: &Grammar) -> Result<Constraint, GrammarError> {
+        let made = || Vocabulary::new(Arc::clone(&self.0.tokenizer));
+        self.0.vocabulary.get_or_init(made).as_ref().map_err(Clone::clone)?.compile(grammar)
+    }
+
+    /// Whether a constraint came of [`Self::grammar`].
+    pub(crate) fn compiled(&self, constraint: &Constraint) -> bool {
+        let vocabulary = self.0.vocabulary.get().and_then(|made| made.as_ref().ok());
+        vocabulary.is_some_and(|vocabulary| constraint.is_for(vocabulary))
     }
 
     /// A new conversation.

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use m40_grammar::{Constraint, Progress};
 use m40_sched::sampler::{Sampler, top_logprobs};
 use m40_tokenizer::Detokenizer;
 
@@ -122,6 +123,9 @@ impl Session {
         if let Some(&token) = prompt.iter().find(|id| **id >= info.vocab) {
             return Err(GenerateError::UnknownToken { token, vocab: info.vocab });
         }
+        if params.constraint.as_ref().is_some_and(|constraint| !self.model.compiled(constraint)) {
+            return Err(GenerateError::ForeignConstraint);
+        }
         match params.logprobs {
             Some(asked) if asked > MAX_TOP_LOGPROBS => {
                 Err(GenerateError::TooManyLogprobs { asked, max: MAX_TOP_LOGPROBS })
@@ -172,6 +176,10 @@ struct Run<'a> {
     params: &'a GenerateParams,
     on_chunk: &'a mut dyn FnMut(Chunk),
     sampler: Sampler,
+    /// How far the answer is in its grammar, if it has one.
+    progress: Option<Progress>,
+    /// Logits before the grammar banned tokens, where their log-probabilities are asked for.
+    plain: Vec<f32>,
     detokenizer: Detokenizer,
     stop: Option<StopMatcher<'a>>,
     stopped_by: Option<usize>,
@@ -201,7 +209,9 @@ impl<'a> Run<'a> {
             params,
             on_chunk,
             sampler,
-            detokenizer: Detokenizer::new(true),
+            progress: params.constraint.as_ref().map(Constraint::start),
+            plain: vec![],
+            detokenizer: Detokenizer::new(true).keeping(&params.keep_special),
             stop: Some(StopMatcher::new(&params.stop)),
             stopped_by: None,
             logprobs: vec![],
@@ -224,12 +234,23 @@ impl<'a> Run<'a> {
             }
             Output::Logits(logits) => logits,
         };
+        if let Some(progress) = &mut self.progress {
+            if self.params.logprobs.is_some() {
+                self.plain.clear();
+                self.plain.extend_from_slice(logits);
+            }
+            progress.mask(logits)?;
+        }
         let sampled = self.sampler.sample(logits);
         if sampled.probability == 0.0 {
             return Err(GenerateError::NoToken);
         }
         self.sampler.accept(sampled.id);
+        if let Some(progress) = &mut self.progress {
+            progress.accept(sampled.id)?;
+        }
         if let Some(n) = self.params.logprobs {
+            let logits = if self.progress.is_some() { &self.plain[..] } else { logits };
             let (logprob, top) = top_logprobs(logits, n as usize, sampled.id);
             let tokenizer = self.model.tokenizer();
             let bytes = |id| tokenizer.token_bytes(id).map(|b| b.to_vec()).unwrap_or_default();
@@ -254,6 +275,9 @@ impl<'a> Run<'a> {
         self.generated += 1;
         let piece = self.detokenizer.push(self.model.tokenizer(), token);
         if self.show(&piece) {
+            return Some(FinishReason::Stop);
+        }
+        if self.progress.as_ref().is_some_and(Progress::is_over) {
             return Some(FinishReason::Stop);
         }
         let enough = self.params.max_tokens.is_some_and(|max| self.generated >= max);

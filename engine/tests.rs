@@ -2,6 +2,7 @@
 
 mod generate;
 mod golden;
+mod grammar;
 mod load;
 mod session;
 

@@ -31,7 +31,10 @@ fn lines(status: &Status) -> Vec<Line> {
     let mut lines = vec![
         first,
         about("device", &status.device),
-        about("http", format!("http://{}", status.http_address)),
+        about(
+            "http",
+            format!("{}://{}", if status.tls { "https" } else { "http" }, status.http_address),
+        ),
         about("control", status.control_socket.to_string_lossy()),
         about("state", status.state_dir.to_string_lossy()),
         about("config", config.unwrap_or_else(|| "defaults".into())),

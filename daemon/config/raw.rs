@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 use tracing_subscriber::EnvFilter;
 
+use super::http::RawHttp;
 use super::store::RawStore;
 use super::{Decode, Device, KvType};
 
@@ -29,28 +30,6 @@ pub(super) struct RawConfig {
     pub paths: RawPaths,
     pub limits: RawLimits,
     pub log: RawLog,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct RawHttp {
-    pub listen: ListenAddress,
-    pub connections_max: Bounded<1, 65_536>,
-    pub body_mib_max: Bounded<1, 1024>,
-    pub header_timeout_s: Bounded<1, 3600>,
-    pub body_timeout_s: Bounded<1, 3600>,
-}
-
-impl Default for RawHttp {
-    fn default() -> Self {
-        Self {
-            listen: ListenAddress(SocketAddr::from(([127, 0, 0, 1], 11434))),
-            connections_max: Bounded(512),
-            body_mib_max: Bounded(16),
-            header_timeout_s: Bounded(60),
-            body_timeout_s: Bounded(60),
-        }
-    }
 }
 
 #[derive(Debug, Default, Deserialize)]

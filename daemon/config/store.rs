@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use m40_control::paths::Env;
@@ -12,6 +11,7 @@ use serde::{Deserialize, Deserializer};
 use url::Url;
 
 use super::raw::Bounded;
+use super::secret::SecretFile;
 use crate::exit::Failure;
 
 #[derive(Debug, Deserialize)]
@@ -26,7 +26,7 @@ pub(super) struct RawStore {
     proxy: RawProxy,
     hugging_face: WebAddress,
     ollama: WebAddress,
-    tokens: BTreeMap<String, TokenFile>,
+    tokens: BTreeMap<String, SecretFile>,
 }
 
 impl Default for RawStore {
@@ -53,7 +53,7 @@ impl Default for RawStore {
 pub(crate) struct Store {
     settings: Settings,
     /// Of each host.
-    tokens: BTreeMap<String, TokenFile>,
+    tokens: BTreeMap<String, SecretFile>,
 }
 
 impl From<RawStore> for Store {
@@ -78,8 +78,8 @@ impl From<RawStore> for Store {
 impl Store {
     /// The settings with the tokens, which this reads.
     pub(crate) fn settings(&self, env: &Env) -> Result<Settings, Failure> {
-        let token = |(host, file): (&String, &TokenFile)| {
-            let secret = Secret::from_file(&file.path(env)?);
+        let token = |(host, file): (&String, &SecretFile)| {
+            let secret = Secret::from_file(&file.path("store.tokens", env)?);
             let secret = secret.map_err(|source| Failure::Token {
                 host: host.clone(),
                 reason: source.to_string(),
@@ -88,36 +88,6 @@ impl Store {
         };
         let tokens = self.tokens.iter().map(token).collect::<Result<_, Failure>>()?;
         Ok(Settings { tokens, ..self.settings.clone() })
-    }
-}
-
-/// A file with a token in it: an absolute path, or the name of a credential of the systemd unit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct TokenFile(PathBuf);
-
-impl TokenFile {
-    fn path(&self, env: &Env) -> Result<PathBuf, Failure> {
-        if self.0.is_absolute() {
-            return Ok(self.0.clone());
-        }
-        match env.var("CREDENTIALS_DIRECTORY") {
-            Some(dir) => Ok(Path::new(dir).join(&self.0)),
-            None => Err(Failure::NoCredentials { name: self.0.display().to_string() }),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for TokenFile {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let is_name = !text.is_empty() && !text.contains('/') && text != "." && text != "..";
-        if is_name || text.starts_with('/') {
-            return Ok(Self(text.into()));
-        }
-        // The text is left out: it may be a token, put here by mistake.
-        Err(de::Error::custom(
-            "a token is named by the absolute path of its file, or by a credential of the unit",
-        ))
     }
 }
 

@@ -10,6 +10,7 @@ use m40llm::GenerateParams;
 use serde_json::{Map, Value, json};
 
 use super::AskError;
+use super::tools::Reading;
 use crate::models::Loaded;
 
 /// What is asked of a model.
@@ -47,6 +48,8 @@ pub(crate) struct Chat {
     pub messages: Value,
     pub tools: Tools,
     pub tool_choice: ToolChoice,
+    /// Whether an answer that must call tools has a single call.
+    pub one_call: bool,
     pub reasoning: Reasoning,
     /// The chat template of this request, if it brings its own.
     pub template: Option<String>,
@@ -109,7 +112,7 @@ impl Question {
     pub(super) fn prepare(&self, loaded: &Loaded) -> Result<Prepared, AskError> {
         let (context, vocab) = (loaded.model.info().context, loaded.model.info().vocab);
         check_bias(&self.params, vocab)?;
-        let (prompt, reader) = self.encode(loaded)?;
+        let (prompt, reading) = self.encode(loaded)?;
         if prompt.is_empty() {
             return Err(AskError::EmptyPrompt);
         }
@@ -121,10 +124,20 @@ impl Question {
             let (model, prompt_tokens) = (loaded.name.to_string(), prompt.len());
             return Err(AskError::PromptTooLong { model, prompt_tokens, context });
         }
-        Ok(Prepared { prompt, reader, params: self.params.clone() })
+        let mut params = self.params.clone();
+        params.constraint = match reading.as_ref().and_then(|reading| reading.grammar.as_ref()) {
+            // A call is not what the answer would have to look like.
+            Some(calls) => Some(loaded.model.grammar(calls).map_err(AskError::ToolGrammar)?),
+            None => self.grammar.as_ref().map(|asked| loaded.model.grammar(asked)).transpose()?,
+        };
+        let reader = reading.map(|reading| {
+            params.keep_special.extend(reading.marks);
+            reading.reader
+        });
+        Ok(Prepared { prompt, reader, params })
     }
 
-    fn encode(&self, loaded: &Loaded) -> Result<(Vec<u32>, Option<Reader>), AskError> {
+    fn encode(&self, loaded: &Loaded) -> Result<(Vec<u32>, Option<Reading>), AskError> {
         let tokenizer = loaded.model.tokenizer();
         match &self.input {
             Input::Text(text) => Ok((tokenizer.encode_prompt(text), None)),
@@ -132,10 +145,10 @@ impl Question {
             Input::Chat(chat) => {
                 let other = chat.other_template(loaded)?;
                 let template = other.as_ref().unwrap_or(loaded.model.chat_template());
-                let text = chat.render(template)?;
                 let format = Format::of_template(template.source());
-                let reader = format.reader(&chat.tools, &text);
-                Ok((tokenizer.encode_prompt(&text), Some(reader)))
+                let text = chat.render(template, &format)?;
+                let reading = chat.reading(&format, &text, tokenizer)?;
+                Ok((tokenizer.encode_prompt(&text), Some(reading)))
             }
         }
     }
@@ -154,7 +167,8 @@ impl Chat {
     /// The text that it becomes for a model.
     pub(super) fn text(&self, loaded: &Loaded) -> Result<String, TemplateError> {
         let other = self.other_template(loaded)?;
-        self.render(other.as_ref().unwrap_or(loaded.model.chat_template()))
+        let template = other.as_ref().unwrap_or_else(|| loaded.model.chat_template());
+        self.render(template, &Format::of_template(template.source()))
     }
 
     /// Its template, unless that is the model's.
@@ -164,13 +178,18 @@ impl Chat {
         other.map(|other| ChatTemplate::for_tokenizer(other, tokenizer)).transpose()
     }
 
-    fn render(&self, template: &ChatTemplate) -> Result<String, TemplateError> {
+    pub(super) fn render(
+        &self,
+        template: &ChatTemplate,
+        format: &Format,
+    ) -> Result<String, TemplateError> {
         let mut extra = self.extra.clone();
         self.reasoning.variables(&mut extra);
-        let offered = !self.tools.is_empty() && self.tool_choice != ToolChoice::None;
-        let tools = offered.then(|| self.tools.to_template());
+        let offered = self.offered();
+        let told = format.offer(&self.messages, &offered);
+        let tools = (told.is_none() && !offered.is_empty()).then(|| offered.to_template());
         template.render(&TemplateInput {
-            messages: &self.messages,
+            messages: told.as_ref().unwrap_or(&self.messages),
             tools: tools.as_ref(),
             add_generation_prompt: true,
             extra: Some(&extra),

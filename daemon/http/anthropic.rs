@@ -24,7 +24,7 @@ use axum::{Json, Router};
 use futures_util::stream::{self, Stream};
 use serde_json::{Value, json};
 
-use super::error::HttpError;
+use super::error::{ErrorShape, HttpError};
 use super::{Context, HEAD_WAIT, PING_INTERVAL, params, request_id};
 use crate::generation::{self, Answer, Event, Input, Question};
 use reply::{Message, Named};
@@ -93,7 +93,10 @@ fn events(answer: Answer, message: Message) -> impl Stream<Item = Result<SseEven
             match answer.next().await? {
                 Event::Delta(delta) => pending.extend(message.delta(delta)),
                 Event::Done(completion) => pending.extend(message.end(&completion)),
-                Event::Failed(error) => pending.push_back(failed(&error.into())),
+                Event::Failed(error) => {
+                    let body = ErrorShape::Anthropic.body(&error.into());
+                    pending.push_back(Named { name: "error", body });
+                }
             }
         }
         let event = pending.pop_front()?;
@@ -101,10 +104,4 @@ fn events(answer: Answer, message: Message) -> impl Stream<Item = Result<SseEven
         let sse = SseEvent::default().event(event.name).data(event.body.to_string());
         Some((Ok(sse), (answer, message, pending)))
     })
-}
-
-/// An answer that ends before it is done.
-fn failed(error: &HttpError) -> Named {
-    let error = json!({"type": "api_error", "message": error.body()["error"]["message"]});
-    Named { name: "error", body: json!({"type": "error", "error": error}) }
 }

@@ -1,22 +1,95 @@
-//! OpenAI's error shape, and how everything that can go wrong maps to it.
+//! How everything that can go wrong maps to a status and a text, and the shapes in which the APIs say it.
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
-use axum::http::header::RETRY_AFTER;
+use axum::extract::Request;
+use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use m40_control::ErrorCode;
+use m40_grammar::GrammarError;
 use m40_sched::Refusal;
 use m40_sched::sampler::ParamError;
 use serde_json::{Value, json};
 
 use super::body::BodyError;
+use super::request_id::RequestId;
 use crate::generation::{AnswerError, AskError};
 use crate::models::{JobError, ModelError, Reason};
 
 /// How soon a client may try again when nothing else is known, in seconds.
 const RETRY_AFTER_S: u64 = 1;
 
-/// An error on its way to a client.
+/// The shape that an API's clients expect of an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ErrorShape {
+    OpenAi,
+    /// `{"error": "text"}`
+    Ollama,
+    Anthropic,
+}
+
+impl ErrorShape {
+    /// The shape of whoever asks for this path.
+    pub(super) fn of_path(path: &str) -> Self {
+        if path == "/api" || path.starts_with("/api/") {
+            Self::Ollama
+        } else if path == "/v1/messages" || path.starts_with("/v1/messages/") {
+            Self::Anthropic
+        } else {
+            Self::OpenAi
+        }
+    }
+
+    /// The object that goes into a body or an event.
+    pub(super) fn body(self, error: &HttpError) -> Value {
+        match self {
+            Self::OpenAi => error.body(),
+            Self::Ollama => json!({"error": error.message}),
+            Self::Anthropic => json!({
+                "type": "error",
+                "error": {"type": anthropic_kind(error.status), "message": error.message},
+            }),
+        }
+    }
+}
+
+fn anthropic_kind(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::UNAUTHORIZED => "authentication_error",
+        StatusCode::FORBIDDEN => "permission_error",
+        StatusCode::NOT_FOUND => "not_found_error",
+        StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
+        StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+        StatusCode::GATEWAY_TIMEOUT => "timeout_error",
+        StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+        status if status.is_server_error() => "api_error",
+        _ => "invalid_request_error",
+    }
+}
+
+/// Gives each [`HttpError`] of the routes inside the shape that its path decides.
+pub(super) async fn layer(request: Request, next: Next) -> Response {
+    let shape = ErrorShape::of_path(request.uri().path());
+    let id = request.extensions().get::<RequestId>().cloned();
+    let mut response = next.run(request).await;
+    let error = response.extensions_mut().remove::<Arc<HttpError>>();
+    let Some(error) = error else { return response };
+    let mut body = shape.body(&error);
+    if let (ErrorShape::Anthropic, Some(id)) = (shape, id) {
+        body["request_id"] = Value::from(id.as_str());
+    }
+    // Other layers may have added headers, which are kept.
+    let (mut head, _) = response.into_parts();
+    let (json, body) = Json(body).into_response().into_parts();
+    head.headers.extend(json.headers);
+    Response::from_parts(head, body)
+}
+
+/// An error on its way to a client. As a response it has its shape from [`layer`].
 #[derive(Debug)]
 pub(super) struct HttpError {
     status: StatusCode,
@@ -50,6 +123,63 @@ impl HttpError {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message)
     }
 
+    /// Clients may not add or remove models.
+    pub(super) fn management_off() -> Self {
+        let message = "clients may not add, change or remove models here: set [http] \
+                       allow_model_management = true, or use m40ctl on the machine";
+        Self::forbidden(message.to_owned())
+    }
+
+    /// The key of a client does not go so far.
+    pub(super) fn may_not_manage(key: &str) -> Self {
+        Self::forbidden(format!(
+            "the key {key} may not add, change or remove models: manage_models = true in its line \
+             of the keys file would let it"
+        ))
+    }
+
+    pub(super) fn no_key() -> Self {
+        let message =
+            "this needs an API key: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`";
+        Self::unauthorized(message, "missing_api_key")
+    }
+
+    pub(super) fn wrong_key() -> Self {
+        Self::unauthorized("the API key is not one of those that count here", "invalid_api_key")
+    }
+
+    fn unauthorized(message: &str, code: &'static str) -> Self {
+        let new = Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message.to_owned());
+        Self { code: Some(code), ..new }
+    }
+
+    /// A key that was used too much, and may be used again after that.
+    pub(super) fn rate_exceeded(key: &str, wait: Duration) -> Self {
+        let message =
+            format!("the key {key} has used what it may use in a minute: wait, or ask for less");
+        let new = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
+        let retry_s = wait.as_secs_f64().ceil() as u64;
+        Self { code: Some("rate_limit_exceeded"), retry_s: Some(retry_s.max(1)), ..new }
+    }
+
+    /// A request that calls this machine what it is not called.
+    pub(super) fn wrong_host(host: &str) -> Self {
+        let message =
+            format!("{host:?} is no name of this machine: [http] hosts has those that are");
+        Self { code: Some("host_not_allowed"), ..Self::forbidden(message) }
+    }
+
+    /// A request of a page of another site.
+    pub(super) fn wrong_origin(origin: &str) -> Self {
+        let message =
+            format!("pages of {origin} may not ask here: [http] cors_origins has those that may");
+        Self { code: Some("origin_not_allowed"), ..Self::forbidden(message) }
+    }
+
+    fn forbidden(message: String) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "permission_error", message)
+    }
+
     pub(super) fn internal() -> Self {
         let message = "m40d failed, see its log".to_owned();
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
@@ -77,7 +207,7 @@ impl HttpError {
         }
     }
 
-    /// The object that goes into a body or an event.
+    /// What goes into a body or an event for OpenAI's clients.
     pub(super) fn body(&self) -> Value {
         json!({"error": {
             "message": self.message,
@@ -90,13 +220,18 @@ impl HttpError {
 
 impl IntoResponse for HttpError {
     fn into_response(self) -> Response {
-        let mut response = (self.status, Json(self.body())).into_response();
+        let mut response = self.status.into_response();
+        let headers = response.headers_mut();
         if let Some(seconds) = self.retry_s {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         } else if self.status.is_server_error() {
             // OpenAI's clients retry every 5xx unless told that it is useless.
-            response.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
         }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response.extensions_mut().insert(Arc::new(self));
         response
     }
 }
@@ -140,6 +275,11 @@ impl From<ModelError> for HttpError {
                 Self::new(StatusCode::CONFLICT, "invalid_request_error", message)
             }
             ErrorCode::Busy => Self::unavailable(message, "busy"),
+            ErrorCode::Forbidden => Self {
+                param: Some("model".to_owned()),
+                code: Some("model_not_allowed"),
+                ..Self::forbidden(message)
+            },
             _ => Self::load_failed(message),
         }
     }
@@ -222,7 +362,12 @@ impl From<AskError> for HttpError {
             AskError::NoSuchToken { field, .. } => bad(field, None),
             AskError::Sampling(error) => error.into(),
             AskError::Template(_) => Self::bad_request(message),
-            AskError::Internal => Self::internal(),
+            AskError::NoSuchTool { .. } => bad("tool_choice", None),
+            AskError::Grammar(GrammarError::NoThread { .. })
+            | AskError::ToolGrammar(GrammarError::NoThread { .. })
+            | AskError::Internal => Self::internal(),
+            AskError::Grammar(_) => bad("response_format", None),
+            AskError::ToolGrammar(_) => bad("tools", None),
         }
     }
 }
@@ -248,5 +393,34 @@ impl From<JobError> for HttpError {
             ErrorCode::Busy => Self::unavailable(message, "busy"),
             _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_decides_the_shape() {
+        for (path, shape) in [
+            ("/v1/chat/completions", ErrorShape::OpenAi),
+            ("/v1/messagesx", ErrorShape::OpenAi),
+            ("/v1/messages", ErrorShape::Anthropic),
+            ("/v1/messages/count_tokens", ErrorShape::Anthropic),
+            ("/api/chat", ErrorShape::Ollama),
+            ("/apis", ErrorShape::OpenAi),
+        ] {
+            assert_eq!(ErrorShape::of_path(path), shape, "{path}");
+        }
+    }
+
+    #[test]
+    fn every_shape_has_the_text() {
+        let error = HttpError::bad_param("top_k", "is odd");
+        assert_eq!(ErrorShape::Ollama.body(&error), json!({"error": "top_k: is odd"}));
+        let body = ErrorShape::Anthropic.body(&error);
+        let inner = json!({"type": "invalid_request_error", "message": "top_k: is odd"});
+        assert_eq!(body, json!({"type": "error", "error": inner}));
+        assert_eq!(ErrorShape::OpenAi.body(&error)["error"]["param"], "top_k");
     }
 }

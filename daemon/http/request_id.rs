@@ -9,25 +9,36 @@ use axum::extract::Request;
 use axum::http::HeaderValue;
 use axum::middleware::Next;
 use axum::response::Response;
-use tracing::{Instrument, debug, info_span};
+use tracing::{Instrument, info_span};
 
 const HEADER: &str = "x-request-id";
 const CLIENT_ID_BYTES_MAX: usize = 128;
 
+/// The id of the request that has it in its extensions.
+#[derive(Debug, Clone)]
+pub(super) struct RequestId(HeaderValue);
+
+impl RequestId {
+    pub(super) fn as_str(&self) -> &str {
+        // What is sane, or made here, is ASCII.
+        self.0.to_str().unwrap_or_default()
+    }
+}
+
 /// Sets the header and runs the request in a span that carries it.
-pub(super) async fn layer(request: Request, next: Next) -> Response {
+pub(super) async fn layer(mut request: Request, next: Next) -> Response {
     let id = match request.headers().get(HEADER).filter(|id| is_sane(id)) {
         Some(id) => id.clone(),
         None => HeaderValue::from_str(&fresh("req-")).unwrap_or(HeaderValue::from_static("req")),
     };
-    let shown = id.to_str().unwrap_or_default();
+    let id = RequestId(id);
     // The path without its query, which could hold anything.
-    let span =
-        info_span!("request", id = shown, method = %request.method(), path = request.uri().path());
+    let (method, path) = (request.method(), request.uri().path());
+    let span = info_span!("request", id = id.as_str(), %method, path);
+    request.extensions_mut().insert(id.clone());
     async move {
         let mut response = next.run(request).await;
-        debug!(status = response.status().as_u16(), "answered");
-        response.headers_mut().insert(HEADER, id);
+        response.headers_mut().insert(HEADER, id.0);
         response
     }
     .instrument(span)

@@ -29,6 +29,7 @@ use super::error::{LoadFailure, ModelError};
 use super::job::{Cut, Reason};
 use super::loaded::Loaded;
 use super::source::Source;
+use crate::metrics::Metrics;
 
 /// A model that has an account in the ledger: it is being loaded, is in memory, or still goes.
 #[derive(Debug)]
@@ -126,12 +127,13 @@ pub(super) struct Desk {
     residents: BTreeMap<ModelName, Resident>,
     requests: BTreeMap<RequestId, Request>,
     started: Instant,
+    metrics: Metrics,
     /// When the scheduler is to be told the time.
     wake: watch::Sender<Option<Instant>>,
 }
 
 impl Desk {
-    pub(super) fn new(rules: Rules, budget: u64) -> Self {
+    pub(super) fn new(rules: Rules, budget: u64, metrics: Metrics) -> Self {
         Self {
             scheduler: Scheduler::new(rules, budget),
             known: BTreeMap::new(),
@@ -140,6 +142,7 @@ impl Desk {
             residents: BTreeMap::new(),
             requests: BTreeMap::new(),
             started: Instant::now(),
+            metrics,
             wake: watch::Sender::new(None),
         }
     }
@@ -308,6 +311,7 @@ impl Desk {
         // It has been there since the load began.
         let Some(resident) = self.residents.get_mut(&name) else { return };
         info!(model = name.as_str(), ms = loaded.load_time.as_millis() as u64, "loaded");
+        self.metrics.loaded(name.as_str(), loaded.load_time);
         resident.session_bytes = loaded.model.session_bytes();
         resident.loaded = Some(loaded);
         if let Some(known) = self.known.get_mut(&name) {
@@ -342,6 +346,7 @@ impl Desk {
     ) {
         let LoadFailure { code, message } = failure;
         warn!(model = name.as_str(), error = message, "cannot load");
+        self.metrics.load_failed(name.as_str());
         self.residents.remove(name);
         if let Some(known) = self.known.get_mut(name) {
             known.failure = Some(code);
@@ -400,6 +405,7 @@ impl Desk {
                 Action::Load { model } => self.begin_load(model, outside),
                 Action::Unload { model, why, cut_short } => {
                     info!(model = model.as_str(), ?why, cut_short, "unloading");
+                    self.metrics.evicted(model.as_str(), why);
                     self.begin_unload(&model, outside);
                 }
                 // What a model has beyond its load is all in use, and goes back as its requests end.

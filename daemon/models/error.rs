@@ -17,6 +17,8 @@ pub(crate) enum ModelError {
         "there is no model {name:?}: `m40ctl list` shows which there are, `m40ctl pull SOURCE` adds one"
     )]
     Unknown { name: String },
+    #[error("the key {key} may not use the model {name:?}")]
+    NotAllowed { name: String, key: String },
     #[error("the model {name:?} is not loaded")]
     NotLoaded { name: String },
     #[error("no model is loaded: name one in \"model\", or load one with `m40ctl load NAME`")]
@@ -91,6 +93,7 @@ impl ModelError {
             | Self::NameStored { .. }
             | Self::NameDefined { .. }
             | Self::Pinned(_) => ErrorCode::Conflict,
+            Self::NotAllowed { .. } => ErrorCode::Forbidden,
             Self::NotHere { why, .. } => why.code(),
             Self::Load(failure) => failure.code,
             Self::Refused { refusal, failure } => refused(refusal, *failure),

@@ -11,6 +11,7 @@ use m40_sched::{Account, ModelName, Parts};
 
 use super::desk::{Desk, Known, Progress, Seen};
 use super::{ModelError, Models, entry, serves};
+use crate::metrics::Look;
 
 impl Models {
     /// Every model, stored or not, by name.
@@ -51,6 +52,33 @@ impl Models {
             let by_name = entries.chain(faults).map(|entry| (entry.name.clone(), entry));
             by_name.collect::<BTreeMap<_, _>>().into_values().collect()
         })
+    }
+
+    /// A model by one of its names, for whoever may use it.
+    pub(crate) async fn look_up(&self, name: &str) -> Result<ModelEntry, ModelError> {
+        let own = self.own_name(name);
+        self.check_allowed(&own)?;
+        let found = self.listed().await?.into_iter().find(|entry| entry.name == own);
+        found.ok_or_else(|| ModelError::Unknown { name: name.to_owned() })
+    }
+
+    /// Every model that whoever asks may use, by name.
+    pub(crate) async fn listed(&self) -> Result<Vec<ModelEntry>, ModelError> {
+        let models = self.clone();
+        // Listing reads files.
+        let listed = tokio::task::spawn_blocking(move || models.list()).await;
+        let mut listed = listed.map_err(|_| ModelError::Internal)?;
+        listed.retain(|entry| self.check_allowed(&entry.name).is_ok());
+        Ok(listed)
+    }
+
+    /// How things are, for the metrics. Blocking.
+    pub(crate) fn look(&self) -> Look {
+        Look {
+            models: self.active().into_iter().chain(self.coming()).collect(),
+            memory: Some(self.vram()),
+            fetched_bytes: self.inner.store.pulls().fetched_bytes(),
+        }
     }
 
     /// A model that the scheduler knows, or that cannot be loaded.

@@ -1,6 +1,7 @@
 //! One source on its way here, and those who want it.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -139,6 +140,7 @@ impl Fetch {
             tokio::select! {
                 record = &mut until_here => {
                     info!(source = record.source.shown(), bytes = record.size_bytes(), "fetched");
+                    pulls.inner.fetched_bytes.fetch_add(record.size_bytes(), Ordering::Relaxed);
                     // In this order: who finds no fetch finds the record.
                     pulls.forget(&self);
                     self.state.send_replace(State::Here(record));

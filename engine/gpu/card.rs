@@ -226,7 +226,8 @@ impl CardModel {
     /// needs their logits.
     pub(crate) fn begin(&self, cache: &mut CardCache, start: &Start<'_>) {
         let params = start.params;
-        let chooses = params.logprobs.is_none() && samples(&params.sampling, self.vocab);
+        let needs_logits = params.logprobs.is_some() || params.constraint.is_some();
+        let chooses = !needs_logits && samples(&params.sampling, self.vocab);
         let going = chooses.then(|| Going::new(start, self.vocab, self.context));
         self.owner.begin(&mut cache.seat, going, params.priority, start.cancel);
     }

@@ -87,6 +87,17 @@ fn the_models_own_end_ends_the_output_unless_ignored() {
 }
 
 #[test]
+fn control_tokens_have_text_where_it_is_asked_for() {
+    let model = tiny();
+    let mut params = biased(Vocabulary::IM_END, 99.0, 3);
+    params.keep_special = vec![Vocabulary::EOS];
+    assert_eq!(generate(&mut model.session(), &prompt(4, 0), &params).text, "");
+    params.keep_special.push(Vocabulary::IM_END);
+    let found = generate(&mut model.session(), &prompt(4, 0), &params);
+    assert_eq!(found.text, "<|im_end|>".repeat(3));
+}
+
+#[test]
 fn as_many_tokens_come_as_were_asked_for() {
     let model = tiny();
     for max in [0, 1, 2, 7] {

@@ -39,7 +39,7 @@ class Models(unittest.TestCase):
     def test_a_model_is_shown_with_what_its_file_says(self):
         shown = client.show(MODEL)
         self.assertEqual(shown.modelinfo["general.architecture"], "llama")
-        self.assertEqual(shown.modelinfo["llama.context_length"], 8192)
+        self.assertEqual(shown.modelinfo["llama.context_length"], 4096)
         self.assertIn("completion", shown.capabilities)
 
     def test_loaded_models_are_those_in_memory(self):
@@ -70,7 +70,7 @@ class Answers(unittest.TestCase):
         self.assertEqual((answer.response, answer.done_reason), (" Paris.\n\n", "length"))
 
     def test_a_prompt_is_put_into_the_template(self):
-        chunks = list(client.generate(MODEL, "What is the capital of France?", options=OPTIONS, stream=True))
+        chunks = list(client.generate(MODEL, QUESTION[0]["content"], options=OPTIONS, stream=True))
         self.assertIn("Paris", "".join(chunk.response for chunk in chunks))
 
     def test_a_schema_is_kept(self):

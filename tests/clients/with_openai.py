@@ -144,7 +144,7 @@ class OtherRoutes(unittest.TestCase):
                 self.assertAlmostEqual(x, y, places=5)
 
     def test_responses_are_given_whole_and_streamed(self):
-        fields = {"model": MODEL, "input": "What is the capital of France?", "max_output_tokens": 24,
+        fields = {"model": MODEL, "input": QUESTION[0]["content"], "max_output_tokens": 24,
                   "temperature": 0}
         whole = client().responses.create(**fields)
         self.assertIn("Paris", whole.output_text)

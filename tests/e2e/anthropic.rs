@@ -93,21 +93,23 @@ fn the_stop_sequence_that_ended_a_message_is_named() {
 }
 
 #[test]
-fn a_request_that_cannot_be_answered_is_refused_by_name() {
+fn errors_have_the_shape_of_anthropic() {
     let daemon = with_tiny();
     let image = json!([{"role": "user", "content": [{"type": "image", "source": {}}]}]);
-    for (fields, status, says) in [
-        (json!({"model": "nobody"}), 404, "nobody"),
-        (json!({"max_tokens": null}), 400, "max_tokens"),
-        (json!({"messages": []}), 400, "messages"),
-        (json!({"messages": image}), 400, "image"),
-        (json!({"temperature": -1}), 400, "temperature"),
-        (json!({"stop_sequences": [""]}), 400, "stop_sequences"),
-        (json!({"tools": [{"name": "f"}]}), 400, "input_schema"),
+    for (fields, status, kind, says) in [
+        (json!({"model": "nobody"}), 404, "not_found_error", "nobody"),
+        (json!({"max_tokens": null}), 400, "invalid_request_error", "max_tokens"),
+        (json!({"messages": []}), 400, "invalid_request_error", "messages"),
+        (json!({"messages": image}), 400, "invalid_request_error", "image"),
+        (json!({"temperature": -1}), 400, "invalid_request_error", "temperature"),
+        (json!({"stop_sequences": [""]}), 400, "invalid_request_error", "stop_sequences"),
+        (json!({"tools": [{"name": "f"}]}), 400, "invalid_request_error", "input_schema"),
     ] {
         let reply = daemon.post(ROUTE, &with(fields.clone()));
         let error = reply.json();
-        assert_eq!(reply.status, status, "{fields}: {error}");
+        assert_eq!((reply.status, &error["type"]), (status, &json!("error")), "{fields}: {error}");
+        assert_eq!(error["error"]["type"], kind, "{fields}");
         assert!(error["error"]["message"].as_str().unwrap().contains(says), "{fields}: {error}");
+        assert_eq!(error["request_id"].as_str(), reply.header("x-request-id"));
     }
 }

@@ -55,7 +55,7 @@ fn a_client_that_leaves_frees_the_model() {
     let mut impatient = m40_testkit::http::connect(daemon.http());
     let body = json!({"prompt": "a", "ignore_eos": true}).to_string();
     let head = format!(
-        "POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+        "POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
          content-length: {}\r\n\r\n{body}",
         body.len()
     );

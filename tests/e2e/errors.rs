@@ -99,9 +99,10 @@ fn a_body_over_the_limit_is_refused_before_it_is_read() {
     let error = check_error(&reply, 413, "invalid_request_error");
     assert!(error["message"].as_str().unwrap().contains("16 MiB"), "{error}");
     // The same in chunks, without a declared length.
-    let mut chunked = b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+    let mut chunked =
+        b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
         transfer-encoding: chunked\r\nconnection: close\r\n\r\n"
-        .to_vec();
+            .to_vec();
     let chunk = [b"100000\r\n".to_vec(), vec![b' '; 1 << 20], b"\r\n".to_vec()].concat();
     for _ in 0..17 {
         chunked.extend(&chunk);

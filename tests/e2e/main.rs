@@ -9,10 +9,12 @@ mod concurrency;
 mod config;
 mod errors;
 mod generate;
+mod guard;
 mod hostile;
 mod lifecycle;
 mod llamacpp;
 mod manifests;
+mod metrics;
 mod models;
 mod openapi;
 mod pulls;
@@ -21,6 +23,7 @@ mod residency;
 mod sources;
 mod stored;
 mod terminal;
+mod tls;
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -116,6 +119,12 @@ fn load(builder: Builder, model: &TinyModel) -> Daemon {
     let daemon = builder.start();
     ctl(&daemon, &["load", path_str(&path)]).ok();
     daemon
+}
+
+/// Waits until no request waits or runs: who asked may know before its place is given back.
+fn wait_until_idle(daemon: &Daemon) {
+    let queue = || ctl(daemon, &["queue", "--json"]).ok().json();
+    while queue()["requests"].as_array().is_none_or(|requests| !requests.is_empty()) {}
 }
 
 /// The daemon must still answer.

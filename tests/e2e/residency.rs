@@ -356,7 +356,7 @@ fn a_client_that_waits_and_leaves_frees_its_place() {
     let mut leaves = m40_testkit::http::connect(daemon.http());
     let body = long().to_string();
     let head = format!(
-        "POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+        "POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
          content-length: {}\r\n\r\n{body}",
         body.len()
     );

@@ -30,6 +30,8 @@
 #[cfg(feature = "client")]
 mod client;
 mod error;
+#[cfg(feature = "keys")]
+pub mod keys;
 mod params;
 pub mod paths;
 mod reload;

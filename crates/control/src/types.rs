@@ -238,6 +238,9 @@ pub struct Status {
     pub device: String,
     /// Where HTTP is served: the bound address, with the real port when `:0` was configured.
     pub http_address: String,
+    /// Whether that takes TLS.
+    #[serde(default)]
+    pub tls: bool,
     /// Path of the control socket.
     pub control_socket: PathBuf,
     /// The configuration file in use; absent when the defaults are.

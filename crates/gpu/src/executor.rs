@@ -3,6 +3,7 @@
 mod choose;
 mod enqueue;
 mod error;
+mod load;
 mod measure;
 mod observe;
 mod prompt;
@@ -11,14 +12,13 @@ mod wide;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::sync::Arc;
 
 use m40_cuda::{
-    Arena, CompileError, CudaError, Device, DeviceSlice, Element, ElementType, Graph, ImageForm,
-    Kernel, KernelSource, Mailbox, Param, Priority, Signature, StagingRing, Stream,
+    Arena, CompileError, CudaError, Device, DeviceSlice, Element, Graph, ImageForm, Kernel,
+    KernelSource, Mailbox, StagingRing, Stream,
 };
-use m40_gguf::Gguf;
 use m40_program::Program;
 use m40_sched::pages::{PagesError, Rank};
 
@@ -28,15 +28,14 @@ pub use self::measure::{KernelTime, idle_ops};
 use self::resident::Stay;
 use crate::batch::{decode_passes, is_prompt, prompt_passes};
 use crate::continuation::States;
-use crate::desk::{self, Desk};
+use crate::desk;
 use crate::kv::KvPlan;
-use crate::lower::{LowerError, Lowered, Places, RegionId, Target, lower};
+use crate::lower::{LowerError, Lowered, RegionId, Target, lower};
 use crate::ops::{self, NO_SLOT, OP_WORDS, PAGE_TOKENS, PASS_ROWS, Place, decode_threads};
 use crate::prefill::{LOGIT_ROWS, Prefill};
-use crate::resident::{IDLE_MICROS, MOST_SILENCE, Resident};
 use crate::sequence::{Pool, Sequence, TooManySequences};
-use crate::specialize::{DecodeSource, HEADERS};
-use crate::weights::{self, Loader, Progress, Weights, WeightsError};
+use crate::specialize::DecodeSource;
+use crate::weights::{self, Weights, WeightsError};
 
 /// Words of a pass: its number of rows, three that are not used, and the rows.
 const PASS_WORDS: usize = 4 + 4 * PASS_ROWS;
@@ -49,27 +48,8 @@ const BARRIER_WORDS: usize = 3;
 /// not wait long.
 const PROMPT_ROWS: usize = 512;
 
-/// Bytes of a staging buffer.
-const STAGING_BYTES: usize = 1 << 20;
-
 /// Rows of the decode kernels.
 const KERNEL_ROWS: [usize; 4] = [1, 2, 4, 8];
-
-/// The arena; ops, first and last of them; pass; passes; barrier; chosen; cancels; the desk and the job
-/// that was taken from it last.
-const DECODE_PARAMS: &[Param] = &[
-    Param::Arena,
-    Param::Scalar(ElementType::U32),
-    Param::Scalar(ElementType::U32),
-    Param::Scalar(ElementType::U32),
-    Param::Scalar(ElementType::U32),
-    Param::Scalar(ElementType::U32),
-    Param::Scalar(ElementType::U32),
-    Param::Scalar(ElementType::U32),
-    Param::Mailbox,
-    Param::Mailbox,
-    Param::Scalar(ElementType::U32),
-];
 
 /// Makes decode kernels: compiles them, or has them from before.
 pub trait BuildKernels {
@@ -80,14 +60,6 @@ pub trait BuildKernels {
     fn build(&mut self, source: KernelSource<'_>, form: ImageForm)
     -> Result<Vec<u8>, CompileError>;
 }
-
-/// kernels/decode.cuh, in the order of [`KERNEL_ROWS`].
-static DECODE: [Signature; 4] = [
-    Signature { name: "decode_b1", params: DECODE_PARAMS },
-    Signature { name: "decode_b2", params: DECODE_PARAMS },
-    Signature { name: "decode_b4", params: DECODE_PARAMS },
-    Signature { name: "decode_b8", params: DECODE_PARAMS },
-];
 
 /// How a model is to be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -264,116 +236,6 @@ impl fmt::Debug for Executor {
 }
 
 impl Executor {
-    /// Loads a model into an arena, with a KV cache of at most `kv_bytes` bytes.
-    ///
-    /// # Errors
-    /// [`LoadError`]; what was taken of the arena has gone back to it.
-    pub fn load<B: AsRef<[u8]>>(
-        plan: Plan,
-        gguf: &Gguf<B>,
-        arena: &Arena,
-        kv_bytes: u64,
-        loader: &mut Loader,
-        builder: &mut dyn BuildKernels,
-        progress: &mut (dyn FnMut(Progress) -> ControlFlow<()> + Send),
-    ) -> Result<Self, LoadError> {
-        let Plan { program, options, lowered, .. } = &plan;
-        let (context, sequences) = (options.context as usize, options.sequences as usize);
-        let useful = context.div_ceil(PAGE_TOKENS) * sequences;
-        let kv = KvPlan::new(&program.kv, kv_bytes, useful);
-        if kv.pages() == 0 && !program.kv.is_empty() {
-            return Err(LoadError::NoCache { bytes: kv_bytes, tokens: kv.tokens() });
-        }
-        let device = arena.device().clone();
-        let source = plan.decode_source()?;
-        let kernels = decode_kernels(&device, &program.description.name, &source, builder)?;
-        if options.launches == Launches::Whole {
-            let blocks = lowered.target.blocks;
-            for (kernel, rows) in kernels.iter().zip(KERNEL_ROWS) {
-                let resident = kernel.resident_blocks(decode_threads(rows), 0)?;
-                if resident < blocks {
-                    return Err(LoadError::NotResident { blocks, resident });
-                }
-            }
-        }
-
-        let weights = Weights::load(program, gguf, &lowered.matrices, arena, loader, progress)?;
-        let cache = arena.allocate::<u8>(kv.bytes().max(1) as usize)?;
-        let scratch = arena.allocate::<u32>(lowered.scratch_bytes().div_ceil(4) as usize)?;
-        let states = arena.allocate::<u8>(States::bytes(sequences).max(1))?;
-        let kept = States::new(sequences, place(&states)?);
-        let matrices: Vec<_> =
-            weights.matrices().iter().map(|m| (*m.layout(), m.place())).collect();
-        let vectors =
-            (0..program.vectors.len() as u32).map(|i| weights.vector(m40_program::VectorId(i)));
-        let places = Places {
-            matrices: &matrices,
-            vectors: &vectors.collect::<Vec<_>>(),
-            caches: &kv.caches(place(&cache)?),
-            scratch: place(&scratch)?,
-            choices: kept.choices(),
-            endings: kept.endings(),
-        };
-        let mut words = lowered.assemble(program, &places)?;
-        source.number(&mut words);
-        let ops = arena.allocate::<u32>(words.len())?;
-        let starts: Vec<_> = places.caches.iter().map(|c| c.bytes() - cache.offset()).collect();
-        let ends = starts.iter().skip(1).copied().chain([kv.bytes()]);
-        let layers = starts.iter().zip(ends).map(|(start, end)| *start as usize..end as usize);
-        let layers = layers.collect();
-        let desk = Mailbox::new(&device, desk::WORDS)?;
-        let resident = Resident::new(Desk::new(desk.clone(), IDLE_MICROS), MOST_SILENCE);
-        let stream = device.stream(Priority::High)?;
-        let buffers = plan.prefill.buffers.iter();
-        let buffers = buffers
-            .map(|buffer| arena.allocate::<u32>(buffer.words).map(Some))
-            .collect::<Result<Vec<_>, _>>()?;
-        let mut executor = Self {
-            kernels,
-            graphs: vec![],
-            wide_graphs: HashMap::new(),
-            ring: StagingRing::new(&device, STAGING_BYTES)?,
-            pool: Pool::new(kv.pages(), sequences, context),
-            scratch,
-            ops,
-            sample_variant: words[words.len() - OP_WORDS],
-            pass: arena.allocate(PASS_WORDS)?,
-            barrier: arena.allocate(BARRIER_WORDS)?,
-            tables: arena.allocate(plan.table_words().max(1))?,
-            states,
-            cancels: Mailbox::new(&device, sequences)?,
-            desk,
-            stay: Stay { resident, stream, residency: None },
-            ticket: 0,
-            cache,
-            layers,
-            buffers,
-            rows_kernels: HashMap::new(),
-            weights,
-            arena: arena.clone(),
-            words: vec![],
-            logits: vec![],
-            plan,
-        };
-        place(&executor.tables)?;
-        executor.ring.write(executor.ops.all_mut(), &words)?;
-        // What measurements take for computed has to be numbers, or their sequences end.
-        executor.ring.stream().zero(executor.cache.all_mut())?;
-        executor.write_scratch()?;
-        for (buffer, slice) in executor.plan.prefill.buffers.iter().zip(&mut executor.buffers) {
-            let words: Vec<_> = buffer.contents.iter().map(|x| x.to_bits()).collect();
-            let slice = slice.as_mut().expect("just allocated");
-            if let (false, Some(to)) = (words.is_empty(), slice.view_mut(0..words.len())) {
-                executor.ring.write(to, &words)?;
-            }
-        }
-        executor.find_kernels()?;
-        if executor.plan.options.launches == Launches::Recorded {
-            executor.record()?;
-        }
-        Ok(executor)
-    }
-
     /// The program it runs.
     pub fn program(&self) -> &Program {
         &self.plan.program
@@ -703,22 +565,6 @@ impl Decode<'_> {
             .scalar(taken)
             .on(stream)
     }
-}
-
-/// The program's decode kernels, in the order of [`KERNEL_ROWS`].
-fn decode_kernels(
-    device: &Device,
-    model: &str,
-    source: &DecodeSource,
-    builder: &mut dyn BuildKernels,
-) -> Result<[Kernel; 4], LoadError> {
-    let text = source.kernels();
-    let kernels = KernelSource { name: model, text: &text, headers: HEADERS };
-    let image = builder.build(kernels, device.image_form())?;
-    let names = DECODE.each_ref().map(|signature| signature.name);
-    let module = device.load(model, &image, &names)?;
-    let [a, b, c, d] = DECODE.each_ref().map(|signature| module.kernel(signature));
-    Ok([a?, b?, c?, d?])
 }
 
 /// Notes what sequences hold after passes over rows.

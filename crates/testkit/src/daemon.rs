@@ -73,6 +73,14 @@ impl Builder {
         self
     }
 
+    /// Adds lines to `[http]`.
+    #[must_use]
+    pub fn http(mut self, lines: &str) -> Self {
+        self.http.push_str(lines);
+        self.http.push('\n');
+        self
+    }
+
     /// Adds lines to the configuration: whole sections other than `[http]` and `[paths]`.
     #[must_use]
     pub fn config(mut self, sections: &str) -> Self {
@@ -324,7 +332,12 @@ fn is_timeout(error: &io::Error) -> bool {
 }
 
 fn address_in(ready: &str) -> SocketAddr {
-    let address = ready.split("http://").nth(1).and_then(|rest| rest.split(',').next());
-    let address = address.and_then(|text| text.parse().ok());
+    let address = ready.split("://").nth(1).and_then(|rest| rest.split(',').next());
+    let address: Option<SocketAddr> = address.and_then(|text| text.parse().ok());
+    // Who listens everywhere is reached here.
+    let address = address.map(|address| match address.ip().is_unspecified() {
+        true => SocketAddr::from(([127, 0, 0, 1], address.port())),
+        false => address,
+    });
     address.unwrap_or_else(|| panic!("no address in {ready:?}"))
 }

@@ -52,6 +52,12 @@ impl Stream {
     /// # Panics
     /// When the connection breaks.
     pub fn line(&mut self) -> Option<String> {
+        let line = self.try_line()?;
+        Some(line.expect("the connection broke in the middle of a body"))
+    }
+
+    /// As [`Self::line`], of a connection that may break.
+    pub fn try_line(&mut self) -> Option<io::Result<String>> {
         loop {
             if let Some(end) = self.pending.iter().position(|&byte| byte == b'\n') {
                 let line: Vec<u8> = self.pending.drain(..=end).collect();
@@ -59,11 +65,12 @@ impl Stream {
                 if line.is_empty() {
                     continue;
                 }
-                return Some(line);
+                return Some(Ok(line));
             }
-            match self.body.piece().expect("the connection broke in the middle of a body") {
-                Some(piece) => self.pending.extend(piece),
-                None => return None,
+            match self.body.piece() {
+                Ok(Some(piece)) => self.pending.extend(piece),
+                Ok(None) => return None,
+                Err(error) => return Some(Err(error)),
             }
         }
     }
@@ -187,7 +194,7 @@ fn send(
     body: &[u8],
 ) -> (u16, Vec<(String, String)>, Body) {
     let mut stream = connect(address);
-    let mut head = format!("{method} {path} HTTP/1.1\r\nhost: m40d\r\nconnection: close\r\n");
+    let mut head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n");
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }

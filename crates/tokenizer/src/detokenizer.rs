@@ -9,6 +9,8 @@ use crate::Tokenizer;
 #[derive(Debug, Clone)]
 pub struct Detokenizer {
     skip_special: bool,
+    /// Control tokens that give text all the same.
+    kept: Vec<u32>,
     /// Whether the next text is the first of all, where some vocabularies have a space to drop.
     at_start: bool,
     /// The start of a character, at most 3 bytes.
@@ -19,7 +21,12 @@ impl Detokenizer {
     /// For text that goes on from something, as an answer does from its prompt: nothing is dropped
     /// at the start. With `skip_special`, control tokens give no text.
     pub fn new(skip_special: bool) -> Self {
-        Self { skip_special, at_start: false, pending: Vec::new() }
+        Self { skip_special, kept: Vec::new(), at_start: false, pending: Vec::new() }
+    }
+
+    /// As this, but these tokens give text though they are control tokens.
+    pub fn keeping(self, kept: &[u32]) -> Self {
+        Self { kept: kept.to_vec(), ..self }
     }
 
     /// For a whole text from its start: where the vocabulary puts a space before every text, that
@@ -31,7 +38,7 @@ impl Detokenizer {
     /// Takes the next token; gives the text that is certain now, often none. A token outside the
     /// vocabulary has no text.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
-        let piece = tokenizer.piece(id, !self.skip_special);
+        let piece = tokenizer.piece(id, !self.skip_special || self.kept.contains(&id));
         let mut piece = piece.as_ref();
         if self.at_start && !piece.is_empty() {
             self.at_start = false;

@@ -220,6 +220,18 @@ impl Tokenizer {
         ids
     }
 
+    /// The tokens of a text that goes on from another, as a part of an answer does: nothing is put
+    /// before it, and only user-defined tokens are found in it.
+    pub fn encode_within(&self, text: &str) -> Vec<u32> {
+        let mut ids = Vec::with_capacity(text.len() / 3 + 2);
+        let mut scratch = Scratch::default();
+        self.specials.split(text, false, |fragment| match fragment {
+            Fragment::Token(id) => ids.push(id),
+            Fragment::Text(text) => self.encode_ordinary(text, false, &mut scratch, &mut ids),
+        });
+        ids
+    }
+
     fn encode_ordinary(&self, text: &str, prefix: bool, scratch: &mut Scratch, ids: &mut Vec<u32>) {
         match &self.algorithm {
             Algorithm::Bpe(splitter, bpe) => splitter.split(text, |word| {

@@ -69,6 +69,14 @@ fn spm_puts_a_space_before_text_and_takes_it_away_again() {
 }
 
 #[test]
+fn control_tokens_that_are_kept_have_text() {
+    let tokenizer = load(&llama2()).unwrap();
+    let mut stream = Detokenizer::new(true).keeping(&[2]);
+    let pieces: Vec<String> = [9, 1, 2].map(|id| stream.push(&tokenizer, id)).into();
+    assert_eq!(pieces, [" a", "", "</s>"]);
+}
+
+#[test]
 fn spm_merges_the_best_score_first() {
     // "▁a" (-1) goes before "ab" (-2), and then takes the b as well.
     let tokenizer = load(&llama2()).unwrap();

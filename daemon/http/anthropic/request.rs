@@ -118,6 +118,7 @@ impl Request {
             return Err(HttpError::bad_param("messages", "must have at least one message"));
         }
         let tools = tools(self.tools.unwrap_or_default())?;
+        let one_call = self.one_call();
         let tool_choice = tool_choice(self.tool_choice, &tools)?;
         let mut told = Told::default();
         if let Some(system) = self.system {
@@ -130,6 +131,7 @@ impl Request {
             messages: Value::Array(told.messages),
             tools,
             tool_choice,
+            one_call,
             reasoning: reasoning(self.thinking, self.output_config.and_then(|c| c.effort))?,
             ..Chat::default()
         })

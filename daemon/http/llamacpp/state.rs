@@ -66,7 +66,7 @@ fn settings(sampling: &SamplingParams) -> Value {
         "repeat_last_n": sampling.repeat_last_n,
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
-        "seed": sampling.seed.map_or(json!(-1), |seed| json!(seed)),
+        "seed": sampling.seed.map_or_else(|| json!(-1), |seed| json!(seed)),
     })
 }
 
@@ -74,7 +74,8 @@ pub(super) async fn slots(
     State(context): State<Context>,
     Query(wanted): Query<Wanted>,
 ) -> Result<Json<Vec<Value>>, HttpError> {
-    let mut models = context.models.active();
+    let mut models = context.models.listed().await?;
+    models.retain(|model| model.loaded.is_some());
     if let Some(name) = wanted.model {
         models.retain(|model| model.name == name || model.aliases.contains(&name));
         if models.is_empty() {
@@ -102,7 +103,7 @@ fn slots_of(model: &ModelEntry, queue: &[QueueEntry], places: usize) -> Vec<Valu
         json!({
             "id": id,
             "model": model.name,
-            "id_task": request.map_or(json!(-1), |entry| json!(entry.request)),
+            "id_task": request.map_or_else(|| json!(-1), |entry| json!(entry.request)),
             "n_ctx": loaded.context_tokens,
             "is_processing": request.is_some(),
         })
@@ -110,7 +111,7 @@ fn slots_of(model: &ModelEntry, queue: &[QueueEntry], places: usize) -> Vec<Valu
     (0..places).map(slot).collect()
 }
 
-pub(super) async fn running(State(context): State<Context>) -> Json<Value> {
+pub(super) async fn running(State(context): State<Context>) -> Result<Json<Value>, HttpError> {
     let state = |state: &ModelState| match state {
         ModelState::Ready => Some("ready"),
         ModelState::Waiting | ModelState::Loading => Some("starting"),
@@ -122,6 +123,7 @@ pub(super) async fn running(State(context): State<Context>) -> Json<Value> {
         let ttl = model.loaded.and_then(|loaded| loaded.leaves_in_s);
         Some(json!({"model": model.name, "state": state, "ttl": ttl}))
     };
-    let running: Vec<Value> = context.models.active().into_iter().filter_map(entry).collect();
-    Json(json!({"running": running}))
+    let models = context.models.listed().await?;
+    let running: Vec<Value> = models.into_iter().filter_map(entry).collect();
+    Ok(Json(json!({"running": running})))
 }

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::*;
+use crate::metrics::Metrics;
 use crate::models::loaded::Departure;
 
 /// What was begun, as `load a`.
@@ -54,7 +55,8 @@ impl Table {
         let model = model(&dir);
         let rules =
             Rules { patience: Duration::ZERO, resident_least: Duration::ZERO, ..Rules::default() };
-        let desk = Desk::new(rules, bytes(model.footprint().total(), model.session_bytes()));
+        let budget = bytes(model.footprint().total(), model.session_bytes());
+        let desk = Desk::new(rules, budget, Metrics::default());
         let (told, departed) = unbounded_channel();
         let mut table = Self { dir, desk, log: Log::default(), departed, told };
         for name in ["a", "b"] {

@@ -2,9 +2,9 @@
 
 use m40_cuda::CudaError;
 
-use super::{Executor, Plan, Row, upload};
+use super::{Executor, Row, upload};
 use crate::batch::Ordered;
-use crate::prefill::{LOGIT_ROWS, Shape};
+use crate::prefill::Shape;
 use crate::sequence::Sequence;
 
 impl Executor {
@@ -49,27 +49,6 @@ impl Executor {
         self.ring.read(from.expect("as long as was planned"), &mut self.words)?;
         for row in self.words.chunks_exact(stride) {
             logits.extend(row[view.columns()].iter().map(|word| f32::from_bits(*word)));
-        }
-        Ok(())
-    }
-
-    /// Looks up the kernels that passes of every shape may call.
-    pub(super) fn find_kernels(&mut self) -> Result<(), CudaError> {
-        let Plan { program, lowered, prefill, .. } = &self.plan;
-        let layouts: Vec<_> = self.weights.matrices().iter().map(|m| *m.layout()).collect();
-        let slots = self.slots();
-        for rows in (1..=prefill.max_rows().div_ceil(8)).map(|n| prefill.max_rows().min(8 * n)) {
-            let wanted = rows.min(LOGIT_ROWS);
-            let shape = Shape { rows, wanted, tiles: 1, tallest: 1 };
-            let calls = prefill.calls(program, lowered, &layouts, shape);
-            let wide = prefill.wide_calls(program, lowered, &layouts, wanted, slots);
-            for call in calls.into_iter().chain(wide) {
-                let signature = call.kernel.signature();
-                if !self.rows_kernels.contains_key(signature.name) {
-                    let kernel = self.arena.device().kernel(signature)?;
-                    self.rows_kernels.insert(signature.name, kernel);
-                }
-            }
         }
         Ok(())
     }

@@ -1,0 +1,233 @@
+//! Brings a model onto the card: weights, kernels, and what they work on.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::panic::resume_unwind;
+use std::thread;
+
+use m40_cuda::{
+    Arena, Device, ElementType, Kernel, KernelSource, Mailbox, Param, Priority, Signature,
+    StagingRing,
+};
+use m40_gguf::Gguf;
+use m40_program::VectorId;
+
+use super::resident::Stay;
+use super::{
+    BARRIER_WORDS, BuildKernels, Executor, KERNEL_ROWS, Launches, LoadError, PASS_WORDS, Plan,
+    place,
+};
+use crate::continuation::States;
+use crate::desk::{self, Desk};
+use crate::kv::KvPlan;
+use crate::lower::Places;
+use crate::ops::{OP_WORDS, PAGE_TOKENS, Place, decode_threads};
+use crate::prefill::{LOGIT_ROWS, Shape, Slots};
+use crate::resident::{IDLE_MICROS, MOST_SILENCE, Resident};
+use crate::sequence::Pool;
+use crate::specialize::{DecodeSource, HEADERS};
+use crate::weights::{self, Loader, Progress, Weights};
+
+/// Bytes of a staging buffer.
+const STAGING_BYTES: usize = 1 << 20;
+
+/// The arena; ops, first and last of them; pass; passes; barrier; chosen; cancels; the desk and the job
+/// that was taken from it last.
+const DECODE_PARAMS: &[Param] = &[
+    Param::Arena,
+    Param::Scalar(ElementType::U32),
+    Param::Scalar(ElementType::U32),
+    Param::Scalar(ElementType::U32),
+    Param::Scalar(ElementType::U32),
+    Param::Scalar(ElementType::U32),
+    Param::Scalar(ElementType::U32),
+    Param::Scalar(ElementType::U32),
+    Param::Mailbox,
+    Param::Mailbox,
+    Param::Scalar(ElementType::U32),
+];
+
+/// kernels/decode.cuh, in the order of [`KERNEL_ROWS`].
+static DECODE: [Signature; 4] = [
+    Signature { name: "decode_b1", params: DECODE_PARAMS },
+    Signature { name: "decode_b2", params: DECODE_PARAMS },
+    Signature { name: "decode_b4", params: DECODE_PARAMS },
+    Signature { name: "decode_b8", params: DECODE_PARAMS },
+];
+
+impl Executor {
+    /// Loads a model into an arena, with a KV cache of at most `kv_bytes` bytes.
+    ///
+    /// # Errors
+    /// [`LoadError`]; what was taken of the arena has gone back to it.
+    pub fn load<B: AsRef<[u8]>>(
+        plan: Plan,
+        gguf: &Gguf<B>,
+        arena: &Arena,
+        kv_bytes: u64,
+        loader: &mut Loader,
+        builder: &mut (dyn BuildKernels + Send),
+        progress: &mut (dyn FnMut(Progress) -> ControlFlow<()> + Send),
+    ) -> Result<Self, LoadError> {
+        let Plan { program, options, lowered, .. } = &plan;
+        let (context, sequences) = (options.context as usize, options.sequences as usize);
+        let useful = context.div_ceil(PAGE_TOKENS) * sequences;
+        let kv = KvPlan::new(&program.kv, kv_bytes, useful);
+        if kv.pages() == 0 && !program.kv.is_empty() {
+            return Err(LoadError::NoCache { bytes: kv_bytes, tokens: kv.tokens() });
+        }
+        let device = arena.device().clone();
+        let source = plan.decode_source()?;
+        // Neither waits for the other: one is the work of a compiler and of this processor, the other's is
+        // the bus's.
+        let (kernels, weights) = thread::scope(|scope| {
+            let kernels = scope.spawn(|| Kernels::of(&plan, &source, &device, builder));
+            let weights = Weights::load(program, gguf, &lowered.matrices, arena, loader, progress);
+            (kernels.join().unwrap_or_else(|panic| resume_unwind(panic)), weights)
+        });
+        let (Kernels { decode: kernels, rows: rows_kernels }, weights) = (kernels?, weights?);
+        if options.launches == Launches::Whole {
+            check_resident(&kernels, lowered.target.blocks)?;
+        }
+        let cache = arena.allocate::<u8>(kv.bytes().max(1) as usize)?;
+        let scratch = arena.allocate::<u32>(lowered.scratch_bytes().div_ceil(4) as usize)?;
+        let states = arena.allocate::<u8>(States::bytes(sequences).max(1))?;
+        let kept = States::new(sequences, place(&states)?);
+        let matrices: Vec<_> =
+            weights.matrices().iter().map(|m| (*m.layout(), m.place())).collect();
+        let vectors = (0..program.vectors.len() as u32).map(|i| weights.vector(VectorId(i)));
+        let places = Places {
+            matrices: &matrices,
+            vectors: &vectors.collect::<Vec<_>>(),
+            caches: &kv.caches(place(&cache)?),
+            scratch: place(&scratch)?,
+            choices: kept.choices(),
+            endings: kept.endings(),
+        };
+        let mut words = lowered.assemble(program, &places)?;
+        source.number(&mut words);
+        let ops = arena.allocate::<u32>(words.len())?;
+        let starts: Vec<_> = places.caches.iter().map(|c| c.bytes() - cache.offset()).collect();
+        let ends = starts.iter().skip(1).copied().chain([kv.bytes()]);
+        let layers = starts.iter().zip(ends).map(|(start, end)| *start as usize..end as usize);
+        let layers = layers.collect();
+        let desk = Mailbox::new(&device, desk::WORDS)?;
+        let resident = Resident::new(Desk::new(desk.clone(), IDLE_MICROS), MOST_SILENCE);
+        let stream = device.stream(Priority::High)?;
+        let buffers = plan.prefill.buffers.iter();
+        let buffers = buffers
+            .map(|buffer| arena.allocate::<u32>(buffer.words).map(Some))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut executor = Self {
+            kernels,
+            graphs: vec![],
+            wide_graphs: HashMap::new(),
+            ring: StagingRing::new(&device, STAGING_BYTES)?,
+            pool: Pool::new(kv.pages(), sequences, context),
+            scratch,
+            ops,
+            sample_variant: words[words.len() - OP_WORDS],
+            pass: arena.allocate(PASS_WORDS)?,
+            barrier: arena.allocate(BARRIER_WORDS)?,
+            tables: arena.allocate(plan.table_words().max(1))?,
+            states,
+            cancels: Mailbox::new(&device, sequences)?,
+            desk,
+            stay: Stay { resident, stream, residency: None },
+            ticket: 0,
+            cache,
+            layers,
+            buffers,
+            rows_kernels,
+            weights,
+            arena: arena.clone(),
+            words: vec![],
+            logits: vec![],
+            plan,
+        };
+        place(&executor.tables)?;
+        executor.ring.write(executor.ops.all_mut(), &words)?;
+        // What measurements take for computed has to be numbers, or their sequences end.
+        executor.ring.stream().zero(executor.cache.all_mut())?;
+        executor.write_scratch()?;
+        for (buffer, slice) in executor.plan.prefill.buffers.iter().zip(&mut executor.buffers) {
+            let words: Vec<_> = buffer.contents.iter().map(|x| x.to_bits()).collect();
+            let slice = slice.as_mut().expect("just allocated");
+            if let (false, Some(to)) = (words.is_empty(), slice.view_mut(0..words.len())) {
+                executor.ring.write(to, &words)?;
+            }
+        }
+        if executor.plan.options.launches == Launches::Recorded {
+            executor.record()?;
+        }
+        Ok(executor)
+    }
+}
+
+/// What launches run, made while weights travel.
+struct Kernels {
+    /// In the order of [`KERNEL_ROWS`].
+    decode: [Kernel; 4],
+    /// Those that passes of every other shape may call, by name.
+    rows: HashMap<&'static str, Kernel>,
+}
+
+impl Kernels {
+    fn of(
+        plan: &Plan,
+        source: &DecodeSource,
+        device: &Device,
+        builder: &mut (dyn BuildKernels + Send),
+    ) -> Result<Self, LoadError> {
+        let decode = decode_kernels(device, &plan.program.description.name, source, builder)?;
+        Ok(Self { decode, rows: rows_kernels(plan, device)? })
+    }
+}
+
+/// The program's decode kernels, in the order of [`KERNEL_ROWS`].
+fn decode_kernels(
+    device: &Device,
+    model: &str,
+    source: &DecodeSource,
+    builder: &mut (dyn BuildKernels + Send),
+) -> Result<[Kernel; 4], LoadError> {
+    let text = source.kernels();
+    let kernels = KernelSource { name: model, text: &text, headers: HEADERS };
+    let image = builder.build(kernels, device.image_form())?;
+    let names = DECODE.each_ref().map(|signature| signature.name);
+    let module = device.load(model, &image, &names)?;
+    let [a, b, c, d] = DECODE.each_ref().map(|signature| module.kernel(signature));
+    Ok([a?, b?, c?, d?])
+}
+
+fn rows_kernels(plan: &Plan, device: &Device) -> Result<HashMap<&'static str, Kernel>, LoadError> {
+    let Plan { program, lowered, prefill, .. } = plan;
+    let layouts = weights::layouts(program, &lowered.matrices)?;
+    // Which kernels are called depends on no place.
+    let slots = Slots { choices: Place(0), endings: Place(0) };
+    let mut kernels = HashMap::new();
+    for rows in (1..=prefill.max_rows().div_ceil(8)).map(|n| prefill.max_rows().min(8 * n)) {
+        let wanted = rows.min(LOGIT_ROWS);
+        let shape = Shape { rows, wanted, tiles: 1, tallest: 1 };
+        let calls = prefill.calls(program, lowered, &layouts, shape);
+        let wide = prefill.wide_calls(program, lowered, &layouts, wanted, slots);
+        for call in calls.into_iter().chain(wide) {
+            let signature = call.kernel.signature();
+            if !kernels.contains_key(signature.name) {
+                kernels.insert(signature.name, device.kernel(signature)?);
+            }
+        }
+    }
+    Ok(kernels)
+}
+
+/// Whether the blocks of a pass can all run at once.
+fn check_resident(kernels: &[Kernel; 4], blocks: u32) -> Result<(), LoadError> {
+    for (kernel, rows) in kernels.iter().zip(KERNEL_ROWS) {
+        let resident = kernel.resident_blocks(decode_threads(rows), 0)?;
+        if resident < blocks {
+            return Err(LoadError::NotResident { blocks, resident });
+        }
+    }
+    Ok(())
+}

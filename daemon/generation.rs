@@ -34,6 +34,11 @@ pub(crate) enum AskError {
         "the prompt is {prompt_tokens} tokens long, the context of {model:?} is {context} tokens: shorten the prompt"
     )]
     PromptTooLong { model: String, prompt_tokens: usize, context: u32 },
+    #[error(
+        "the model {model:?} is an encoder, which makes embeddings and generates no text: ask \
+         /v1/embeddings, or another model"
+    )]
+    Encoder { model: String },
     #[error("the prompt is empty")]
     EmptyPrompt,
     #[error("the model's chat template failed: {0}")]
@@ -331,6 +336,7 @@ impl JobError {
                 GenerateError::PromptTooLong { .. }
                 | GenerateError::EmptyPrompt
                 | GenerateError::Grammar(_)
+                | GenerateError::Encoder
                 | GenerateError::Sampling(_),
             ) => ErrorCode::InvalidRequest,
             Self::Generate(

@@ -8,6 +8,8 @@
 //! | `GET /metrics` | figures for Prometheus |
 //! | `GET /v1/models` | the models, stored and loaded, in OpenAI's shape |
 //! | `POST /v1/chat/completions` | OpenAI's; streamed as server-sent events |
+//! | `POST /v1/embeddings`, `/api/embed`, `/api/embeddings` | vectors of texts, as OpenAI and Ollama have them |
+//! | `POST /v1/rerank`, `/rerank` | which documents fit a query, as Jina has it |
 //! | `POST /generate` | a prompt as it is; streamed as newline-delimited JSON |
 //! | `/v1/messages` and below | Anthropic's: `anthropic` |
 //! | `/completion`, `/tokenize` and others | llama.cpp's: `llamacpp` |
@@ -19,15 +21,18 @@ mod anthropic;
 mod body;
 mod chat;
 mod chat_reply;
+mod embeddings;
 mod error;
 mod generate;
 mod guard;
 mod health;
 mod llamacpp;
+mod ollama_embed;
 mod openapi;
 mod params;
 mod record;
 mod request_id;
+mod rerank;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -63,6 +68,11 @@ pub(crate) fn router(context: Context, guard: Guard) -> Router {
         .route("/metrics", get(health::metrics))
         .route("/v1/models", get(models))
         .route("/v1/chat/completions", post(chat::complete))
+        .route("/v1/embeddings", post(embeddings::embed))
+        .route("/v1/rerank", post(rerank::rank))
+        .route("/rerank", post(rerank::rank))
+        .route("/api/embed", post(ollama_embed::embed))
+        .route("/api/embeddings", post(ollama_embed::embed_one))
         .route("/generate", post(generate::generate))
         .merge(anthropic::routes())
         .merge(llamacpp::routes())

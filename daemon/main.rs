@@ -2,9 +2,10 @@
 //!
 //! Reads its arguments and configuration, then hands over to [`lifecycle`]. The map of the
 //! modules: [`config`] what the file says · [`lifecycle`] start, signals, stop · [`net`]
-//! connections · [`tls`] their certificate · [`keys`] who may · [`caller`] who asks · [`http`] what clients on the network speak · [`control`] what `m40ctl` speaks ·
-//! [`manifests`] which models there are · [`models`] what is loaded · [`generation`] one answer ·
-//! [`store`] what is on disk · [`pulls`] what comes there from elsewhere.
+//! connections · [`tls`] their certificate · [`keys`] who may · [`caller`] who asks · [`http`] what
+//! clients on the network speak · [`control`] what `m40ctl` speaks · [`manifests`] which models there are ·
+//! [`models`] what is loaded · [`generation`] one answer · [`embedding`] vectors · [`store`] what is on
+//! disk · [`pulls`] what comes there from elsewhere.
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -12,6 +13,7 @@ mod caller;
 mod config;
 mod control;
 mod doors;
+mod embedding;
 mod exit;
 mod generation;
 mod http;

@@ -10,12 +10,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use m40_cpu::{Executor, ExecutorOptions, Isa, Numerics, available_threads};
 use m40_gguf::Gguf;
-use m40_program::Program;
+use m40_program::{Pooling, Program};
 use m40_sched::Footprint;
 use memmap2::Mmap;
 
 use crate::bench::{BenchOptions, OnLine};
 use crate::cpu::{self, CpuCache, CpuModel};
+use crate::embed::{EmbedError, EmbedText};
 use crate::footprint;
 use crate::generate::{CancelToken, GenerateError, GenerateParams};
 use crate::gpu::GpuError;
@@ -116,6 +117,8 @@ impl Backend {
         match self {
             Self::Cpu { .. } => Ok(footprint::on_cpu(&program, gguf, context)),
             #[cfg(feature = "cuda")]
+            Self::Gpu(_) if is_for_embeddings(&program) => Ok(footprint::beside_gpu(context)),
+            #[cfg(feature = "cuda")]
             Self::Gpu(card) => Ok(card.plan(path, program, context)?.1.footprint()),
         }
     }
@@ -131,12 +134,14 @@ impl Backend {
         match self {
             Self::Cpu { threads, numerics } => {
                 let footprint = footprint::on_cpu(&program, &gguf, context);
-                let options =
-                    ExecutorOptions { threads: Some(*threads), numerics: *numerics, isa: None };
-                let executor = Executor::new(program.into(), gguf.into(), options)
-                    .map_err(|source| LoadError::Prepare { path: path.into(), source })?;
-                let model = CpuModel::new(executor, context as usize);
-                Ok((Runner::Cpu(Box::new(model)), footprint))
+                let runner = on_cpu(path, program, gguf, context, (*threads, *numerics))?;
+                Ok((runner, footprint))
+            }
+            #[cfg(feature = "cuda")]
+            Self::Gpu(card) if is_for_embeddings(&program) => {
+                let how = (card.threads(), Numerics::Fast);
+                let runner = on_cpu(path, program, gguf, context, how)?;
+                Ok((runner, footprint::beside_gpu(context)))
             }
             #[cfg(feature = "cuda")]
             Self::Gpu(card) => {
@@ -157,9 +162,34 @@ impl Backend {
         match self {
             Self::Cpu { .. } => self.load(path, program, gguf, context).map(|_| ()),
             #[cfg(feature = "cuda")]
+            Self::Gpu(_) if is_for_embeddings(&program) => {
+                self.load(path, program, gguf, context).map(|_| ())
+            }
+            #[cfg(feature = "cuda")]
             Self::Gpu(card) => card.plan(path, program, context).map(|_| ()),
         }
     }
+}
+
+/// Whether a model is made for embeddings: an encoder, or one whose file says how a text's vector is
+/// made. Those run on the CPU whatever the others run on: no kernel lets a token see those after it, and
+/// the card gives no hidden states away.
+#[cfg(feature = "cuda")]
+fn is_for_embeddings(program: &Program) -> bool {
+    !matches!(program.head, m40_program::Head::Logits(_)) || program.description.pooling.is_some()
+}
+
+fn on_cpu(
+    path: &Path,
+    program: Program,
+    gguf: Gguf<Mmap>,
+    context: u32,
+    (threads, numerics): (usize, Numerics),
+) -> Result<Runner, LoadError> {
+    let options = ExecutorOptions { threads: Some(threads), numerics, isa: None };
+    let executor = Executor::new(program.into(), gguf.into(), options)
+        .map_err(|source| LoadError::Prepare { path: path.into(), source })?;
+    Ok(Runner::Cpu(Box::new(CpuModel::new(executor, context as usize))))
 }
 
 /// A prompt, and how it is to go on.
@@ -282,6 +312,25 @@ impl Runner {
             (Self::Gpu(model), Cache::Gpu(cache)) => model.pass(cache, base, tokens, take),
             #[cfg(feature = "cuda")]
             _ => unreachable!("a session's cache is of its own model"),
+        }
+    }
+
+    /// A vector of each text, all of which fit the model's context; see [`Model::embed`].
+    ///
+    /// [`Model::embed`]: crate::model::Model::embed
+    ///
+    /// # Errors
+    /// When the backend computes none, fails or is cancelled.
+    pub(crate) fn embed(
+        &self,
+        texts: &[EmbedText],
+        pooling: Pooling,
+        cancel: &CancelToken,
+    ) -> Result<Vec<Vec<f32>>, EmbedError> {
+        match self {
+            Self::Cpu(model) => model.embed(texts, pooling, cancel),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(_) => Err(EmbedError::OnGpu),
         }
     }
 

@@ -146,12 +146,15 @@ impl Model {
     /// Measures the model, which answers nobody else meanwhile.
     ///
     /// # Errors
-    /// [`GenerateError`], when its backend fails.
+    /// [`GenerateError`], when its backend fails, or the model generates nothing.
     pub fn bench(
         &self,
         options: &BenchOptions,
         on_line: &mut OnLine<'_>,
     ) -> Result<(), GenerateError> {
+        if !self.info().generates {
+            return Err(GenerateError::Encoder);
+        }
         self.runner().bench(options, on_line)
     }
 }
@@ -341,8 +344,13 @@ impl Subject for CpuSubject<'_> {
         let mut cache = self.executor.cache(tokens.len());
         let begun = Instant::now();
         let last = tokens.len() - 1;
-        let row =
-            |(position, &token)| CpuRow { token, position, cache: 0, logits: position == last };
+        let row = |(position, &token)| CpuRow {
+            token,
+            position,
+            cache: 0,
+            segment: 0,
+            logits: position == last,
+        };
         let rows: Vec<_> = tokens.iter().enumerate().map(row).collect();
         for rows in rows.chunks(crate::backend::PROMPT_ROWS) {
             self.executor.forward(rows, &mut [&mut cache]);
@@ -364,7 +372,7 @@ impl Subject for CpuSubject<'_> {
         for position in depth..depth + tokens {
             let row = |cache| {
                 let token = token(position + cache, vocab);
-                CpuRow { token, position, cache, logits: true }
+                CpuRow { token, position, cache, segment: 0, logits: true }
             };
             let rows: Vec<_> = (0..caches.len()).map(row).collect();
             self.executor.forward(&rows, &mut caches);

@@ -5,6 +5,7 @@
 //! decided in [`batch`].
 
 mod batch;
+mod embed;
 mod prefixes;
 #[cfg(test)]
 mod tests;
@@ -35,6 +36,8 @@ pub(crate) struct CpuModel {
     layers: Vec<KvLayer>,
     /// Tokens that a conversation may have.
     context: usize,
+    /// Whether no token sees those after it.
+    is_causal: bool,
     /// Sessions that there have been.
     sessions: AtomicU64,
     prefixes: Mutex<Prefixes>,
@@ -86,6 +89,7 @@ impl CpuModel {
         let prefixes = Prefixes::new(&executor.cache(context));
         Self {
             layers: executor.program().kv.clone(),
+            is_causal: executor.program().is_causal(),
             prefixes: Mutex::new(prefixes),
             executor: Mutex::new(executor),
             context,

@@ -163,6 +163,9 @@ impl CancelToken {
 /// Why nothing is generated.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum GenerateError {
+    /// An encoder has no logits.
+    #[error("the model is an encoder: it makes embeddings and generates no text")]
+    Encoder,
     /// The model has nothing to continue from.
     #[error("the prompt is empty: give at least one token")]
     EmptyPrompt,

@@ -1,9 +1,10 @@
-//! `m40llm`: loads a GGUF model and generates text with it.
+//! `m40llm`: loads a GGUF model and generates text with it, or makes vectors of texts.
 //!
 //! [`Engine::load`] opens a file, maps it, builds its program, tokenizer and chat template and binds
 //! them to a backend; the [`Model`] it returns is a cheap handle. A [`Session`] is one conversation:
 //! its KV cache, and [`Session::generate`]. Prefixes that a prompt shares with what the session
-//! already holds are not computed again.
+//! already holds are not computed again. [`Model::embed`] makes vectors, with encoders and with models
+//! that generate.
 //!
 //! ```no_run
 //! use m40llm::{CancelToken, Engine, EngineOptions, GenerateParams, ModelOptions};
@@ -25,6 +26,7 @@
 mod backend;
 mod bench;
 mod cpu;
+mod embed;
 mod footprint;
 mod generate;
 mod gpu;
@@ -38,6 +40,7 @@ mod tests;
 #[cfg(feature = "cuda")]
 pub use bench::bench_executor;
 pub use bench::{BenchLine, BenchOptions, BenchRow, OnLine, Spread};
+pub use embed::{EmbedError, EmbedText};
 pub use generate::{
     CancelToken, Chunk, Completion, FinishReason, GenerateError, GenerateParams, TokenLogprob,
 };
@@ -46,7 +49,7 @@ pub use gpu::{Decode, GpuError, GpuMemory, GpuOptions, check_gpu, version};
 pub use gpu::{kernel_builder, kernel_image};
 pub use m40_cpu::Numerics;
 pub use m40_grammar::{Constraint, Grammar, GrammarError};
-pub use m40_program::KvType;
+pub use m40_program::{KvType, Pooling};
 pub use m40_sched::sampler::{ParamError, SamplingParams};
 pub use m40_tokenizer::{ChatTemplate, Special, TemplateError, TemplateInput, Tokenizer};
 pub use model::{Device, Engine, EngineOptions, LoadError, Model, ModelInfo, ModelOptions};

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use m40_cpu::{Numerics, PrepareError};
 use m40_gguf::{Gguf, GgufError, TensorType, split};
 use m40_grammar::{Constraint, Grammar, GrammarError, Vocabulary};
-use m40_program::{BuildError, BuildOptions, KvType, Program, build};
+use m40_program::{BuildError, BuildOptions, Head, KvType, Pooling, Program, build};
 use m40_sched::Footprint;
 use m40_tokenizer::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
 use memmap2::Mmap;
@@ -83,6 +83,14 @@ pub struct ModelInfo {
     pub layers: u32,
     /// Tokens of the vocabulary.
     pub vocab: u32,
+    /// Floats of a text's vector.
+    pub embedding: u32,
+    /// How the file says that a text's vector is made, if it does.
+    pub pooling: Option<Pooling>,
+    /// Whether it generates text. Encoders do not.
+    pub generates: bool,
+    /// What its classifier says of a pair of texts, in floats; 0 where there is none.
+    pub classes: u32,
     /// How keys and values are kept.
     pub kv_type: KvType,
     /// Bytes of KV cache per token of context.
@@ -406,6 +414,13 @@ fn describe(gguf: &Gguf<Mmap>, program: &Program, options: &ModelOptions) -> Mod
         context_trained: program.description.context,
         layers: program.description.layers as u32,
         vocab: program.description.vocab as u32,
+        embedding: program.description.embedding as u32,
+        pooling: program.description.pooling,
+        generates: matches!(program.head, Head::Logits(_)),
+        classes: match program.head {
+            Head::Classes(classes) => program.buffer(classes).width as u32,
+            Head::Logits(_) | Head::None => 0,
+        },
         kv_type: options.kv_type,
         kv_bytes_per_token: program.kv_bytes_per_token() as u64,
     }
@@ -470,9 +485,10 @@ impl Model {
     }
 
     /// Bytes that each session takes beyond the footprint that runs beside another: nothing where
-    /// sessions share one KV cache.
+    /// sessions share one KV cache, or where there are none and a KV cache lasts for a pass.
     pub fn session_bytes(&self) -> u64 {
-        if self.runner().shares_cache() { 0 } else { self.footprint().parts().kv }
+        let shares = self.runner().shares_cache() || !self.info().generates;
+        if shares { 0 } else { self.footprint().parts().kv }
     }
 
     /// What it takes of the memory.

@@ -113,6 +113,9 @@ impl Session {
     fn check(&self, prompt: &[u32], params: &GenerateParams) -> Result<(), GenerateError> {
         params.sampling.validate()?;
         let info = self.model.info();
+        if !info.generates {
+            return Err(GenerateError::Encoder);
+        }
         if prompt.is_empty() {
             return Err(GenerateError::EmptyPrompt);
         }

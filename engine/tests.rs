@@ -1,5 +1,6 @@
 //! The library as its users see it, on tiny models and on the real ones.
 
+mod embed;
 mod generate;
 mod golden;
 mod grammar;

@@ -111,6 +111,9 @@ impl Question {
     /// What the model is to be given, if it is something that it can answer.
     pub(super) fn prepare(&self, loaded: &Loaded) -> Result<Prepared, AskError> {
         let (context, vocab) = (loaded.model.info().context, loaded.model.info().vocab);
+        if !loaded.model.info().generates {
+            return Err(AskError::Encoder { model: loaded.name.to_string() });
+        }
         check_bias(&self.params, vocab)?;
         let (prompt, reading) = self.encode(loaded)?;
         if prompt.is_empty() {

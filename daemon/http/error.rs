@@ -13,10 +13,12 @@ use m40_control::ErrorCode;
 use m40_grammar::GrammarError;
 use m40_sched::Refusal;
 use m40_sched::sampler::ParamError;
+use m40llm::EmbedError;
 use serde_json::{Value, json};
 
 use super::body::BodyError;
 use super::request_id::RequestId;
+use crate::embedding::EmbeddingError;
 use crate::generation::{AnswerError, AskError};
 use crate::models::{JobError, ModelError, Reason};
 
@@ -361,6 +363,7 @@ impl From<AskError> for HttpError {
             AskError::EmptyPrompt => bad("messages", None),
             AskError::NoSuchToken { field, .. } => bad(field, None),
             AskError::Sampling(error) => error.into(),
+            AskError::Encoder { .. } => bad("model", None),
             AskError::Template(_) => Self::bad_request(message),
             AskError::NoSuchTool { .. } => bad("tool_choice", None),
             AskError::Grammar(GrammarError::NoThread { .. })
@@ -392,6 +395,42 @@ impl From<JobError> for HttpError {
             ErrorCode::InvalidRequest => Self::bad_request(message),
             ErrorCode::Busy => Self::unavailable(message, "busy"),
             _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message),
+        }
+    }
+}
+
+impl From<EmbeddingError> for HttpError {
+    fn from(error: EmbeddingError) -> Self {
+        let message = error.to_string();
+        let bad = |param: &str, code| Self {
+            param: Some(param.to_owned()),
+            code,
+            ..Self::bad_request(message.clone())
+        };
+        match error {
+            EmbeddingError::Model(error) => error.into(),
+            EmbeddingError::Texts { .. } | EmbeddingError::Tokens { .. } => bad("input", None),
+            EmbeddingError::Dimensions { .. } => bad("dimensions", None),
+            EmbeddingError::OnlyRanks { .. } | EmbeddingError::Embed(EmbedError::NoClassifier) => {
+                bad("model", None)
+            }
+            EmbeddingError::Embed(EmbedError::TooLong { .. }) => {
+                bad("input", Some("context_length_exceeded"))
+            }
+            EmbeddingError::Embed(EmbedError::Empty { .. } | EmbedError::UnknownToken { .. }) => {
+                bad("input", None)
+            }
+            EmbeddingError::Embed(EmbedError::OnGpu) => Self {
+                param: Some("model".to_owned()),
+                ..Self::new(StatusCode::NOT_IMPLEMENTED, "not_supported_error", message)
+            },
+            EmbeddingError::CutShort(reason) => Self::ended(reason, message),
+            // Nobody cancels who does not say why, but the client, who is gone.
+            EmbeddingError::Embed(EmbedError::Cancelled) => Self::ended(Reason::Cancelled, message),
+            EmbeddingError::Embed(EmbedError::NotNumbers { .. } | EmbedError::Pass { .. })
+            | EmbeddingError::Panicked => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
+            }
         }
     }
 }

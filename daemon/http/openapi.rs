@@ -14,10 +14,11 @@ use serde_json::{Map, Value, json};
 
 use super::Context;
 
-const PARTS: [&str; 5] = [
+const PARTS: [&str; 6] = [
     include_str!("openapi/m40d.json"),
     include_str!("openapi/guard.json"),
     include_str!("openapi/openai.json"),
+    include_str!("openapi/embeddings.json"),
     include_str!("openapi/anthropic.json"),
     include_str!("openapi/llamacpp.json"),
 ];

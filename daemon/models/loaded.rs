@@ -90,8 +90,15 @@ impl Loaded {
     }
 
     /// What its answers compute.
-    pub(super) fn tally(&self) -> &Tally {
+    pub(crate) fn tally(&self) -> &Tally {
         &self.tally
+    }
+
+    /// Does something else than answering. Blocking.
+    pub(super) fn compute<T>(&self, cut: &Cut, work: impl FnOnce(&Self, &Cut) -> T) -> Option<T> {
+        let computed = catch_unwind(AssertUnwindSafe(|| work(self, cut)));
+        self.jobs_done.fetch_add(1, Ordering::Relaxed);
+        computed.ok()
     }
 
     /// Answers a job and says all that there is to say of it. Blocking.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use m40_sched::{Class, RequestId};
+use m40_sched::{Class, ModelName, RequestId};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tracing::error;
@@ -28,6 +28,14 @@ pub(super) struct Place {
     id: RequestId,
     // Last, so that no request is counted means that none has a place.
     _counted: CountedJob,
+}
+
+impl Place {
+    /// The model is in no state to go on with.
+    fn panicked(&self, name: &ModelName) {
+        error!(model = name.as_str(), "the model panicked; it loads again on use");
+        self.models.end_now(name);
+    }
 }
 
 impl Drop for Place {
@@ -101,11 +109,27 @@ impl Run {
             match answered {
                 Ok(()) => {}
                 Err(Failed::DeviceLost(error)) => place.models.device_failed(error),
-                Err(Failed::Panicked) => {
-                    error!(model = name.as_str(), "the model panicked; it loads again on use");
-                    place.models.end_now(&name);
-                }
+                Err(Failed::Panicked) => place.panicked(&name),
             }
         });
+    }
+
+    /// Does something else with the model on a thread of its own, and ends with it; `None` if that
+    /// panicked. It goes on when nobody waits for it, until it is cut short.
+    pub(crate) async fn compute<T: Send + 'static>(
+        self,
+        work: impl FnOnce(&Loaded, &Cut) -> T + Send + 'static,
+    ) -> Option<T> {
+        let task = spawn_blocking(move || {
+            let Self { loaded, cut, place } = self;
+            let name = loaded.name.clone();
+            let computed = loaded.compute(&cut, work);
+            drop(loaded);
+            if computed.is_none() {
+                place.panicked(&name);
+            }
+            computed
+        });
+        task.await.ok().flatten()
     }
 }

@@ -83,6 +83,11 @@ impl TalliedJob<'_> {
         self.tally.cached_tokens.fetch_add(cached, Ordering::Relaxed);
     }
 
+    /// All tokens were computed, and there is no answer but vectors.
+    pub(crate) fn embedded(mut self) {
+        self.count(self.held, 0);
+    }
+
     fn count(&mut self, prompt: u64, made: u64) {
         self.prompt += prompt;
         self.made += made;

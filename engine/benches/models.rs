@@ -202,10 +202,12 @@ fn bench_gpu(device: &Device, model: &str, arguments: &Arguments) -> Result<(), 
     print(BenchLine::Row(BenchRow::plain("pinned copy", "GB/s", copy)));
     let mut loader = Loader::new(device, threads())?;
     let mut load = || -> Result<(Executor, f64), Failed> {
+        // A load makes a plan of its own, which reads nothing.
+        let plan = plan.clone();
         let begun = Instant::now();
         let on = &mut |_| ControlFlow::Continue(());
         let executor = Executor::load(
-            plan.clone(),
+            plan,
             &gguf,
             &arena,
             kv_bytes,

@@ -79,7 +79,7 @@ impl Job {
         let logits = self.wants_logits();
         (self.position..).zip(&self.tokens[..self.count]).map(move |(position, &token)| {
             let logits = logits && position == last;
-            Row { token, position, cache, logits }
+            Row { token, position, cache, segment: 0, logits }
         })
     }
 }

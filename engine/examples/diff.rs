@@ -98,7 +98,7 @@ impl Run for Cpu {
         position: usize,
         observe: &mut Observer<'_>,
     ) -> Result<(), Failed> {
-        let row = CpuRow { token, position, cache: 0, logits: true };
+        let row = CpuRow { token, position, cache: 0, segment: 0, logits: true };
         self.executor.forward_observed(&[row], &mut [&mut self.cache], observe);
         Ok(())
     }

@@ -54,6 +54,8 @@ pub(crate) struct Card {
     /// Held while a model is loaded, so that no other takes the memory that was counted for it.
     loader: Mutex<(Loader, Kernels)>,
     turns: Option<Arc<Turns>>,
+    /// Of the CPU.
+    threads: usize,
 }
 
 impl Card {
@@ -75,13 +77,18 @@ impl Card {
             Decode::Launch | Decode::Graph => None,
             Decode::Persistent => Some(Arc::default()),
         };
-        Ok(Self { device, arena, decode: options.decode, loader, turns })
+        Ok(Self { device, arena, decode: options.decode, loader, turns, threads })
     }
 
     pub(crate) fn describe(&self) -> String {
         let name = &self.device.info().name;
         let mib = self.arena.usage().capacity >> 20;
         format!("cuda, {name}, {mib} MiB for models, decode by {}", self.decode)
+    }
+
+    /// Threads of the CPU that models beside the card's may have.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads
     }
 
     /// Bytes that all models have together.

@@ -7,6 +7,7 @@ mod anthropic;
 mod chat;
 mod concurrency;
 mod config;
+mod embeddings;
 mod errors;
 mod generate;
 mod guard;

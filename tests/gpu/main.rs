@@ -4,6 +4,7 @@
 //! The executable holds all it needs: it can be copied to another machine and run there.
 
 mod choosing;
+mod embeddings;
 mod models;
 mod real;
 mod resident;

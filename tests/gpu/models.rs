@@ -77,7 +77,8 @@ impl Model {
     fn oracle(&self, tokens: &[u32]) -> Vec<Vec<f32>> {
         let mut executor = self.oracle_executor();
         let mut cache: KvCache = executor.cache(tokens.len());
-        let row = |(position, &token)| CpuRow { token, position, cache: 0, logits: true };
+        let row =
+            |(position, &token)| CpuRow { token, position, cache: 0, segment: 0, logits: true };
         let rows: Vec<_> = tokens.iter().enumerate().map(row).collect();
         let logits = executor.forward(&rows, &mut [&mut cache]);
         let vocab = self.program.description.vocab;
@@ -357,7 +358,7 @@ fn every_op_that_can_be_seen_is_the_oracles() {
             let mut comparison = Comparison::new();
             for (position, token) in tokens(4, 31).into_iter().enumerate() {
                 comparison.begin_pass();
-                let row = CpuRow { token, position, cache: 0, logits: true };
+                let row = CpuRow { token, position, cache: 0, segment: 0, logits: true };
                 oracle.forward_observed(&[row], &mut [&mut cache], &mut |output| {
                     comparison.expect(output);
                     ControlFlow::Continue(())

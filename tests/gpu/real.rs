@@ -99,7 +99,7 @@ impl Real {
         for (chunk, start) in tokens.chunks(ROWS).zip((0..).step_by(ROWS)) {
             let row = |(position, &token)| {
                 let logits = position >= first;
-                m40_cpu::Row { token, position, cache: 0, logits }
+                m40_cpu::Row { token, position, cache: 0, segment: 0, logits }
             };
             let rows: Vec<_> = (start..).zip(chunk).map(row).collect();
             let wanted = rows.iter().filter(|row| row.logits).count();

@@ -8,7 +8,7 @@ use std::time::Instant;
 use m40_cuda::{Arena, CudaError, Device, StagingRing};
 use m40_gguf::{Gguf, TensorType};
 use m40_gpu::weights::{Loader, Progress, Weights, WeightsError};
-use m40_program::{BufferId, Description, Matrix, MatrixId, Program, Vector};
+use m40_program::{BufferId, Description, Head, Matrix, MatrixId, Program, Vector};
 use m40_repack::{Role, repack};
 use m40_testkit::gguf::{GgufBuilder, Noise};
 
@@ -42,6 +42,7 @@ fn model(ty: TensorType, bytes: usize) -> Model {
         embedding: WIDTH,
         vocab: 0,
         context: 0,
+        pooling: None,
     };
     let mut program = Program {
         description,
@@ -51,7 +52,8 @@ fn model(ty: TensorType, bytes: usize) -> Model {
         ropes: Vec::new(),
         kv: Vec::new(),
         ops: Vec::new(),
-        logits: BufferId(0),
+        hidden: BufferId(0),
+        head: Head::None,
     };
     let (mut file, mut fused) = (GgufBuilder::new(), Vec::new());
     let mut noise = Noise::new(1);

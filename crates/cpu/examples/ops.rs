@@ -34,6 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             token: position as u32 * 7919 % vocab,
             position,
             cache: 0,
+            segment: 0,
             logits: position + 1 == first + n,
         };
         (first..first + n).map(row).collect()

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use m40_gguf::{Gguf, TensorType, dequantize};
 use m40_program::diff::{Observer, Output as Observed};
 use m40_program::{
-    Activation, BufferId, MatrixId, MemoryPlan, Op, Program, Projection as Output, RowSet, VectorId,
+    Activation, BufferId, Index, MatrixId, MemoryPlan, Op, Program, Projection as Output, RowSet,
+    VectorId,
 };
 
 use crate::isa::{Isa, UnsupportedIsa};
@@ -77,8 +78,9 @@ pub struct Executor<B> {
     weights: Weights<B>,
     numerics: Numerics,
     compute: Compute,
-    plan: MemoryPlan,
-    /// All buffers, where `plan` puts them.
+    /// Of passes up to the result, and of those that end with the hidden states.
+    plans: [Arc<MemoryPlan>; 2],
+    /// All buffers, where the plan of the pass puts them.
     arena: Vec<f32>,
     /// Products that something is added to or multiplied with.
     product: Vec<f32>,
@@ -162,11 +164,19 @@ fn within(first: usize, len: usize, total: usize) -> bool {
     first.checked_add(len).is_some_and(|end| end <= total)
 }
 
+/// Where a pass ends; index of its plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Result,
+    Hidden,
+}
+
 /// Rows and caches of the running pass.
 struct Pass<'a, 'c> {
     rows: &'a [Row],
     logit_rows: usize,
     caches: &'a mut [&'c mut KvCache],
+    plan: Arc<MemoryPlan>,
 }
 
 impl<B: AsRef<[u8]>> Executor<B> {
@@ -185,7 +195,10 @@ impl<B: AsRef<[u8]>> Executor<B> {
         let angles = program.ropes.iter().map(|_| Angles::default()).collect();
         let weights = Weights::bind(program, gguf)?;
         Ok(Self {
-            plan: MemoryPlan::new(&weights.program, 1, 1),
+            plans: [
+                MemoryPlan::new(&weights.program, 1, 1).into(),
+                MemoryPlan::to_hidden(&weights.program, 1, 1).into(),
+            ],
             weights,
             numerics: options.numerics,
             compute,
@@ -217,15 +230,22 @@ impl<B: AsRef<[u8]>> Executor<B> {
         KvCache::new(&self.weights.program.kv, context)
     }
 
-    /// Runs the program over `rows` and returns the logits, `[logit_rows, vocab] f32`, of the rows
+    /// Runs the program over `rows` and returns its result, `[logit_rows, vocab] f32` logits, of the rows
     /// that want them, in order. Keys and values are stored in `caches`; rows of one sequence must
-    /// follow each other by position, each cache already holding all positions before.
+    /// follow each other by position, each cache already holding all positions before. A text whose
+    /// tokens see those after them must be in one pass as a whole.
     ///
     /// # Panics
     /// If a token is outside the vocabulary, a position outside its cache's context, or a cache
     /// index outside `caches`; sessions check what comes from users.
     pub fn forward(&mut self, rows: &[Row], caches: &mut [&mut KvCache]) -> &mut [f32] {
-        self.run(rows, caches, None)
+        self.run(rows, caches, End::Result, None)
+    }
+
+    /// As [`forward`](Self::forward), but ends before the program's head, with the hidden states of the
+    /// rows that want them: `[logit_rows, embedding] f32`.
+    pub fn hidden(&mut self, rows: &[Row], caches: &mut [&mut KvCache]) -> &mut [f32] {
+        self.run(rows, caches, End::Hidden, None)
     }
 
     /// As [`forward`](Self::forward), showing each op's outputs as soon as they are computed. A pass
@@ -236,20 +256,21 @@ impl<B: AsRef<[u8]>> Executor<B> {
         caches: &mut [&mut KvCache],
         observe: &mut Observer<'_>,
     ) -> &mut [f32] {
-        self.run(rows, caches, Some(observe))
+        self.run(rows, caches, End::Result, Some(observe))
     }
 
     fn run(
         &mut self,
         rows: &[Row],
         caches: &mut [&mut KvCache],
+        end: End,
         mut observe: Option<&mut Observer<'_>>,
     ) -> &mut [f32] {
         if rows.is_empty() {
             return &mut [];
         }
         let logit_rows = rows.iter().filter(|row| row.logits).count();
-        self.reserve(rows.len(), logit_rows);
+        let plan = self.reserve(rows.len(), logit_rows, end);
         for row in rows {
             caches[row.cache].grow(row.position + 1);
         }
@@ -258,8 +279,12 @@ impl<B: AsRef<[u8]>> Executor<B> {
             let positions = rows.iter().map(|row| row.position as u32);
             angles.fill(table, positions);
         }
-        let mut pass = Pass { rows, logit_rows, caches };
-        for (index, op) in program.ops.iter().enumerate() {
+        let mut pass = Pass { rows, logit_rows, caches, plan };
+        let (ops, result) = match end {
+            End::Result => (&*program.ops, program.result()),
+            End::Hidden => (program.ops_to_hidden(), program.hidden),
+        };
+        for (index, op) in ops.iter().enumerate() {
             if logit_rows == 0 && self.weights.for_logits[index] {
                 continue;
             }
@@ -273,18 +298,25 @@ impl<B: AsRef<[u8]>> Executor<B> {
                 }
             }
         }
-        let logits = self.range(program.logits, &pass);
-        &mut self.arena[logits]
+        let result = self.range(result, &pass);
+        &mut self.arena[result]
     }
 
-    /// Makes the arena large enough; it never shrinks.
-    fn reserve(&mut self, rows: usize, logit_rows: usize) {
-        if rows > self.plan.rows || logit_rows > self.plan.logit_rows || self.arena.is_empty() {
-            let (rows, logit_rows) =
-                (rows.max(self.plan.rows), logit_rows.max(self.plan.logit_rows));
-            self.plan = MemoryPlan::new(&self.weights.program, rows, logit_rows);
-            self.arena = vec![0.0; self.plan.floats];
+    /// The plan of the pass, for which the arena is made large enough; it never shrinks.
+    fn reserve(&mut self, rows: usize, logit_rows: usize, end: End) -> Arc<MemoryPlan> {
+        let plan = &mut self.plans[end as usize];
+        if rows > plan.rows || logit_rows > plan.logit_rows {
+            let (rows, logit_rows) = (rows.max(plan.rows), logit_rows.max(plan.logit_rows));
+            let program = &self.weights.program;
+            *plan = Arc::new(match end {
+                End::Result => MemoryPlan::new(program, rows, logit_rows),
+                End::Hidden => MemoryPlan::to_hidden(program, rows, logit_rows),
+            });
         }
+        if plan.floats > self.arena.len() {
+            self.arena = vec![0.0; plan.floats];
+        }
+        Arc::clone(plan)
     }
 
     /// Where a buffer's rows of this pass lie in the arena.
@@ -294,16 +326,39 @@ impl<B: AsRef<[u8]>> Executor<B> {
             RowSet::All => pass.rows.len(),
             RowSet::Logits => pass.logit_rows,
         };
-        let start = self.plan.offset(id);
+        let start = pass.plan.offset(id);
         start..start + rows * buffer.width
     }
 
     fn op(&mut self, op: &Op, pass: &mut Pass<'_, '_>) {
         match op {
             Op::Embed { table, scale, out } => self.embed(*table, *scale, *out, pass),
+            Op::AddRow { table, index, x } => self.add_row(*table, *index, *x, pass),
             Op::Gather { x, out } => self.gather(*x, *out, pass),
             Op::RmsNorm { x, weight, eps, residual, out } => {
                 self.rms_norm(*x, *weight, *eps, *residual, *out, pass);
+            }
+            Op::LayerNorm { x, weight, bias, eps } => {
+                let range = self.range(*x, pass);
+                let (weight, bias) = (self.weights.vector(*weight), self.weights.vector(*bias));
+                let (isa, numerics) = (self.compute.isa(), self.numerics);
+                let len = rows_per_chunk(weight.len()) * weight.len();
+                self.compute.pool().for_each_chunk(&mut self.arena[range], len, |_, x| {
+                    match numerics {
+                        Numerics::Fast => elementwise::layer_norm(isa, x, weight, bias, *eps),
+                        Numerics::Oracle => oracle::layer_norm(x, weight, bias, *eps),
+                    }
+                });
+            }
+            Op::Activate { x, activation } => {
+                let (range, isa, numerics) =
+                    (self.range(*x, pass), self.compute.isa(), self.numerics);
+                self.compute.pool().for_each_chunk(&mut self.arena[range], CHUNK_FLOATS, |_, x| {
+                    match numerics {
+                        Numerics::Fast => elementwise::activate(isa, *activation, x),
+                        Numerics::Oracle => oracle::activate(*activation, x),
+                    }
+                });
             }
             Op::Project { x, outputs } => self.project(*x, outputs, pass),
             Op::GatedProject { x, gate, up, activation, out } => {
@@ -371,6 +426,23 @@ impl<B: AsRef<[u8]>> Executor<B> {
                 out.iter_mut().for_each(|x| *x *= scale);
             }
         });
+    }
+
+    fn add_row(&mut self, table: MatrixId, index: Index, x: BufferId, pass: &Pass<'_, '_>) {
+        let range = self.range(x, pass);
+        let table = self.weights.matrix(table);
+        let row_bytes = table.data.len() / table.rows;
+        let mut added = vec![0.0; table.cols];
+        for (row, x) in pass.rows.iter().zip(self.arena[range].chunks_exact_mut(table.cols)) {
+            let at = match index {
+                Index::Position => row.position,
+                Index::Segment => usize::from(row.segment).min(table.rows - 1),
+            };
+            let blocks = &table.data[at * row_bytes..][..row_bytes];
+            dequantize(table.ty, blocks, &mut added)
+                .expect("supported types dequantise whole rows");
+            elementwise::add(x, &added);
+        }
     }
 
     fn gather(&mut self, x: BufferId, out: BufferId, pass: &Pass<'_, '_>) {

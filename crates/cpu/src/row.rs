@@ -9,6 +9,8 @@ pub struct Row {
     pub position: usize,
     /// Index of its sequence's cache among those given with the pass.
     pub cache: usize,
-    /// Whether its logits are wanted.
+    /// Which text of a pair it is of; 0 where there is one text.
+    pub segment: u8,
+    /// Whether its logits, or hidden state, are wanted.
     pub logits: bool,
 }

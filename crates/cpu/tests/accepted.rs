@@ -36,7 +36,7 @@ fn run(program: Program, gguf: &Arc<Gguf<Vec<u8>>>, numerics: Numerics, isa: Isa
     let Ok(mut executor) = made else { return };
     let mut caches = [executor.cache(4), executor.cache(4)];
     for position in [0, 1] {
-        let row = |cache, logits| Row { token: vocab - 1, position, cache, logits };
+        let row = |cache, logits| Row { token: vocab - 1, position, cache, segment: 0, logits };
         let mut caches = caches.each_mut();
         executor.forward(&[row(0, true), row(1, position == 1)], &mut caches);
     }

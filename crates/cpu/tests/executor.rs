@@ -60,7 +60,7 @@ fn tokens(n: usize, seed: u64) -> Vec<u32> {
 
 /// Rows of one sequence, all with logits.
 fn rows(tokens: &[u32], from: usize, cache: usize) -> Vec<Row> {
-    let row = |(position, &token)| Row { token, position, cache, logits: true };
+    let row = |(position, &token)| Row { token, position, cache, segment: 0, logits: true };
     (from..).zip(tokens).map(row).collect()
 }
 

@@ -139,7 +139,7 @@ fn forward(executor: &mut Executor<Vec<u8>>, tokens: &[u32], wanted: usize) -> V
     let mut cache = executor.cache(tokens.len());
     let row = |(position, &token): (usize, &u32)| {
         let logits = position + wanted >= tokens.len();
-        Row { token, position, cache: 0, logits }
+        Row { token, position, cache: 0, segment: 0, logits }
     };
     let rows: Vec<Row> = tokens.iter().enumerate().map(row).collect();
     let vocab = executor.program().description.vocab;
@@ -278,7 +278,7 @@ fn a_real_model_says_the_same_token_by_token_as_in_one_pass() {
         let together = forward(&mut executor, &tokens, 9);
         let mut cache = executor.cache(tokens.len());
         for (position, &token) in tokens.iter().enumerate() {
-            let row = Row { token, position, cache: 0, logits: true };
+            let row = Row { token, position, cache: 0, segment: 0, logits: true };
             let logits = executor.forward(&[row], &mut [&mut cache]);
             if let Some(i) = (position + 9).checked_sub(tokens.len()) {
                 assert!(logits == together[i], "{} at {position}", subject.path.display());

@@ -26,7 +26,7 @@ fn logits(shape: &Shape, prompts: [&[u32]; 2]) -> [Vec<f32>; 2] {
     let rows = prompts.iter().enumerate().flat_map(|(cache, prompt)| {
         prompt.iter().enumerate().map(move |(position, &token)| {
             let logits = position + 1 == prompt.len();
-            Row { token, position, cache, logits }
+            Row { token, position, cache, segment: 0, logits }
         })
     });
     let rows: Vec<Row> = rows.collect();

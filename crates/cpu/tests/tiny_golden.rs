@@ -16,7 +16,7 @@ fn worst_difference(golden: &TinyGolden, numerics: Numerics) -> f32 {
     let mut executor =
         Executor::new(Arc::new(program), Arc::new(gguf), options).expect("every weight type runs");
     let mut cache = executor.cache(tiny_golden::CONTEXT as usize);
-    let row = |(position, &token)| Row { token, position, cache: 0, logits: true };
+    let row = |(position, &token)| Row { token, position, cache: 0, segment: 0, logits: true };
     let rows: Vec<Row> = golden.prompt.iter().enumerate().map(row).collect();
     let logits = executor.forward(&rows, &mut [&mut cache]);
 

@@ -270,7 +270,7 @@ fn what_no_op_of_the_card_does_is_refused_by_name() {
     let found = refusal(&|program| program.kv[1].value_dim = 60);
     assert!(found.contains("heads of layer 1 have 64 and 60 floats"), "{found}");
     let found = refusal(&|program| {
-        let out = program.logits;
+        let out = program.result();
         let at = position(program, "embed") + 1;
         program.ops.insert(at, Op::Softcap { x: BufferId(0), cap: 1.0 });
         assert_ne!(out, BufferId(0));

@@ -1,11 +1,14 @@
 //! Architectures: GGUF metadata and tensor table in, verified [`Program`] out.
 //!
-//! Every architecture here is a decoder-only transformer with RMS norms and a gated feed-forward
-//! block. A file under `arch/` reads one family's metadata into a [`decoder::Decoder`]; the ops are
-//! emitted in one place, [`decoder`]. Adding an architecture of this shape is one function and one
-//! line in [`FAMILIES`].
+//! An architecture is a decoder, with RMS norms before its blocks, or an encoder, with layer norms after
+//! them. A file under `arch/` reads one family's metadata into a [`decoder::Decoder`] or an
+//! [`encoder::Encoder`]; the ops of each kind are emitted in one place. Adding an architecture of either
+//! shape is one function and one line in [`FAMILIES`].
 
+mod bert;
 mod decoder;
+mod emitter;
+mod encoder;
 mod gemma;
 mod hyper;
 mod llama;
@@ -18,20 +21,44 @@ use m40_gguf::{Gguf, GgufError};
 use crate::program::{KvType, Program};
 use crate::verify::VerifyError;
 use decoder::Decoder;
+use encoder::Encoder;
 use hyper::Hyper;
 
 /// Reads a family's metadata.
-type Describe = fn(&Hyper<'_>) -> Result<Decoder, BuildError>;
+#[derive(Clone, Copy)]
+enum Describe {
+    Decoder(fn(&Hyper<'_>) -> Result<Decoder, BuildError>),
+    Encoder(fn(&Hyper<'_>) -> Result<Encoder, BuildError>),
+}
+
+impl Describe {
+    /// What the key is called that has the epsilon of all norms.
+    fn epsilon_key(self) -> &'static str {
+        match self {
+            Self::Decoder(_) => "attention.layer_norm_rms_epsilon",
+            Self::Encoder(_) => "attention.layer_norm_epsilon",
+        }
+    }
+}
 
 /// `general.architecture` and how to read it.
 const FAMILIES: &[(&str, Describe)] = &[
-    ("gemma2", gemma::gemma2),
-    ("gemma3", gemma::gemma3),
-    ("llama", llama::llama),
-    ("phi3", phi3::phi3),
-    ("qwen2", qwen::qwen),
-    ("qwen3", qwen::qwen),
+    ("bert", Describe::Encoder(bert::bert)),
+    ("gemma2", Describe::Decoder(gemma::gemma2)),
+    ("gemma3", Describe::Decoder(gemma::gemma3)),
+    ("llama", Describe::Decoder(llama::llama)),
+    ("nomic-bert", Describe::Encoder(bert::nomic_bert)),
+    ("phi3", Describe::Decoder(phi3::phi3)),
+    ("qwen2", Describe::Decoder(qwen::qwen)),
+    ("qwen3", Describe::Decoder(qwen::qwen)),
 ];
+
+fn describe(architecture: &str) -> Result<Describe, BuildError> {
+    let found = FAMILIES.iter().find(|(name, _)| *name == architecture);
+    found.map(|(_, describe)| *describe).ok_or_else(|| BuildError::UnsupportedArchitecture {
+        architecture: architecture.to_owned(),
+    })
+}
 
 /// Names of every architecture [`build`] knows, sorted.
 pub fn supported_architectures() -> Vec<&'static str> {
@@ -124,13 +151,10 @@ pub enum BuildError {
 /// See [`BuildError`]; nothing is built from a file that is only partly understood.
 pub fn build<B: AsRef<[u8]>>(gguf: &Gguf<B>, options: BuildOptions) -> Result<Program, BuildError> {
     let hyper = Hyper::read(gguf, options)?;
-    let architecture = hyper.architecture.clone();
-    let (_, describe) = FAMILIES
-        .iter()
-        .find(|(name, _)| *name == architecture)
-        .ok_or(BuildError::UnsupportedArchitecture { architecture })?;
-    let decoder = describe(&hyper)?;
-    let program = decoder::emit(&hyper, &decoder)?;
+    let program = match describe(&hyper.architecture)? {
+        Describe::Decoder(describe) => decoder::emit(&hyper, &describe(&hyper)?)?,
+        Describe::Encoder(describe) => encoder::emit(&hyper, &describe(&hyper)?)?,
+    };
     crate::verify::verify(&program)?;
     Ok(program)
 }

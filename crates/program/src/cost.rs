@@ -59,7 +59,7 @@ impl Program {
         let activation_bytes = touched.map(|id| self.floats(id, pass) * 4).sum();
         let base = Cost { activation_bytes, ..Cost::default() };
         match op {
-            Op::Embed { table, .. } => {
+            Op::Embed { table, .. } | Op::AddRow { table, .. } => {
                 let matrix = self.matrix(*table);
                 let weight_bytes = pass.rows * (matrix.bytes() / matrix.rows.max(1) as u64);
                 Cost { weight_bytes, ..base }
@@ -87,9 +87,11 @@ impl Program {
                 }
             }
             Op::Gather { .. } => base,
-            Op::RmsNorm { x, .. } | Op::HeadNorm { x, .. } | Op::Softcap { x, .. } => {
-                Cost { flops: 4 * self.floats(*x, pass), ..base }
-            }
+            Op::RmsNorm { x, .. }
+            | Op::LayerNorm { x, .. }
+            | Op::HeadNorm { x, .. }
+            | Op::Activate { x, .. }
+            | Op::Softcap { x, .. } => Cost { flops: 4 * self.floats(*x, pass), ..base },
             Op::Rope { x, .. } => Cost { flops: 3 * self.floats(*x, pass), ..base },
         }
     }

@@ -127,10 +127,12 @@ impl Program {
     fn tensors(&self, op: &Op) -> Vec<&str> {
         let matrix = |id| self.matrix(id).tensor.as_str();
         match op {
-            Op::Embed { table, .. } => vec![matrix(*table)],
+            Op::Embed { table, .. } | Op::AddRow { table, .. } => vec![matrix(*table)],
             Op::Project { outputs, .. } => outputs.iter().map(|p| matrix(p.weight)).collect(),
             Op::GatedProject { gate, up, .. } => vec![matrix(*gate), matrix(*up)],
-            Op::RmsNorm { weight, .. } | Op::HeadNorm { weight, .. } => {
+            Op::RmsNorm { weight, .. }
+            | Op::LayerNorm { weight, .. }
+            | Op::HeadNorm { weight, .. } => {
                 vec![self.vector(*weight).tensor.as_str()]
             }
             _ => vec![],

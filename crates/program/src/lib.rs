@@ -28,8 +28,8 @@ pub mod verify;
 pub use arch::{BuildError, BuildOptions, build, supported_architectures};
 pub use memory::MemoryPlan;
 pub use op::{
-    Activation, AttentionShape, BufferId, MAX_HEAD_DIM, MatrixId, Op, Projection, RopeId, RowSet,
-    VectorId,
+    Activation, AttentionShape, BufferId, Index, MAX_HEAD_DIM, MatrixId, Op, Projection, RopeId,
+    RowSet, VectorId,
 };
-pub use program::{Buffer, Description, KvLayer, KvType, Matrix, Program, Vector};
+pub use program::{Buffer, Description, Head, KvLayer, KvType, Matrix, Pooling, Program, Vector};
 pub use rope::{RopeStyle, RopeTable};

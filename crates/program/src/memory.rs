@@ -3,7 +3,7 @@
 //! A buffer lives from its first write to its last use. Buffers whose lives do not meet share
 //! bytes. Offsets are multiples of [`ALIGN_FLOATS`], so every row block starts on a cache line.
 
-use crate::op::{BufferId, RowSet};
+use crate::op::{BufferId, Op, RowSet};
 use crate::program::Program;
 
 /// Alignment of each buffer in floats: one 64-byte line, or the widest vector register.
@@ -26,8 +26,21 @@ impl MemoryPlan {
     /// Plans the arena: largest buffers first, each at the lowest offset where it meets no other
     /// buffer that is alive at the same time.
     pub fn new(program: &Program, rows: usize, logit_rows: usize) -> Self {
-        let lives = lifetimes(program);
+        let lives = lifetimes(program, &program.ops, program.result());
+        Self::of(program, &lives, rows, logit_rows)
+    }
+
+    /// The same for passes that end with the hidden states: what only the head needs has no room.
+    pub fn to_hidden(program: &Program, rows: usize, hidden_rows: usize) -> Self {
+        let lives = lifetimes(program, program.ops_to_hidden(), program.hidden);
+        Self::of(program, &lives, rows, hidden_rows)
+    }
+
+    fn of(program: &Program, lives: &[Lifetime], rows: usize, logit_rows: usize) -> Self {
         let size = |i: usize| {
+            if lives[i].is_empty() {
+                return 0;
+            }
             let buffer = &program.buffers[i];
             let n = if buffer.rows == RowSet::All { rows } else { logit_rows };
             (n * buffer.width).next_multiple_of(ALIGN_FLOATS)
@@ -69,7 +82,7 @@ impl MemoryPlan {
 
 /// First and last op that touch a buffer; empty (first > last) when none does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Lifetime {
+struct Lifetime {
     first: usize,
     last: usize,
 }
@@ -78,20 +91,25 @@ impl Lifetime {
     fn meets(&self, other: &Self) -> bool {
         self.first <= other.last && other.first <= self.last
     }
+
+    fn is_empty(&self) -> bool {
+        self.first > self.last
+    }
 }
 
-pub(crate) fn lifetimes(program: &Program) -> Vec<Lifetime> {
+/// Lives of all buffers in a pass of these ops, after which `result` is read.
+fn lifetimes(program: &Program, ops: &[Op], result: BufferId) -> Vec<Lifetime> {
     let mut lives = vec![Lifetime { first: usize::MAX, last: 0 }; program.buffers.len()];
     let mut touch = |id: BufferId, at: usize| {
         let life = &mut lives[usize::from(id.0)];
         life.first = life.first.min(at);
         life.last = life.last.max(at);
     };
-    for (at, op) in program.ops.iter().enumerate() {
+    for (at, op) in ops.iter().enumerate() {
         for id in op.reads().into_iter().chain(op.writes()) {
             touch(id, at);
         }
     }
-    touch(program.logits, program.ops.len());
+    touch(result, ops.len());
     lives
 }

@@ -28,11 +28,20 @@ pub struct RopeId(pub u8);
 pub enum RowSet {
     /// Every token of the pass.
     All,
-    /// Only tokens whose logits are wanted.
+    /// Only tokens whose logits, or hidden states, are wanted.
     Logits,
 }
 
-/// The gate's nonlinearity in a gated feed-forward block.
+/// Which row of a table a token has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Index {
+    /// That of its position in the text.
+    Position,
+    /// That of its segment; the last one where there are fewer.
+    Segment,
+}
+
+/// The nonlinearity of a feed-forward block, or of its gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// `x * sigmoid(x)` (SwiGLU).
@@ -71,6 +80,8 @@ pub struct AttentionShape {
     pub window: Option<u32>,
     /// Scores become `cap * tanh(score / cap)`.
     pub softcap: Option<f32>,
+    /// Whether a token sees none after it. Else it sees the whole text, which must be in one pass.
+    pub causal: bool,
 }
 
 /// One step of a program.
@@ -84,6 +95,15 @@ pub enum Op {
         scale: f32,
         /// `[all, width]`.
         out: BufferId,
+    },
+    /// `x[i] += table[index of i]`, in place.
+    AddRow {
+        /// `[rows, width]`; of positions at least as many as the model's context.
+        table: MatrixId,
+        /// Which row it is.
+        index: Index,
+        /// `[all, width]`.
+        x: BufferId,
     },
     /// Keeps only the rows whose logits are wanted.
     Gather {
@@ -105,6 +125,17 @@ pub enum Op {
         /// Output rows; may be `x` itself if there is no residual.
         out: BufferId,
     },
+    /// `x = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias`, row by row, in place.
+    LayerNorm {
+        /// Any buffer.
+        x: BufferId,
+        /// Gain, one float per column.
+        weight: VectorId,
+        /// One float per column.
+        bias: VectorId,
+        /// Added to the variance.
+        eps: f32,
+    },
     /// One or more matrix products of the same input.
     Project {
         /// Input rows.
@@ -124,6 +155,13 @@ pub enum Op {
         activation: Activation,
         /// `[.., hidden]`.
         out: BufferId,
+    },
+    /// `x = act(x)`, in place.
+    Activate {
+        /// Any buffer.
+        x: BufferId,
+        /// The nonlinearity.
+        activation: Activation,
     },
     /// RMS norm of every head of a row by itself, in place (qk-norm).
     HeadNorm {
@@ -154,7 +192,7 @@ pub enum Op {
         /// `[all, kv_heads * value_dim]`.
         v: BufferId,
     },
-    /// Softmax attention of each row over the KV cache up to its own position.
+    /// Softmax attention of each row over the KV cache up to its own position, or over all of it.
     Attention {
         /// KV layer, appended to before.
         layer: u16,
@@ -183,10 +221,13 @@ impl Op {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Embed { .. } => "embed",
+            Self::AddRow { .. } => "add-row",
             Self::Gather { .. } => "gather",
             Self::RmsNorm { .. } => "rms-norm",
+            Self::LayerNorm { .. } => "layer-norm",
             Self::Project { .. } => "project",
             Self::GatedProject { .. } => "gated-project",
+            Self::Activate { .. } => "activate",
             Self::HeadNorm { .. } => "head-norm",
             Self::Rope { .. } => "rope",
             Self::KvAppend { .. } => "kv-append",
@@ -201,6 +242,9 @@ impl Op {
             Self::Embed { .. } => vec![],
             Self::Gather { x, .. }
             | Self::GatedProject { x, .. }
+            | Self::AddRow { x, .. }
+            | Self::LayerNorm { x, .. }
+            | Self::Activate { x, .. }
             | Self::HeadNorm { x, .. }
             | Self::Rope { x, .. }
             | Self::Softcap { x, .. } => vec![*x],
@@ -222,7 +266,12 @@ impl Op {
             | Self::GatedProject { out, .. }
             | Self::Attention { out, .. } => vec![*out],
             Self::Project { outputs, .. } => outputs.iter().map(|p| p.out).collect(),
-            Self::HeadNorm { x, .. } | Self::Rope { x, .. } | Self::Softcap { x, .. } => vec![*x],
+            Self::AddRow { x, .. }
+            | Self::LayerNorm { x, .. }
+            | Self::Activate { x, .. }
+            | Self::HeadNorm { x, .. }
+            | Self::Rope { x, .. }
+            | Self::Softcap { x, .. } => vec![*x],
             Self::KvAppend { .. } => vec![],
         }
     }

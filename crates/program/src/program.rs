@@ -110,6 +110,48 @@ impl KvLayer {
     }
 }
 
+/// How a text's vector is made of what the layers make of its tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pooling {
+    /// The mean over all tokens.
+    Mean,
+    /// What is made of the first token.
+    Cls,
+    /// What is made of the last token.
+    Last,
+    /// What the classifier says of the first token: how well the two texts of a pair fit.
+    Rank,
+}
+
+impl Pooling {
+    /// As users write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Mean => "mean",
+            Self::Cls => "cls",
+            Self::Last => "last",
+            Self::Rank => "rank",
+        }
+    }
+}
+
+impl fmt::Display for Pooling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// What a program makes of the hidden states; complete after the last op.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Head {
+    /// `[logits, vocab]`: what may come next.
+    Logits(BufferId),
+    /// `[logits, classes]`: what a cross-encoder thinks of a pair of texts.
+    Classes(BufferId),
+    /// Nothing: the hidden states are the result.
+    None,
+}
+
 /// What the file says of the model, for reports and limits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Description {
@@ -121,10 +163,12 @@ pub struct Description {
     pub layers: usize,
     /// Width of the residual stream.
     pub embedding: usize,
-    /// Tokens of the vocabulary: width of the logits.
+    /// Tokens of the vocabulary: width of the logits, if there are any.
     pub vocab: usize,
     /// Tokens of context the model was trained for.
     pub context: u32,
+    /// How the file says that a text's vector is made, if it does.
+    pub pooling: Option<Pooling>,
 }
 
 /// A model as a flat list of ops. Having one from [`build`](crate::build) means that it passed
@@ -145,8 +189,10 @@ pub struct Program {
     pub kv: Vec<KvLayer>,
     /// Executed in order for every pass.
     pub ops: Vec<Op>,
-    /// `[logits, vocab]`, complete after the last op.
-    pub logits: BufferId,
+    /// `[logits, embedding]`: what the layers made of a token, after the last norm.
+    pub hidden: BufferId,
+    /// What is made of that.
+    pub head: Head,
 }
 
 impl Program {
@@ -168,6 +214,25 @@ impl Program {
     /// The frequency table behind a handle.
     pub fn rope(&self, id: RopeId) -> &RopeTable {
         &self.ropes[usize::from(id.0)]
+    }
+
+    /// What is complete after the last op.
+    pub fn result(&self) -> BufferId {
+        match self.head {
+            Head::Logits(result) | Head::Classes(result) => result,
+            Head::None => self.hidden,
+        }
+    }
+
+    /// The ops after which the hidden states are complete: all but those of the head.
+    pub fn ops_to_hidden(&self) -> &[Op] {
+        let last = self.ops.iter().rposition(|op| op.writes().contains(&self.hidden));
+        &self.ops[..last.map_or(self.ops.len(), |last| last + 1)]
+    }
+
+    /// Whether no token sees those after it. Else a whole text must be in one pass.
+    pub fn is_causal(&self) -> bool {
+        self.ops.iter().all(|op| !matches!(op, Op::Attention { shape, .. } if !shape.causal))
     }
 
     /// Bytes of weights a backend must hold, each matrix counted once.
@@ -219,6 +284,9 @@ impl Program {
             Op::Embed { table, scale, out } => {
                 write!(f, "{} = embed {} * {scale}", buffer(out), matrix(table))
             }
+            Op::AddRow { table, index, x } => {
+                write!(f, "{x} = {x} + {index:?} of {}", matrix(table), x = buffer(x))
+            }
             Op::Gather { x, out } => write!(f, "{} = gather {}", buffer(out), buffer(x)),
             Op::RmsNorm { x, weight, eps, residual, out } => {
                 write!(
@@ -253,6 +321,16 @@ impl Program {
                 matrix(up),
                 x = buffer(x),
             ),
+            Op::LayerNorm { x, weight, bias, eps } => {
+                write!(
+                    f,
+                    "{} = layer-norm {} {} eps={eps:e}",
+                    buffer(x),
+                    vector(weight),
+                    vector(bias)
+                )
+            }
+            Op::Activate { x, activation } => write!(f, "{x} = {activation:?}({x})", x = buffer(x)),
             Op::HeadNorm { x, heads, weight, eps } => {
                 write!(f, "{} = head-norm x{heads} {} eps={eps:e}", buffer(x), vector(weight))
             }
@@ -280,6 +358,9 @@ impl Program {
                 )?;
                 shape.window.iter().try_for_each(|w| write!(f, " window={w}"))?;
                 shape.softcap.iter().try_for_each(|c| write!(f, " softcap={c}"))?;
+                if !shape.causal {
+                    write!(f, " both ways")?;
+                }
                 sinks.iter().try_for_each(|s| write!(f, " sinks={}", vector(s)))
             }
             Op::Softcap { x, cap } => write!(f, "{} = softcap {cap}", buffer(x)),
@@ -307,6 +388,6 @@ impl fmt::Display for Program {
             self.write_op(f, op)?;
             writeln!(f)?;
         }
-        writeln!(f, "result {}", self.buffer(self.logits).name)
+        writeln!(f, "result {}", self.buffer(self.result()).name)
     }
 }

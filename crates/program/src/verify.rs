@@ -1,10 +1,10 @@
 //! The rules every program obeys. Executors rely on them instead of checking again.
 
-use crate::memory::lifetimes;
 use crate::op::{
-    AttentionShape, BufferId, MAX_HEAD_DIM, MatrixId, Op, Projection, RopeId, RowSet, VectorId,
+    AttentionShape, BufferId, Index, MAX_HEAD_DIM, MatrixId, Op, Projection, RopeId, RowSet,
+    VectorId,
 };
-use crate::program::{KvLayer, Program};
+use crate::program::{Head, KvLayer, Program};
 
 /// A rule that a program breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -44,7 +44,8 @@ fn product(a: usize, b: usize) -> usize {
 /// # Errors
 /// The first rule broken: a handle out of range, shapes that do not fit, a buffer that is read
 /// before it is written or never written, in-place use where the op does not allow it, attention
-/// over a KV layer that this pass has not appended to, or logits that are not `[logits, vocab]`.
+/// over a KV layer that this pass has not appended to, hidden states that are not
+/// `[logits, embedding]`, or logits that are not `[logits, vocab]`.
 pub fn verify(program: &Program) -> Result<(), VerifyError> {
     let mut check = Checker { program, written: vec![false; program.buffers.len()], appended: 0 };
     check.sizes().map_err(VerifyError::Program)?;
@@ -52,7 +53,6 @@ pub fn verify(program: &Program) -> Result<(), VerifyError> {
         check.op(op).map_err(|rule| VerifyError::Op { index, name: op.name(), rule })?;
     }
     check.result().map_err(VerifyError::Program)?;
-    debug_assert_eq!(lifetimes(program).len(), program.buffers.len());
     Ok(())
 }
 
@@ -82,11 +82,16 @@ impl Checker<'_> {
 
     fn result(&self) -> Rule {
         let p = self.program;
-        let (width, rows) = self.shape(p.logits)?;
+        let hidden = self.shape(p.hidden)?;
+        require(hidden == (p.description.embedding, RowSet::Logits), || {
+            format!("hidden states are {hidden:?}, not [Logits, {}]", p.description.embedding)
+        })?;
+        let (width, rows) = self.shape(p.result())?;
         let unwritten = p.buffers.iter().zip(&self.written).find(|(_, written)| !**written);
         unwritten.map_or(Ok(()), |(b, _)| Err(format!("{} is never written", b.name)))?;
-        require(width == p.description.vocab && rows == RowSet::Logits, || {
-            format!("logits are [{rows:?}, {width}], the vocabulary has {}", p.description.vocab)
+        let fits = !matches!(p.head, Head::Logits(_)) || width == p.description.vocab;
+        require(fits && rows == RowSet::Logits, || {
+            format!("the result is [{rows:?}, {width}], the vocabulary has {}", p.description.vocab)
         })?;
         require(self.appended == p.kv.len(), || {
             format!("{} of {} KV layers are appended to", self.appended, p.kv.len())
@@ -214,6 +219,9 @@ impl Checker<'_> {
             || format!("{} heads of {} do not make {width} floats", s.heads, s.key_dim),
         )?;
         require(s.window != Some(0), || "a window of 0 tokens sees nothing".into())?;
+        require(s.causal || s.window.is_none(), || {
+            "there is no window for those who see the whole text".into()
+        })?;
         s.softcap.map_or(Ok(()), above_zero)?;
         sinks.map_or(Ok(()), |sinks| self.vector(sinks, s.heads))?;
         self.write(out, product(s.heads, s.value_dim), RowSet::All)
@@ -227,6 +235,17 @@ impl Checker<'_> {
                     format!("{vocab} embeddings for a vocabulary of another size")
                 })?;
                 self.write(*out, width, RowSet::All)
+            }
+            Op::AddRow { table, index, x } => {
+                let (count, cols) = self.matrix(*table)?;
+                let (width, rows) = self.read(*x)?;
+                require(cols == width && rows == RowSet::All, || {
+                    format!("rows of {cols} floats are added to [{rows:?}, {width}]")
+                })?;
+                let context = self.program.description.context as usize;
+                require(*index != Index::Position || count >= context, || {
+                    format!("there are {count} positions for a context of {context}")
+                })
             }
             Op::Gather { x, out } => {
                 let (width, rows) = self.read(*x)?;
@@ -242,6 +261,12 @@ impl Checker<'_> {
                 self.residual(*residual, width, rows)?;
                 self.write(*out, width, rows)
             }
+            Op::LayerNorm { x, weight, bias, .. } => {
+                let (width, _) = self.read(*x)?;
+                self.vector(*weight, width)?;
+                self.vector(*bias, width)
+            }
+            Op::Activate { x, .. } => self.read(*x).map(|_| ()),
             Op::Project { x, outputs } => {
                 let (_, rows) = self.read(*x)?;
                 self.outputs(outputs, rows)?;

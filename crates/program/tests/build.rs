@@ -94,8 +94,11 @@ fn sinks_come_with_their_tensors_and_the_kv_type_from_the_user() {
 
 #[test]
 fn every_supported_architecture_builds() {
-    assert_eq!(supported_architectures(), ["gemma2", "gemma3", "llama", "phi3", "qwen2", "qwen3"]);
-    for architecture in supported_architectures() {
+    let mut built = TinyModel::architectures().to_vec();
+    built.extend(["bert", "nomic-bert"]);
+    built.sort_unstable();
+    assert_eq!(supported_architectures(), built, "tests/encoders.rs builds those two");
+    for architecture in TinyModel::architectures() {
         let program = program(&TinyModel::new(architecture).layers(3));
         let d = &program.description;
         assert_eq!((d.architecture.as_str(), d.layers, d.embedding), (architecture, 3, 256));
@@ -103,7 +106,7 @@ fn every_supported_architecture_builds() {
         assert_eq!(d.context, 256);
         assert_eq!(program.kv_bytes_per_token(), 3 * 2 * (64 + 64) * 2);
         assert_eq!(attentions(&program).len(), 3);
-        let logits = program.buffer(program.logits);
+        let logits = program.buffer(program.result());
         assert_eq!((logits.width, logits.rows), (d.vocab, RowSet::Logits));
     }
 }
@@ -111,7 +114,7 @@ fn every_supported_architecture_builds() {
 #[test]
 fn families_differ_where_their_papers_do() {
     let of = |architecture: &str| program(&TinyModel::new(architecture).layers(7));
-    for architecture in supported_architectures() {
+    for architecture in TinyModel::architectures() {
         let p = of(architecture);
         let gemma = architecture.starts_with("gemma");
         let qk_norm = matches!(architecture, "gemma3" | "qwen3");
@@ -386,7 +389,7 @@ fn heads_that_cannot_be_rotated_are_refused() {
 
 #[test]
 fn names_every_missing_tensor() {
-    for architecture in supported_architectures() {
+    for architecture in TinyModel::architectures() {
         let file = TinyModel::new(architecture).layers(1).builder();
         let gguf = Gguf::parse(file.build()).unwrap();
         for info in gguf.tensors() {
@@ -454,8 +457,8 @@ fn unknown_architectures_are_named_with_the_known_ones() {
     assert!(matches!(found, BuildError::UnsupportedArchitecture { .. }));
     assert_eq!(
         found.to_string(),
-        "architecture \"mamba\" is not supported (this build runs gemma2, gemma3, llama, phi3, \
-         qwen2, qwen3)"
+        "architecture \"mamba\" is not supported (this build runs bert, gemma2, gemma3, llama, \
+         nomic-bert, phi3, qwen2, qwen3)"
     );
 }
 
@@ -504,7 +507,7 @@ fn rotary_factors_must_fit_the_head() {
 
 #[test]
 fn layers_end_where_the_next_one_reads_its_first_weights() {
-    for architecture in supported_architectures() {
+    for architecture in TinyModel::architectures() {
         let program = program(&TinyModel::new(architecture).layers(3));
         assert_eq!(program.ops_of_layers(0), 1, "{architecture}: the embedding");
         let ends = [1, 2, 3, 9].map(|layers| program.ops_of_layers(layers));

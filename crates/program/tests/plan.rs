@@ -4,8 +4,8 @@ use m40_gguf::TensorType;
 use m40_program::cost::{Cost, PassShape};
 use m40_program::memory::ALIGN_FLOATS;
 use m40_program::{
-    Activation, AttentionShape, Buffer, BufferId, Description, KvLayer, KvType, Matrix, MatrixId,
-    MemoryPlan, Op, Program, Projection, RopeId, RowSet, VectorId,
+    Activation, AttentionShape, Buffer, BufferId, Description, Head, Index, KvLayer, KvType,
+    Matrix, MatrixId, MemoryPlan, Op, Program, Projection, RopeId, RowSet, VectorId,
 };
 use proptest::prelude::*;
 
@@ -17,11 +17,13 @@ fn program(buffers: Vec<Buffer>, ops: Vec<Op>) -> Program {
         embedding: 64,
         vocab: 100,
         context: 16,
+        pooling: None,
     };
     let matrix = |ty, rows, cols| Matrix { tensor: "m".into(), ty, first_row: 0, rows, cols };
     Program {
         description,
-        logits: BufferId(buffers.len() as u16 - 1),
+        hidden: BufferId(buffers.len() as u16 - 1),
+        head: Head::None,
         buffers,
         matrices: vec![
             matrix(TensorType::Q4_0, 100, 64),
@@ -106,7 +108,7 @@ fn alive_together(program: &Program, a: BufferId, b: BufferId) -> bool {
         let touches = |op: &Op| op.reads().contains(&id) || op.writes().contains(&id);
         let mut at: Vec<usize> =
             (0..program.ops.len()).filter(|i| touches(&program.ops[*i])).collect();
-        at.extend((program.logits == id).then_some(program.ops.len()));
+        at.extend((program.result() == id).then_some(program.ops.len()));
         at.first().copied().zip(at.last().copied())
     };
     match (life(a), life(b)) {
@@ -121,7 +123,12 @@ proptest! {
         let plan = MemoryPlan::new(&program, rows, logits);
         let range = |i: usize| {
             let b = &program.buffers[i];
-            let n = if b.rows == RowSet::All { rows } else { logits };
+            let id = BufferId(i as u16);
+            let n = match b.rows {
+                _ if !alive_together(&program, id, id) => 0,
+                RowSet::All => rows,
+                RowSet::Logits => logits,
+            };
             plan.offsets[i]..plan.offsets[i] + n * b.width
         };
         let mut sum = 0;
@@ -188,6 +195,10 @@ fn costs_are_these() {
     // 2 heads of 8 + 16 elements a token.
     costs(Op::KvAppend { layer: 0, k: A, v: B }, 0, 5 * (64 + 32) * 4, 5 * 48 * 2, 0);
     costs(Op::Softcap { x: C, cap: 1.0 }, 0, 2 * 2 * 100 * 4, 0, 4 * 2 * 100);
+    let activation = Activation::GeluTanh;
+    costs(Op::Activate { x: C, activation }, 0, 2 * 2 * 100 * 4, 0, 4 * 2 * 100);
+    let (table, index) = (MatrixId(0), Index::Position);
+    costs(Op::AddRow { table, index, x: A }, 5 * 36, 2 * 5 * 64 * 4, 0, 0);
 }
 
 #[test]
@@ -201,6 +212,7 @@ fn attention_costs_what_its_window_shows() {
             scale: 1.0,
             window,
             softcap: None,
+            causal: true,
         };
         Op::Attention { layer: 0, q: B, out: A, shape, sinks: None }
     };

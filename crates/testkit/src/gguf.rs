@@ -1,4 +1,5 @@
-//! GGUF files made for tests: any file with [`GgufBuilder`], a whole tiny model with [`TinyModel`].
+//! GGUF files made for tests: any file with [`GgufBuilder`], a whole tiny model with [`TinyModel`]
+//! or [`TinyEncoder`].
 //!
 //! Builders make valid files. Damage is an explicit last step:
 //!
@@ -10,6 +11,7 @@
 //! assert!(damaged.len() < bytes.len());
 //! ```
 
+mod encoder;
 mod noise;
 mod quantize;
 mod tiny;
@@ -17,6 +19,7 @@ mod vocabulary;
 
 use m40_gguf::{TensorType, ValueType};
 
+pub use encoder::{TinyEncoder, TinyPooling};
 pub use noise::Noise;
 pub use quantize::{quantize, quantizes};
 pub(crate) use tiny::llama3_factors;

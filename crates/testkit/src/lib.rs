@@ -12,4 +12,5 @@ pub mod models;
 pub mod origin;
 pub mod shapes;
 pub mod terminal;
+pub mod tiny_encoders;
 pub mod tiny_golden;

@@ -326,6 +326,11 @@ impl Tokenizer {
         self.roles.prefix.is_some()
     }
 
+    /// The token that [`Special::add`] puts after a text, such as `[SEP]`.
+    pub fn suffix(&self) -> Option<u32> {
+        self.roles.suffix
+    }
+
     /// Whether an answer ends with this token: end of sequence, of turn, of message, or a text that
     /// is known to mean one of these.
     pub fn is_end_of_generation(&self, id: u32) -> bool {

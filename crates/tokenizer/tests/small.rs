@@ -219,6 +219,7 @@ fn bert() -> GgufBuilder {
 fn bert_normalises_and_splits_words_into_pieces() {
     let tokenizer = load(&bert()).unwrap();
     assert_eq!(tokenizer.encode("HÉLLO,  unknown 世 zzz", ADDED), [2, 4, 7, 5, 6, 8, 1, 3]);
+    assert_eq!(tokenizer.suffix(), Some(3));
     assert_eq!(tokenizer.decode(&[2, 4, 5, 6, 3], false), "hello unknown");
     assert_eq!(tokenizer.encode("hello[SEP]", PARSED), [4, 3]);
     assert_eq!(tokenizer.encode("[SEP]", PLAIN), [1, 1, 1]);

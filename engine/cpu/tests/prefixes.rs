@@ -12,7 +12,13 @@ use crate::tests::{Tiny, generate, greedy};
 /// Logits after the last of `tokens`, of which the cache holds some.
 fn logits(executor: &mut Executor<Vec<u8>>, cache: &mut KvCache, tokens: &[u32]) -> Vec<f32> {
     let (held, last) = (cache.len(), tokens.len() - 1);
-    let row = |(position, &token)| Row { token, position, cache: 0, logits: position == last };
+    let row = |(position, &token)| Row {
+        token,
+        position,
+        cache: 0,
+        segment: 0,
+        logits: position == last,
+    };
     let rows: Vec<_> = (held..).zip(&tokens[held..]).map(row).collect();
     executor.forward(&rows, &mut [cache]).to_vec()
 }

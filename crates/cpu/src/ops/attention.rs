@@ -29,6 +29,13 @@ const HEADS: usize = 4;
 /// Floats before the weighted values in a head's partial result: maximum and sum.
 const STATE: usize = 2;
 
+/// Positions that a token sees: those up to its own, or all that the cache has.
+pub(super) fn seen(shape: &AttentionShape, cache: &KvCache, position: usize) -> Range<usize> {
+    let end = if shape.causal { position + 1 } else { cache.len() };
+    let start = shape.window.map_or(0, |w| end.saturating_sub(w as usize));
+    start..end
+}
+
 /// Attention of all rows of a pass over one layer.
 pub(crate) struct Attention<'a, 'c> {
     pub(crate) isa: Isa,
@@ -85,9 +92,7 @@ impl Attention<'_, '_> {
 
     /// Positions that a row sees.
     fn seen(&self, row: &Row) -> Range<usize> {
-        let end = row.position + 1;
-        let start = self.shape.window.map_or(0, |w| end.saturating_sub(w as usize));
-        start..end
+        seen(self.shape, self.caches[row.cache], row.position)
     }
 
     /// The spans of `seen`, in order.
@@ -519,7 +524,8 @@ mod tests {
         cache: &mut KvCache,
         positions: &[usize],
     ) -> Vec<f32> {
-        let row = |&position: &usize| Row { token: 0, position, cache: 0, logits: false };
+        let row =
+            |&position: &usize| Row { token: 0, position, cache: 0, segment: 0, logits: false };
         let rows: Vec<Row> = positions.iter().map(row).collect();
         let q: Vec<f32> = positions
             .iter()
@@ -538,8 +544,16 @@ mod tests {
         for (heads, kv_heads, key_dim, value_dim) in shapes {
             for (window, softcap) in [(None, None), (Some(100), Some(5.0)), (Some(1), None)] {
                 let scale = 1.0 / (key_dim as f32).sqrt();
-                let shape =
-                    AttentionShape { heads, kv_heads, key_dim, value_dim, scale, window, softcap };
+                let shape = AttentionShape {
+                    heads,
+                    kv_heads,
+                    key_dim,
+                    value_dim,
+                    scale,
+                    window,
+                    softcap,
+                    causal: true,
+                };
                 for ty in KvType::ALL {
                     agrees_with_the_oracle(&shape, ty, &[]);
                     agrees_with_the_oracle(&shape, ty, &wave(heads, 1.3));
@@ -568,7 +582,16 @@ mod tests {
     fn sinks_take_their_share_of_the_weights() {
         let (heads, kv_heads, key_dim, value_dim) = (5, 1, 8, 8);
         let (scale, window, softcap) = (1.0, None, None);
-        let shape = AttentionShape { heads, kv_heads, key_dim, value_dim, scale, window, softcap };
+        let shape = AttentionShape {
+            heads,
+            kv_heads,
+            key_dim,
+            value_dim,
+            scale,
+            window,
+            softcap,
+            causal: true,
+        };
         let mut cache = cache(&shape, KvType::F16, 1);
         let mut alone = |sinks: &[f32]| attend(1, Isa::Scalar, (&shape, sinks), &mut cache, &[0]);
         let plain = alone(&[]);
@@ -596,6 +619,7 @@ mod tests {
             scale: 0.2,
             window: None,
             softcap: None,
+            causal: true,
         };
         let mut cache = cache(&shape, KvType::Int8, 600);
         let sinks = wave(shape.heads, 0.7);

@@ -20,6 +20,15 @@ dispatch! {
     fn rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f32) = rms_norm_in_place_kernel
 }
 dispatch! {
+    /// `x = (x - mean) / sqrt(variance + eps) * weight + bias` for each row of `weight.len()` floats;
+    /// `x`: `[n, width]`, `bias`: `[width]`.
+    fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) = layer_norm_kernel
+}
+dispatch! {
+    /// `x = act(x)`, element by element.
+    fn activate(activation: Activation, x: &mut [f32]) = activate_kernel
+}
+dispatch! {
     /// `gate = act(gate) * up`, element by element.
     fn gate(activation: Activation, gate: &mut [f32], up: &[f32]) = gate_kernel
 }
@@ -37,24 +46,59 @@ pub(crate) fn add(out: &mut [f32], x: &[f32]) {
     }
 }
 
+/// The sum of squared distances from `center`.
 #[inline(always)]
-unsafe fn inverse_rms<L: Lanes>(x: &[f32], eps: f32) -> f32 {
+unsafe fn squares<L: Lanes>(x: &[f32], center: f32) -> f32 {
     // SAFETY: the caller vouches for the instruction set; loads stay within `x`.
     unsafe {
         let mut sum = [L::splat(0.0); 4];
         let whole = x.chunks_exact(4 * L::N);
         let mut tail = 0.0f32;
         for v in whole.remainder() {
-            tail = v.mul_add(*v, tail);
+            tail = (v - center).mul_add(v - center, tail);
         }
         for chunk in whole {
             for (i, s) in sum.iter_mut().enumerate() {
-                let v = L::load(chunk.as_ptr().add(i * L::N));
+                let v = L::load(chunk.as_ptr().add(i * L::N)).sub(L::splat(center));
                 *s = v.fma(v, *s);
             }
         }
-        let total = sum[0].add(sum[1]).add(sum[2].add(sum[3])).sum() + tail;
-        1.0 / (total / x.len() as f32 + eps).sqrt()
+        sum[0].add(sum[1]).add(sum[2].add(sum[3])).sum() + tail
+    }
+}
+
+#[inline(always)]
+unsafe fn inverse_rms<L: Lanes>(x: &[f32], eps: f32) -> f32 {
+    // SAFETY: the caller vouches for the instruction set.
+    let total = unsafe { squares::<L>(x, 0.0) };
+    1.0 / (total / x.len() as f32 + eps).sqrt()
+}
+
+#[inline(always)]
+unsafe fn layer_norm_kernel<L: Lanes>(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    let width = weight.len() as f32;
+    for x in x.chunks_exact_mut(weight.len()) {
+        let center = x.iter().sum::<f32>() / width;
+        // SAFETY: the caller vouches for the instruction set.
+        let variance = unsafe { squares::<L>(x, center) } / width;
+        let scale = 1.0 / (variance + eps).sqrt();
+        for ((x, w), b) in x.iter_mut().zip(weight).zip(bias) {
+            *x = ((*x - center) * scale).mul_add(*w, *b);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn activate_kernel<L: Lanes>(activation: Activation, x: &mut [f32]) {
+    let whole = x.len() / L::N * L::N;
+    let (vectors, tail) = x.split_at_mut(whole);
+    for x in vectors.chunks_exact_mut(L::N) {
+        // SAFETY: the slice holds N elements; the caller vouches for the instruction set.
+        unsafe { activated(activation, L::load(x.as_ptr())).store(x.as_mut_ptr()) }
+    }
+    for x in tail {
+        // SAFETY: `f32` lanes need no instruction set.
+        *x = unsafe { activated::<f32>(activation, *x) };
     }
 }
 
@@ -97,7 +141,7 @@ unsafe fn times_sigmoid<L: Lanes>(x: L, y: L) -> L {
 }
 
 #[inline(always)]
-unsafe fn activate<L: Lanes>(activation: Activation, x: L) -> L {
+unsafe fn activated<L: Lanes>(activation: Activation, x: L) -> L {
     // SAFETY: the caller vouches for the instruction set; no pointer is used.
     unsafe {
         match activation {
@@ -137,8 +181,8 @@ unsafe fn gate_kernel<L: Lanes>(activation: Activation, gate: &mut [f32], up: &[
         map::<L>(
             gate,
             up,
-            |g, u| activate(activation, g).mul(u),
-            |g, u| activate::<f32>(activation, g) * u,
+            |g, u| activated(activation, g).mul(u),
+            |g, u| activated::<f32>(activation, g) * u,
         );
     }
 }
@@ -210,7 +254,15 @@ mod tests {
                 let mut expected = x.clone();
                 oracle::rms_norm(&x, &w, 1e-5, false, &mut expected);
                 close(&out, &expected, 1e-5);
+                let (mut out, mut expected) = (x.clone(), x.clone());
+                layer_norm(isa, &mut out, &w, &r[..width], 1e-5);
+                oracle::layer_norm(&mut expected, &w, &r[..width], 1e-5);
+                close(&out, &expected, 5e-5);
                 for activation in [Activation::Silu, Activation::GeluTanh] {
+                    let (mut out, mut expected) = (x.clone(), x.clone());
+                    activate(isa, activation, &mut out);
+                    oracle::activate(activation, &mut expected);
+                    close(&out, &expected, 2e-5);
                     let (mut out, mut expected) = (x.clone(), x.clone());
                     gate(isa, activation, &mut out, &r);
                     oracle::gate(activation, &mut expected, &r);

@@ -2,6 +2,7 @@
 
 use m40_program::{Activation, AttentionShape};
 
+use super::attention::seen;
 use crate::kv::{KvCache, PAGE_TOKENS};
 
 /// See [`super::elementwise::rms_norm`].
@@ -17,18 +18,38 @@ pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, add: bool, out: &mut
     }
 }
 
+/// See [`super::elementwise::layer_norm`].
+pub(crate) fn layer_norm(x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+    for x in x.chunks_exact_mut(weight.len()) {
+        let mean = |sum: f64| sum / weight.len() as f64;
+        let center = mean(x.iter().map(|v| f64::from(*v)).sum());
+        let variance = mean(x.iter().map(|v| (f64::from(*v) - center).powi(2)).sum());
+        let scale = 1.0 / (variance + f64::from(eps)).sqrt();
+        for ((x, w), b) in x.iter_mut().zip(weight).zip(bias) {
+            *x = ((f64::from(*x) - center) * scale * f64::from(*w) + f64::from(*b)) as f32;
+        }
+    }
+}
+
+fn activated(activation: Activation, x: f64) -> f64 {
+    match activation {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::GeluTanh => {
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+            0.5 * x * (1.0 + u.tanh())
+        }
+    }
+}
+
+/// See [`super::elementwise::activate`].
+pub(crate) fn activate(activation: Activation, x: &mut [f32]) {
+    x.iter_mut().for_each(|x| *x = activated(activation, f64::from(*x)) as f32);
+}
+
 /// See [`super::elementwise::gate`].
 pub(crate) fn gate(activation: Activation, gate: &mut [f32], up: &[f32]) {
     for (g, u) in gate.iter_mut().zip(up) {
-        let x = f64::from(*g);
-        let activated = match activation {
-            Activation::Silu => x / (1.0 + (-x).exp()),
-            Activation::GeluTanh => {
-                let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
-                0.5 * x * (1.0 + u.tanh())
-            }
-        };
-        *g = (activated * f64::from(*u)) as f32;
+        *g = (activated(activation, f64::from(*g)) * f64::from(*u)) as f32;
     }
 }
 
@@ -49,7 +70,7 @@ pub(crate) fn attention(
     q: &[f32],
     out: &mut [f32],
 ) {
-    let first = shape.window.map_or(0, |w| (position + 1).saturating_sub(w as usize));
+    let seen = seen(shape, cache, position);
     let group = shape.heads / shape.kv_heads;
     let heads = q.chunks_exact(shape.key_dim).zip(out.chunks_exact_mut(shape.value_dim));
     for (head, (q, out)) in heads.enumerate() {
@@ -62,7 +83,7 @@ pub(crate) fn attention(
             let score = dot * f64::from(shape.scale);
             shape.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
         };
-        let scores: Vec<f64> = (first..=position).map(score).collect();
+        let scores: Vec<f64> = seen.clone().map(score).collect();
         let sink = sinks.get(head).map_or(f64::NEG_INFINITY, |sink| f64::from(*sink));
         let max = scores.iter().copied().fold(sink, f64::max);
         let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
@@ -73,7 +94,7 @@ pub(crate) fn attention(
                 let token = t % PAGE_TOKENS;
                 values.number(token * shape.value_dim + d, token)
             };
-            let sum: f64 = (first..=position).zip(&weights).map(|(t, w)| w * value(t)).sum();
+            let sum: f64 = seen.clone().zip(&weights).map(|(t, w)| w * value(t)).sum();
             *out = (sum / total) as f32;
         }
     }

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use m40_program::{
-    Activation, AttentionShape, BufferId, MatrixId, Op, Program, Projection, RopeId, VectorId,
+    Activation, AttentionShape, BufferId, Head, MatrixId, Op, Program, Projection, RopeId, VectorId,
 };
 
 use super::store::Store;
@@ -211,6 +211,9 @@ impl Fuser<'_> {
                 self.attention(*layer, [*q, *out], shape, *sinks)
             }
             Op::Softcap { x, cap } => self.softcap(*x, *cap),
+            Op::AddRow { .. } | Op::LayerNorm { .. } | Op::Activate { .. } => {
+                Err("no kernel does that".into())
+            }
         }
     }
 
@@ -453,6 +456,9 @@ impl Fuser<'_> {
         let Some(Appended { k, v, .. }) = appended else {
             return Err("its keys are not those appended last".into());
         };
+        if !shape.causal {
+            return Err("it lets tokens see those after them".into());
+        }
         let (key_dim, value_dim, floats) = (shape.key_dim, shape.value_dim, pool_floats(shape));
         if floats > POOL_FLOATS {
             return Err(format!(
@@ -524,7 +530,10 @@ impl Fuser<'_> {
         if let Some(Appended { layer, .. }) = self.appended {
             return Err(format!("keys of layer {layer} are appended and not attended to"));
         }
-        let logits = self.read(self.program.logits)?;
+        let Head::Logits(logits) = self.program.head else {
+            return Err("it makes no logits".into());
+        };
+        let logits = self.read(logits)?;
         let maxima = self.store.region("maxima".into(), 2 * target.blocks as usize, PASS_ROWS);
         let chosen = self.store.region("chosen".into(), Next::WORDS, PASSES_AT_ONCE * PASS_ROWS);
         match self.steps.last_mut() {
@@ -594,6 +603,7 @@ mod tests {
                 scale: 1.0,
                 softcap: None,
                 window: None,
+                causal: true,
             };
             pool_floats(&shape)
         };

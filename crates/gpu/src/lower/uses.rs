@@ -24,7 +24,7 @@ impl<'a> Uses<'a> {
                 return readers;
             }
         }
-        if buffer == self.program.logits {
+        if buffer == self.program.result() {
             readers.push(self.program.ops.len());
         }
         readers

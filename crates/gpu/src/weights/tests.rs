@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use m40_cuda::CudaError;
 use m40_gguf::{Gguf, TensorType, dequantize};
-use m40_program::{BufferId, Description, Matrix, MatrixId, Program, Vector};
+use m40_program::{BufferId, Description, Head, Matrix, MatrixId, Program, Vector};
 use m40_repack::{Layout, Role, repack};
 use m40_testkit::gguf::{GgufBuilder, Noise};
 
@@ -67,6 +67,7 @@ impl Model {
             embedding: 0,
             vocab: 0,
             context: 0,
+            pooling: None,
         };
         let program = Program {
             description,
@@ -76,7 +77,8 @@ impl Model {
             ropes: Vec::new(),
             kv: Vec::new(),
             ops: Vec::new(),
-            logits: BufferId(0),
+            hidden: BufferId(0),
+            head: Head::None,
         };
         Self { file: GgufBuilder::new(), program }
     }

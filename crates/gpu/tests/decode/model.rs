@@ -138,7 +138,8 @@ impl Oracle {
     pub(crate) fn logits(&mut self, tokens: &[u32]) -> Vec<Vec<f32>> {
         let mut cache: KvCache = self.executor.cache(tokens.len());
         let vocab = self.executor.program().description.vocab;
-        let row = |(position, &token)| CpuRow { token, position, cache: 0, logits: true };
+        let row =
+            |(position, &token)| CpuRow { token, position, cache: 0, segment: 0, logits: true };
         let rows: Vec<_> = tokens.iter().enumerate().map(row).collect();
         let logits = self.executor.forward(&rows, &mut [&mut cache]);
         logits.chunks_exact(vocab).map(<[f32]>::to_vec).collect()
@@ -151,7 +152,7 @@ impl Oracle {
 
     /// A pass of a token, showing what each op computes.
     pub(crate) fn observed(&mut self, cache: &mut KvCache, token: u32, observe: &mut Observer<'_>) {
-        let row = CpuRow { token, position: cache.len(), cache: 0, logits: true };
+        let row = CpuRow { token, position: cache.len(), cache: 0, segment: 0, logits: true };
         self.executor.forward_observed(&[row], &mut [cache], observe);
     }
 }

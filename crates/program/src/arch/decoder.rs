@@ -2,12 +2,12 @@
 //! behind an RMS norm, around one residual stream.
 
 use super::BuildError;
+use super::emitter::{Emitter, name};
 use super::hyper::Hyper;
-use super::tensors::Tensors;
 use crate::op::{
     Activation, AttentionShape, BufferId, MatrixId, Op, Projection, RopeId, RowSet, VectorId,
 };
-use crate::program::{Buffer, Description, KvLayer, Program};
+use crate::program::{Head, Program};
 use crate::rope::RopeTable;
 
 /// How one layer attends.
@@ -66,63 +66,14 @@ struct Stream {
     rows: RowSet,
 }
 
-/// A buffer's name: that of all tokens, or of those that want logits.
-fn name(rows: RowSet, all: &'static str, last: &'static str) -> &'static str {
-    if rows == RowSet::All { all } else { last }
-}
-
-struct Emitter<'a> {
-    hyper: &'a Hyper<'a>,
-    tensors: Tensors<'a>,
-    buffers: Vec<Buffer>,
-    ops: Vec<Op>,
-}
-
 /// Emits the program and checks that every tensor of the file has its place in it.
 pub(super) fn emit(hyper: &Hyper<'_>, decoder: &Decoder) -> Result<Program, BuildError> {
-    let tensors = Tensors::new(hyper.source);
-    let vocab = tensors.rows("token_embd.weight")?;
-    let mut emitter = Emitter { hyper, tensors, buffers: vec![], ops: vec![] };
-    let logits = emitter.model(decoder, vocab)?;
-    let (matrices, vectors) = emitter.tensors.finish()?;
-    let kv = (0..hyper.layers).map(|i| KvLayer {
-        kv_heads: hyper.kv_heads[i],
-        key_dim: hyper.key_dim,
-        value_dim: hyper.value_dim,
-        ty: hyper.kv_type,
-    });
-    Ok(Program {
-        description: Description {
-            architecture: hyper.architecture.clone(),
-            name: hyper.name.clone(),
-            layers: hyper.layers,
-            embedding: hyper.embedding,
-            vocab,
-            context: hyper.context_trained,
-        },
-        buffers: emitter.buffers,
-        matrices,
-        vectors,
-        ropes: decoder.ropes.clone(),
-        kv: kv.collect(),
-        ops: emitter.ops,
-        logits,
-    })
+    let mut emitter = Emitter::new(hyper)?;
+    let (hidden, head) = emitter.model(decoder)?;
+    emitter.program(&decoder.ropes, hidden, head)
 }
 
 impl Emitter<'_> {
-    fn buffer(&mut self, name: &'static str, width: usize, rows: RowSet) -> BufferId {
-        let found = self
-            .buffers
-            .iter()
-            .position(|b| b.name == name && b.width == width && b.rows == rows)
-            .unwrap_or_else(|| {
-                self.buffers.push(Buffer { name, width, rows });
-                self.buffers.len() - 1
-            });
-        BufferId(u16::try_from(found).expect("a handful of buffers per layer shape"))
-    }
-
     fn stream(&mut self, layer: usize, rows: RowSet) -> Stream {
         let hyper = self.hyper;
         let attended = hyper.heads[layer] * hyper.value_dim;
@@ -137,13 +88,14 @@ impl Emitter<'_> {
 
     fn norm(&mut self, x: BufferId, weight: &str, out: BufferId) -> Result<(), BuildError> {
         let weight = self.tensors.vector(weight, self.hyper.embedding)?;
-        let eps = self.hyper.rms_eps;
+        let eps = self.hyper.norm_eps;
         self.ops.push(Op::RmsNorm { x, weight, eps, residual: None, out });
         Ok(())
     }
 
-    fn model(&mut self, decoder: &Decoder, vocab: usize) -> Result<BufferId, BuildError> {
-        let width = self.hyper.embedding;
+    /// The hidden states after the last norm, and the logits.
+    fn model(&mut self, decoder: &Decoder) -> Result<(BufferId, Head), BuildError> {
+        let (width, vocab) = (self.hyper.embedding, self.vocab);
         let table = self.tensors.matrix("token_embd.weight", vocab, width)?;
         let mut stream = self.stream(0, RowSet::All);
         let scale = decoder.embedding_scale;
@@ -170,7 +122,7 @@ impl Emitter<'_> {
         if let Some(cap) = decoder.logit_softcap {
             self.ops.push(Op::Softcap { x: logits, cap });
         }
-        Ok(logits)
+        Ok((stream.normed, Head::Logits(logits)))
     }
 
     /// After the last layer's attention only rows whose logits are wanted go on.
@@ -202,7 +154,7 @@ impl Emitter<'_> {
             let name = format!("blk.{layer}.{name}.weight");
             let dim = hyper.key_dim;
             if let Some(weight) = self.tensors.optional_vector_slice(&name, dim, 0, dim)? {
-                self.ops.push(Op::HeadNorm { x, heads, weight, eps: hyper.rms_eps });
+                self.ops.push(Op::HeadNorm { x, heads, weight, eps: hyper.norm_eps });
             }
         }
         let described = decoder.layers[layer];
@@ -218,6 +170,7 @@ impl Emitter<'_> {
             scale: decoder.attention_scale,
             window: described.window,
             softcap: decoder.attention_softcap,
+            causal: true,
         };
         let sinks = format!("blk.{layer}.attn_sinks.weight");
         let sinks = self.tensors.optional_vector_slice(&sinks, heads, 0, heads)?;
@@ -225,35 +178,6 @@ impl Emitter<'_> {
         self.ops.push(Op::KvAppend { layer, k, v });
         self.ops.push(Op::Attention { layer, q, out: stream.attended, shape, sinks });
         Ok(())
-    }
-
-    /// The three projections, from three tensors or from the row ranges of a fused one.
-    fn qkv(
-        &mut self,
-        layer: usize,
-        widths: [usize; 3],
-        outs: [BufferId; 3],
-    ) -> Result<Vec<Projection>, BuildError> {
-        let cols = self.hyper.embedding;
-        let fused = format!("blk.{layer}.attn_qkv");
-        let is_fused = self.tensors.has(&format!("{fused}.weight"));
-        let total: usize = widths.iter().sum();
-        let mut first = 0;
-        let mut outputs = vec![];
-        for ((part, width), out) in ["q", "k", "v"].into_iter().zip(widths).zip(outs) {
-            let (stem, total, start) = if is_fused {
-                (fused.clone(), total, first)
-            } else {
-                (format!("blk.{layer}.attn_{part}"), width, 0)
-            };
-            let weight =
-                self.tensors.slice(&format!("{stem}.weight"), total, cols, start, width)?;
-            let bias =
-                self.tensors.optional_vector_slice(&format!("{stem}.bias"), total, start, width)?;
-            outputs.push(Projection { weight, bias, residual: None, out });
-            first += width;
-        }
-        Ok(outputs)
     }
 
     /// Adds `x * weight^T (+ bias)` to the residual stream, through a post-norm if the layer has one.
@@ -277,7 +201,7 @@ impl Emitter<'_> {
         let block = self.buffer(name(stream.rows, "block", "last_block"), width, stream.rows);
         let outputs = vec![Projection { weight, bias, residual: None, out: block }];
         self.ops.push(Op::Project { x, outputs });
-        let eps = self.hyper.rms_eps;
+        let eps = self.hyper.norm_eps;
         let add = Some(residual);
         self.ops.push(Op::RmsNorm { x: block, weight: gain, eps, residual: add, out: residual });
         Ok(())

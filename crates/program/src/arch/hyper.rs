@@ -7,7 +7,7 @@ use m40_gguf::{Gguf, GgufError, TensorInfo, TensorType, Value, dequantize};
 
 use super::{BuildError, BuildOptions};
 use crate::op::MAX_HEAD_DIM;
-use crate::program::KvType;
+use crate::program::{KvType, Pooling};
 use crate::rope::{RopeScaling, RopeStyle, RopeTable};
 
 /// Bounds no real model exceeds; they keep hostile metadata from asking for absurd memory.
@@ -68,12 +68,15 @@ pub(super) struct Hyper<'a> {
     pub(super) feed_forward: Vec<usize>,
     pub(super) key_dim: usize,
     pub(super) value_dim: usize,
-    pub(super) rms_eps: f32,
+    /// Added to the variance or mean square in all norms.
+    pub(super) norm_eps: f32,
     pub(super) context_trained: u32,
     /// Tokens of context to be served.
     pub(super) context: u32,
     /// How keys and values are kept.
     pub(super) kv_type: KvType,
+    /// How the file says that a text's vector is made.
+    pub(super) pooling: Option<Pooling>,
 }
 
 impl<'a> Hyper<'a> {
@@ -97,19 +100,19 @@ impl<'a> Hyper<'a> {
             feed_forward: vec![],
             key_dim: 0,
             value_dim: 0,
-            rms_eps: 0.0,
+            norm_eps: 0.0,
             context_trained: 0,
             context: 0,
             kv_type: options.kv_type,
+            pooling: None,
         };
-        if !super::supported_architectures().contains(&hyper.architecture.as_str()) {
-            return Err(BuildError::UnsupportedArchitecture { architecture: hyper.architecture });
-        }
-        hyper.read_sizes(options)?;
+        let describe = super::describe(&hyper.architecture)?;
+        hyper.read_sizes(options, describe.epsilon_key())?;
+        hyper.pooling = hyper.read_pooling()?;
         Ok(hyper)
     }
 
-    fn read_sizes(&mut self, options: BuildOptions) -> Result<(), BuildError> {
+    fn read_sizes(&mut self, options: BuildOptions, epsilon: &str) -> Result<(), BuildError> {
         self.layers = self.required("block_count", LAYERS)? as usize;
         self.embedding = self.required("embedding_length", WIDTH)? as usize;
         self.feed_forward = self.per_layer("feed_forward_length", FEED_FORWARD)?;
@@ -131,10 +134,21 @@ impl<'a> Hyper<'a> {
         };
         (self.key_dim, self.value_dim) =
             (dim("attention.key_length")?, dim("attention.value_length")?);
-        self.rms_eps = self.required_f32("attention.layer_norm_rms_epsilon", 0.0..=0.1)?;
+        self.norm_eps = self.required_f32(epsilon, 0.0..=0.1)?;
         self.context_trained = self.required("context_length", CONTEXT)?;
         self.context = options.context.unwrap_or(self.context_trained);
         Ok(())
+    }
+
+    /// GGUF numbers the ways; 0 is none.
+    fn read_pooling(&self) -> Result<Option<Pooling>, BuildError> {
+        Ok(match self.optional("pooling_type", 0..=4)? {
+            Some(1) => Some(Pooling::Mean),
+            Some(2) => Some(Pooling::Cls),
+            Some(3) => Some(Pooling::Last),
+            Some(4) => Some(Pooling::Rank),
+            _ => None,
+        })
     }
 
     /// `{architecture}.{suffix}`.

@@ -6,8 +6,8 @@ mod mutate;
 use m40_gguf::{Gguf, TensorType};
 use m40_program::verify::{VerifyError, verify};
 use m40_program::{
-    BufferId, BuildOptions, KvLayer, KvType, MatrixId, MemoryPlan, Op, Program, Projection, RopeId,
-    RowSet, VectorId, build,
+    BufferId, BuildOptions, Head, KvLayer, KvType, MatrixId, MemoryPlan, Op, Program, Projection,
+    RopeId, RowSet, VectorId, build,
 };
 use m40_testkit::gguf::TinyModel;
 use proptest::prelude::*;
@@ -57,7 +57,8 @@ fn complaints_name_the_op() {
 
 #[test]
 fn handles_must_exist() {
-    refused("llama", "no buffer 99", |p| p.logits = BufferId(99));
+    refused("llama", "no buffer 99", |p| p.head = Head::Logits(BufferId(99)));
+    refused("llama", "no buffer 99", |p| p.hidden = BufferId(99));
     refused("llama", "no buffer 99", |p| {
         p.ops[7] = Op::Gather { x: BufferId(99), out: BufferId(0) };
     });
@@ -162,7 +163,10 @@ fn rows_must_fit() {
         ];
         p.ops.splice(0..0, start);
     });
-    refused("llama", "the vocabulary has 288", |p| p.logits = buffer(p, "last_residual"));
+    refused("llama", "the vocabulary has 288", |p| {
+        p.head = Head::Logits(buffer(p, "last_residual"));
+    });
+    refused("llama", "hidden states are", |p| p.hidden = p.result());
 }
 
 #[test]

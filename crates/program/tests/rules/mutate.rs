@@ -1,6 +1,6 @@
 //! Damage to programs: small random changes of everything an op can refer to.
 
-use m40_program::{BufferId, MatrixId, Op, Program, RopeId, RowSet, VectorId};
+use m40_program::{BufferId, Head, Index, MatrixId, Op, Program, RopeId, RowSet, VectorId};
 
 /// Sizes that are likely to fit somewhere, and some that fit nowhere.
 const SIZES: [usize; 14] =
@@ -40,7 +40,7 @@ fn mutate_tables(program: &mut Program, at: usize, part: usize, size: usize) {
         let len = list.len();
         &mut list[at % len]
     }
-    match part % 12 {
+    match part % 13 {
         0 => pick(&mut program.buffers, at).width = size,
         1 => {
             let rows = &mut pick(&mut program.buffers, at).rows;
@@ -55,7 +55,8 @@ fn mutate_tables(program: &mut Program, at: usize, part: usize, size: usize) {
         8 => pick(&mut program.kv, at).key_dim = size,
         9 => pick(&mut program.kv, at).value_dim = size,
         10 => pick(&mut program.ropes, at).inv_freq.truncate(size),
-        _ => program.logits = BufferId((at % (program.buffers.len() + 1)) as u16),
+        11 => program.hidden = BufferId((at % (program.buffers.len() + 1)) as u16),
+        _ => program.head = Head::Logits(BufferId((at % (program.buffers.len() + 1)) as u16)),
     }
 }
 
@@ -71,6 +72,17 @@ fn mutate_op(op: &mut Op, counts: [usize; 3], part: usize, value: usize, size: u
             1 => *scale = float,
             _ => *out = buffer,
         },
+        Op::AddRow { table, index, x } => match part % 3 {
+            0 => *table = matrix,
+            1 => *index = Index::Position,
+            _ => *x = buffer,
+        },
+        Op::LayerNorm { x, weight, bias, .. } => match part % 3 {
+            0 => *x = buffer,
+            1 => *weight = vector,
+            _ => *bias = vector,
+        },
+        Op::Activate { x, .. } => *x = buffer,
         Op::Gather { x, out } => *[x, out][part % 2] = buffer,
         Op::RmsNorm { x, weight, eps, residual, out } => match part % 5 {
             0 => *x = buffer,
@@ -111,7 +123,7 @@ fn mutate_op(op: &mut Op, counts: [usize; 3], part: usize, value: usize, size: u
             1 => *k = buffer,
             _ => *v = buffer,
         },
-        Op::Attention { layer, q, out, shape, sinks } => match part % 11 {
+        Op::Attention { layer, q, out, shape, sinks } => match part % 12 {
             0 => *layer = (value % 3) as u16,
             1 => *q = buffer,
             2 => *out = buffer,
@@ -122,6 +134,7 @@ fn mutate_op(op: &mut Op, counts: [usize; 3], part: usize, value: usize, size: u
             7 => shape.window = Some(size as u32),
             8 => shape.softcap = Some(float),
             9 => *sinks = (!value.is_multiple_of(3)).then_some(vector),
+            10 => shape.causal = !shape.causal,
             _ => shape.scale = float,
         },
         Op::Softcap { x, cap } => match part % 2 {

@@ -1,0 +1,118 @@
+//! Vectors of texts: what is asked, and what may be in the way.
+
+use m40_program::Pooling;
+
+use crate::generate::CancelToken;
+use crate::model::Model;
+
+/// A text, or a pair of texts, of which a vector is made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EmbedText {
+    /// All tokens, those that mark beginning and end among them.
+    pub tokens: Vec<u32>,
+    /// Index of the first token of a pair's second text.
+    pub second: Option<usize>,
+}
+
+/// Why there are no vectors.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EmbedError {
+    /// There is nothing to make a vector of.
+    #[error("text {index} has no tokens: give at least one")]
+    Empty {
+        /// Which of the texts, from 0.
+        index: usize,
+    },
+    /// A text is computed as a whole.
+    #[error(
+        "text {index} has {tokens} tokens, the context holds {context}: shorten it, or let it be \
+         truncated"
+    )]
+    TooLong {
+        /// Which of the texts, from 0.
+        index: usize,
+        /// Its tokens.
+        tokens: usize,
+        /// Tokens of context.
+        context: u32,
+    },
+    /// A token id that the vocabulary does not have.
+    #[error("token {token} is outside the vocabulary of {vocab}")]
+    UnknownToken {
+        /// The id.
+        token: u32,
+        /// Size of the vocabulary.
+        vocab: u32,
+    },
+    /// Only cross-encoders rank.
+    #[error("the model has no classifier: it does not rank pairs of texts")]
+    NoClassifier,
+    /// The card computes logits only.
+    #[error(
+        "this model generates text on the GPU, where no embeddings are computed: use a model that \
+         is made for embeddings, which runs on the CPU, or the CPU for all models"
+    )]
+    OnGpu,
+    /// The caller cancelled, or it took too long for the caller.
+    #[error("the embeddings were cancelled")]
+    Cancelled,
+    /// The weights are damaged, or numbers became too large.
+    #[error("what the model makes of text {index} is no number")]
+    NotNumbers {
+        /// Which of the texts, from 0.
+        index: usize,
+    },
+    /// A pass failed.
+    #[error("internal error: {reason}")]
+    Pass {
+        /// What it says.
+        reason: String,
+    },
+}
+
+impl Model {
+    /// How a text's vector is made if nobody says otherwise: as the file says, else of the mean, as
+    /// a token of a model that generates says more of the next one than of the text.
+    pub fn pooling(&self) -> Pooling {
+        self.info().pooling.unwrap_or(Pooling::Mean)
+    }
+
+    /// Makes a vector of each text: [`ModelInfo::embedding`](crate::ModelInfo::embedding) floats, as
+    /// they come from the model's last norm, so of any length; with [`Pooling::Rank`] what the
+    /// classifier says, [`ModelInfo::classes`](crate::ModelInfo::classes) floats. Blocks until the end;
+    /// a vector does not depend on the other texts.
+    ///
+    /// # Errors
+    /// See [`EmbedError`]; what is wrong with the texts comes before anything is computed.
+    pub fn embed(
+        &self,
+        texts: &[EmbedText],
+        pooling: Option<Pooling>,
+        cancel: &CancelToken,
+    ) -> Result<Vec<Vec<f32>>, EmbedError> {
+        let pooling = pooling.unwrap_or_else(|| self.pooling());
+        if pooling == Pooling::Rank && self.info().classes == 0 {
+            return Err(EmbedError::NoClassifier);
+        }
+        texts.iter().enumerate().try_for_each(|(index, text)| self.check(index, &text.tokens))?;
+        let vectors = self.runner().embed(texts, pooling, cancel)?;
+        match vectors.iter().position(|vector| vector.iter().any(|x| !x.is_finite())) {
+            Some(index) => Err(EmbedError::NotNumbers { index }),
+            None => Ok(vectors),
+        }
+    }
+
+    fn check(&self, index: usize, tokens: &[u32]) -> Result<(), EmbedError> {
+        let (context, vocab) = (self.info().context, self.info().vocab);
+        if tokens.is_empty() {
+            return Err(EmbedError::Empty { index });
+        }
+        if tokens.len() > context as usize {
+            return Err(EmbedError::TooLong { index, tokens: tokens.len(), context });
+        }
+        match tokens.iter().find(|token| **token >= vocab) {
+            Some(&token) => Err(EmbedError::UnknownToken { token, vocab }),
+            None => Ok(()),
+        }
+    }
+}

@@ -117,8 +117,8 @@ impl Request {
         if self.messages.is_empty() {
             return Err(HttpError::bad_param("messages", "must have at least one message"));
         }
-        let tools = tools(self.tools.unwrap_or_default())?;
         let one_call = self.one_call();
+        let tools = tools(self.tools.unwrap_or_default())?;
         let tool_choice = tool_choice(self.tool_choice, &tools)?;
         let mut told = Told::default();
         if let Some(system) = self.system {

@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 
-.PHONY: help build demo test sm52 models clients nvrtc nvdisasm bench bench-gpu bench-pull lint reference verify-unit clean
+.PHONY: help build demo test sm52 models clients nvrtc nvdisasm bench bench-gpu bench-http bench-pull lint reference verify-unit clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -40,6 +40,9 @@ bench: models nvrtc ## print a table of the CPU backend's speed
 
 bench-gpu: nvrtc ## print tables of the GPU's speed; MODELS="8b-q4_0 FILE.gguf" names shapes and files
 	cargo bench --locked --bench models -- $(MODELS)
+
+bench-http: nvrtc ## print what HTTP costs beside the engine alone
+	cargo bench --locked --bench http
 
 bench-pull: nvrtc ## print how fast a model is downloaded, beside curl, and the memory that takes
 	cargo bench --locked --bench pull

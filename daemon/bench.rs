@@ -72,7 +72,9 @@ pub(crate) fn start(
         let Run { loaded, cut, .. } = &run;
         send(BenchEvent::Loaded { model: loaded.name.to_string(), device: models.device() });
         let mut ended = false;
-        let result = loaded.model.bench(&options, &mut |line| {
+        let kv_bytes = run.lend(loaded.model.bench_bytes(&options));
+        let options = BenchOptions { kv_bytes, ..options };
+        let result = loaded.bench(&options, &mut |line| {
             send(event(line));
             let stopping = *models.phase().borrow() != Phase::Serving;
             ended = stopping || sender.is_closed() || cut.token().is_cancelled();

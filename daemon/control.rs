@@ -4,8 +4,10 @@
 
 mod pull;
 mod residency;
+mod resume;
 mod run;
 mod stored;
+mod verify;
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -26,6 +28,8 @@ use m40_control::{
 };
 use serde::Serialize;
 use tokio::sync::mpsc;
+
+pub(crate) use resume::resume;
 
 use crate::bench;
 use crate::doors::Doors;
@@ -63,7 +67,7 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/models/show", post(stored::show))
         .route("/models/remove", post(stored::remove))
         .route("/prune", post(stored::prune))
-        .route("/verify", post(stored::verify))
+        .route("/verify", post(verify::verify))
         .route("/adopt", post(stored::adopt))
         .route("/models/load", post(load))
         .route("/models/unload", post(unload))

@@ -81,6 +81,17 @@ pub(crate) struct Delta {
     /// Of the tokens since the last delta, if they were asked for. They may come with a later delta
     /// than their text, or an earlier one.
     pub logprobs: Vec<TokenLogprob>,
+    /// Tokens that were generated since the last delta.
+    pub tokens: u32,
+}
+
+impl Delta {
+    /// Its tokens if they are reasoning. Those of which nothing is told, such as marks around it, are
+    /// not counted.
+    pub(crate) fn reasoning_tokens(&self) -> u32 {
+        let reasons = self.pieces.iter().any(|piece| matches!(piece, Piece::Reasoning(_)));
+        if reasons { self.tokens } else { 0 }
+    }
 }
 
 /// A whole answer.
@@ -90,6 +101,7 @@ pub(crate) struct Whole {
     pub reasoning: String,
     pub calls: Vec<Call>,
     pub logprobs: Vec<TokenLogprob>,
+    pub reasoning_tokens: u32,
     pub completion: Completion,
 }
 
@@ -150,7 +162,7 @@ impl Running {
             Some(reader) => reader.push(&chunk.text),
             None => vec![Piece::Content(chunk.text)],
         };
-        Delta { pieces, logprobs: chunk.logprobs }
+        Delta { pieces, logprobs: chunk.logprobs, tokens: chunk.tokens }
     }
 
     fn end(&mut self, completion: Completion) -> Event {
@@ -224,10 +236,11 @@ impl Answer {
     /// All that is left of it.
     pub(crate) async fn whole(mut self) -> Result<Whole, AnswerError> {
         let (mut content, mut reasoning) = (String::new(), String::new());
-        let (mut calls, mut logprobs) = (vec![], vec![]);
+        let (mut calls, mut logprobs, mut reasoning_tokens) = (vec![], vec![], 0);
         loop {
             match self.next().await {
                 Some(Event::Delta(delta)) => {
+                    reasoning_tokens += delta.reasoning_tokens();
                     logprobs.extend(delta.logprobs);
                     for piece in delta.pieces {
                         match piece {
@@ -242,7 +255,9 @@ impl Answer {
                     }
                 }
                 Some(Event::Done(completion)) => {
-                    return Ok(Whole { content, reasoning, calls, logprobs, completion });
+                    let whole =
+                        Whole { content, reasoning, calls, logprobs, reasoning_tokens, completion };
+                    return Ok(whole);
                 }
                 Some(Event::Failed(error)) => return Err(error),
                 None => return Err(AskError::Internal.into()),

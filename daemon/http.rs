@@ -1,13 +1,11 @@
-//! What clients on the network speak: OpenAI's chat completions, Anthropic's and llama.cpp's APIs, and a
-//! plain `/generate`.
+//! What clients on the network speak: the APIs of OpenAI, Anthropic and llama.cpp, and a plain `/generate`.
 //!
 //! | route | |
 //! |---|---|
 //! | `GET /health` | `{"status":"ok"}`; 503 while the daemon stops. `?model=NAME`: of that model |
 //! | `GET /ready` | 200 while requests are taken, else 503 |
 //! | `GET /metrics` | figures for Prometheus |
-//! | `GET /v1/models` | the models, stored and loaded, in OpenAI's shape |
-//! | `POST /v1/chat/completions` | OpenAI's; streamed as server-sent events |
+//! | `/v1/…` | OpenAI's ([`openai`]) |
 //! | `POST /v1/embeddings`, `/api/embed`, `/api/embeddings` | vectors of texts, as OpenAI and Ollama have them |
 //! | `POST /v1/rerank`, `/rerank` | which documents fit a query, as Jina has it |
 //! | `POST /generate` | a prompt as it is; streamed as newline-delimited JSON |
@@ -19,8 +17,6 @@
 
 mod anthropic;
 mod body;
-mod chat;
-mod chat_reply;
 mod embeddings;
 mod error;
 mod generate;
@@ -28,6 +24,7 @@ mod guard;
 mod health;
 mod llamacpp;
 mod ollama_embed;
+mod openai;
 mod openapi;
 mod params;
 mod record;
@@ -36,11 +33,8 @@ mod rerank;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axum::extract::State;
-use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router, middleware};
-use serde_json::json;
+use axum::{Router, middleware};
 
 use crate::models::Models;
 pub(crate) use body::{BodyError, BodyLimits, read_json};
@@ -66,13 +60,12 @@ pub(crate) fn router(context: Context, guard: Guard) -> Router {
         .route("/health", get(health::health))
         .route("/ready", get(health::ready))
         .route("/metrics", get(health::metrics))
-        .route("/v1/models", get(models))
-        .route("/v1/chat/completions", post(chat::complete))
         .route("/v1/embeddings", post(embeddings::embed))
         .route("/v1/rerank", post(rerank::rank))
         .route("/rerank", post(rerank::rank))
         .route("/api/embed", post(ollama_embed::embed))
         .route("/api/embeddings", post(ollama_embed::embed_one))
+        .merge(openai::routes())
         .route("/generate", post(generate::generate))
         .merge(anthropic::routes())
         .merge(llamacpp::routes())
@@ -85,25 +78,6 @@ pub(crate) fn router(context: Context, guard: Guard) -> Router {
         .layer(middleware::from_fn(error::layer))
         .layer(middleware::from_fn(record::layer))
         .layer(middleware::from_fn(request_id::layer))
-}
-
-async fn models(State(context): State<Context>) -> Response {
-    let entries = match context.models.listed().await {
-        Ok(entries) => entries,
-        Err(error) => return HttpError::from(error).into_response(),
-    };
-    let describe = |entry: m40_control::ModelEntry| {
-        json!({
-            "id": entry.name,
-            "object": "model",
-            "created": entry.imported_at_unix_s.unwrap_or(context.started_unix_s),
-            "owned_by": "m40d",
-            "status": entry.state.name(),
-            "context_length": entry.loaded.map(|loaded| loaded.context_tokens),
-        })
-    };
-    let data: Vec<_> = entries.into_iter().map(describe).collect();
-    Json(json!({"object": "list", "data": data})).into_response()
 }
 
 async fn no_route(uri: axum::http::Uri) -> HttpError {

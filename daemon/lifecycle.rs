@@ -153,6 +153,7 @@ async fn serve(
     let http_router = http::router(http_context(&config, &models), guard);
     let context =
         control_context(&config, &models, &manifests, store, access, &doors, http_address);
+    control::resume(&context);
     let control_router = control::router(context);
     let (seen, held) = (phase_receiver.clone(), alive.clone());
     match &doors.certificate {

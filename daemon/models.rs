@@ -17,6 +17,7 @@
 //!   all leave.
 //! * A model is out of memory when its last handle goes; that is told by the drop itself.
 
+mod capabilities;
 mod defined;
 mod desk;
 mod entry;
@@ -48,6 +49,7 @@ use crate::manifests::Manifests;
 use crate::metrics::Metrics;
 use crate::net::Phase;
 use crate::store::{Description, Import, Store, StoreError};
+use capabilities::Looks;
 use desk::{Desk, Known, Outside, Want};
 pub(crate) use error::{LoadFailure, ModelError};
 use job::lock;
@@ -77,6 +79,7 @@ pub(crate) struct Models {
 #[derive(Debug)]
 struct Inner {
     opener: Opener,
+    looks: Looks,
     store: Store,
     catalog: watch::Receiver<Arc<Catalog>>,
     desk: Mutex<Desk>,
@@ -104,6 +107,7 @@ impl Models {
         let (departures, departed) = mpsc::unbounded_channel();
         let inner = Inner {
             opener: Opener::new(engine, limits.context_tokens_max, limits.kv_type),
+            looks: Looks::default(),
             store,
             catalog: manifests.subscribe(),
             desk: Mutex::new(desk),

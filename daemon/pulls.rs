@@ -8,7 +8,7 @@
 //!
 //! What a manifest defines is fetched when the definition comes, and until it is here or the
 //! definition is gone; who asks for the model meanwhile is told how far it is. What `m40ctl pull` asks
-//! for is fetched as long as it listens. All who want one source share one fetch. A file of this machine
+//! for is fetched as long as it listens, and after a restart. All who want one source share one fetch. A file of this machine
 //! that must have a hash is "fetched" by hashing it where it is.
 
 mod failure;
@@ -138,7 +138,15 @@ impl Pulls {
         if let Some(record) = self.record(&request).filter(|_| !anew) {
             return Watching::done(self, record);
         }
-        self.join(&mut self.fetches(), request, |fetch| Watching::of(self, fetch))
+        self.join(&mut self.fetches(), request, |fetch| Watching::of(self, fetch, false))
+    }
+
+    /// The same for somebody who waits while what fails in passing is tried again.
+    pub(crate) fn watch_patiently(&self, request: Request) -> Watching {
+        if let Some(record) = self.record(&request) {
+            return Watching::done(self, record);
+        }
+        self.join(&mut self.fetches(), request, |fetch| Watching::of(self, fetch, true))
     }
 
     /// Fetches what the catalog and each change of it need. Ends with the manifests.

@@ -5,6 +5,7 @@
 //! files/<name>/<file>       links to the blobs under the files' own names (splits need them)
 //! models/<name>.toml        what there is; a model exists exactly when this file does
 //! sources/<key>/            what a source turned out to be: see [`sources`]
+//! pulls/<name>.toml         what `m40ctl pull` is getting: see [`pending`]
 //! ```
 //!
 //! An import ends with the rename of the last one, and everything before it is on disk by then:
@@ -12,6 +13,7 @@
 //! So does a removal begin with it.
 
 pub(crate) mod defaults;
+pub(crate) mod pending;
 mod remove;
 pub(crate) mod sources;
 
@@ -30,10 +32,13 @@ use tracing::warn;
 use crate::exit::Failure;
 use crate::pulls::Pulls;
 use defaults::Defaults;
+use pending::PendingPulls;
 use sources::{Record, Sources};
 
 /// Folder of what sources turned out to be.
 const SOURCES: &str = "sources";
+/// Folder of what `m40ctl pull` is getting.
+const PULLS: &str = "pulls";
 
 /// A stored model, as its file in `models/` says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -120,7 +125,7 @@ impl Store {
             let path = path.to_path_buf();
             move |source| Failure::Create { action: "make the state folder", path, source }
         };
-        for part in ["models", "files", SOURCES] {
+        for part in ["models", "files", SOURCES, PULLS] {
             let part = dir.join(part);
             fs::create_dir_all(&part).map_err(create(&part))?;
         }
@@ -136,6 +141,11 @@ impl Store {
     /// What comes from elsewhere.
     pub(crate) fn pulls(&self) -> &Pulls {
         &self.pulls
+    }
+
+    /// What `m40ctl pull` is getting.
+    pub(crate) fn pending(&self) -> PendingPulls {
+        PendingPulls::new(self.dir.join(PULLS))
     }
 
     /// The files by their hashes.

@@ -334,19 +334,32 @@ impl Runner {
         }
     }
 
-    /// Measures the model; passes of sessions wait meanwhile.
+    /// Measures the model with what a session may have, whose cache is empty afterwards; passes of others
+    /// wait meanwhile.
     ///
     /// # Errors
     /// When the backend fails.
     pub(crate) fn bench(
         &self,
+        cache: &mut Cache,
         options: &BenchOptions,
         on_line: &mut OnLine<'_>,
     ) -> Result<(), GenerateError> {
-        match self {
-            Self::Cpu(model) => model.bench(options, on_line),
+        match (self, cache) {
+            (Self::Cpu(model), Cache::Cpu(cache)) => model.bench(cache, options, on_line),
             #[cfg(feature = "cuda")]
-            Self::Gpu(model) => model.bench(options, on_line),
+            (Self::Gpu(model), Cache::Gpu(_)) => model.bench(options, on_line),
+            #[cfg(feature = "cuda")]
+            _ => unreachable!("a session's cache is of its own model"),
+        }
+    }
+
+    /// Bytes of KV cache with which nothing is left out for want of it, beyond what a session has anyway.
+    pub(crate) fn bench_bytes(&self, options: &BenchOptions) -> u64 {
+        match self {
+            Self::Cpu(model) => model.bench_bytes(options),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(_) => 0,
         }
     }
 

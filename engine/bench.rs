@@ -12,12 +12,13 @@ use m40_program::Program;
 use m40_program::cost::PassShape;
 use memmap2::Mmap;
 
+use crate::cpu::SIDE_BY_SIDE;
 use crate::generate::GenerateError;
 use crate::model::Model;
 
-/// Bytes of keys and values that sequences may take on a CPU: deep ones of large models would take
-/// all memory.
-const CPU_KV_BYTES: usize = 2 << 30;
+/// Bytes of keys and values that sequences may take on a CPU unless that is said: deep ones of large models
+/// would take all memory.
+const CPU_KV_BYTES: u64 = 2 << 30;
 
 /// What to measure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +33,9 @@ pub struct BenchOptions {
     pub depths: Vec<usize>,
     /// Sequences at a time.
     pub batches: Vec<usize>,
+    /// Bytes of keys and values that sequences may take on a CPU, beyond those of the session that is
+    /// measured in. What takes more is left out.
+    pub kv_bytes: u64,
 }
 
 impl Default for BenchOptions {
@@ -42,7 +46,18 @@ impl Default for BenchOptions {
             tokens: 32,
             depths: vec![0, 4096],
             batches: vec![1, 2, 4, 8, 16, 32],
+            kv_bytes: CPU_KV_BYTES,
         }
+    }
+}
+
+impl BenchOptions {
+    /// Tokens of KV cache, in pages of `page`, that the largest of all takes that fits a context.
+    pub(crate) fn kv_tokens(&self, context: usize, page: usize) -> usize {
+        let depths = self.depths.iter().map(|depth| depth.saturating_add(self.tokens.max(1)));
+        let deepest = depths.filter(|tokens| *tokens <= context).max().unwrap_or(0);
+        let sequences = self.batches.iter().copied().max().unwrap_or(0);
+        deepest.next_multiple_of(page).saturating_mul(sequences)
     }
 }
 
@@ -143,19 +158,10 @@ pub(crate) trait Subject {
 }
 
 impl Model {
-    /// Measures the model, which answers nobody else meanwhile.
-    ///
-    /// # Errors
-    /// [`GenerateError`], when its backend fails, or the model generates nothing.
-    pub fn bench(
-        &self,
-        options: &BenchOptions,
-        on_line: &mut OnLine<'_>,
-    ) -> Result<(), GenerateError> {
-        if !self.info().generates {
-            return Err(GenerateError::Encoder);
-        }
-        self.runner().bench(options, on_line)
+    /// Bytes of KV cache with which [`Session::bench`](crate::Session::bench) leaves nothing out for want of
+    /// it: nothing where sequences have the model's own.
+    pub fn bench_bytes(&self, options: &BenchOptions) -> u64 {
+        self.runner().bench_bytes(options)
     }
 }
 
@@ -309,12 +315,14 @@ fn token(i: usize, vocab: usize) -> u32 {
 pub(crate) struct CpuSubject<'a> {
     executor: &'a mut Executor<Mmap>,
     context: usize,
+    kv_bytes: u64,
     caches: Vec<KvCache>,
 }
 
 impl<'a> CpuSubject<'a> {
-    pub(crate) fn new(executor: &'a mut Executor<Mmap>, context: usize) -> Self {
-        Self { executor, context, caches: vec![] }
+    /// With memory for one sequence of `context` tokens, and so many bytes more.
+    pub(crate) fn new(executor: &'a mut Executor<Mmap>, context: usize, kv_bytes: u64) -> Self {
+        Self { executor, context, kv_bytes, caches: vec![] }
     }
 }
 
@@ -328,16 +336,18 @@ impl Subject for CpuSubject<'_> {
     }
 
     fn room(&self) -> usize {
-        let bytes = self.program().kv_bytes_per_token();
-        CPU_KV_BYTES.checked_div(bytes).unwrap_or(usize::MAX)
+        let bytes = self.program().kv_bytes_per_token() as u64;
+        let more = self.kv_bytes.checked_div(bytes).unwrap_or(u64::MAX);
+        let more = usize::try_from(more).unwrap_or(usize::MAX);
+        self.context.next_multiple_of(self.page()).saturating_add(more)
     }
 
     fn page(&self) -> usize {
         m40_cpu::kv::PAGE_TOKENS
     }
 
-    fn passes(&self, _sequences: usize) -> usize {
-        1
+    fn passes(&self, sequences: usize) -> usize {
+        sequences.div_ceil(SIDE_BY_SIDE)
     }
 
     fn prompt(&mut self, tokens: &[u32]) -> Result<Duration, GenerateError> {
@@ -374,8 +384,11 @@ impl Subject for CpuSubject<'_> {
                 let token = token(position + cache, vocab);
                 CpuRow { token, position, cache, segment: 0, logits: true }
             };
-            let rows: Vec<_> = (0..caches.len()).map(row).collect();
-            self.executor.forward(&rows, &mut caches);
+            // As sessions would, for which the model has its working memory.
+            for caches in caches.chunks_mut(SIDE_BY_SIDE) {
+                let rows: Vec<_> = (0..caches.len()).map(row).collect();
+                self.executor.forward(&rows, caches);
+            }
         }
         let time = begun.elapsed();
         self.caches.iter_mut().for_each(|cache| cache.truncate(depth));
@@ -511,13 +524,15 @@ mod tests {
 
     fn options(depths: &[usize], batches: &[usize]) -> BenchOptions {
         let (depths, batches) = (depths.to_vec(), batches.to_vec());
-        BenchOptions { repeats: 2, prompt: 16, tokens: 3, depths, batches }
+        let kv_bytes = CPU_KV_BYTES;
+        BenchOptions { repeats: 2, prompt: 16, tokens: 3, depths, batches, kv_bytes }
     }
 
     fn lines(options: &BenchOptions) -> Vec<BenchLine> {
         let model = Tiny::new(&TinyModel::new("llama").builder()).load();
         let mut lines = vec![];
         model
+            .session()
             .bench(options, &mut |line| {
                 lines.push(line);
                 ControlFlow::Continue(())
@@ -572,6 +587,28 @@ mod tests {
     }
 
     #[test]
+    fn sequences_beyond_the_sessions_memory_take_what_they_are_given() {
+        let model = Tiny::new(&TinyModel::new("llama").builder()).load();
+        let asked = options(&[0], &[4, 9]);
+        let bytes = model.bench_bytes(&asked);
+        assert_eq!(bytes, (9 * 64 - 256) * model.info().kv_bytes_per_token);
+        let mut session = model.session();
+        for (kv_bytes, expected) in [(bytes - 1, 1), (bytes, 0)] {
+            let mut left_out = vec![];
+            let on_line = &mut |line| {
+                left_out.extend(match line {
+                    BenchLine::LeftOut { what, .. } => Some(what),
+                    BenchLine::Row(_) => None,
+                });
+                ControlFlow::Continue(())
+            };
+            let asked = BenchOptions { kv_bytes, ..asked.clone() };
+            session.bench(&asked, on_line).unwrap();
+            assert_eq!(left_out, vec!["decode 9 at 0"; expected]);
+        }
+    }
+
+    #[test]
     fn a_listener_that_has_enough_ends_it() {
         let model = Tiny::new(&TinyModel::new("llama").builder()).load();
         let mut lines = 0;
@@ -579,7 +616,7 @@ mod tests {
             lines += 1;
             ControlFlow::Break(())
         };
-        model.bench(&options(&[0], &[1, 2, 3]), on_line).unwrap();
+        model.session().bench(&options(&[0], &[1, 2, 3]), on_line).unwrap();
         assert_eq!(lines, 1);
     }
 }

@@ -12,7 +12,7 @@ mod tests;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use m40_cpu::kv::PAGE_TOKENS;
@@ -40,7 +40,7 @@ pub(crate) struct CpuModel {
     is_causal: bool,
     /// Sessions that there have been.
     sessions: AtomicU64,
-    prefixes: Mutex<Prefixes>,
+    prefixes: Arc<Mutex<Prefixes>>,
     shared: Mutex<Shared>,
     /// A pass has ended, or might be due.
     changed: Condvar,
@@ -65,6 +65,15 @@ pub(crate) struct CpuCache {
     tokens: Vec<u32>,
     /// Ends what the session does now.
     cancel: CancelToken,
+    prefixes: Arc<Mutex<Prefixes>>,
+}
+
+impl Drop for CpuCache {
+    fn drop(&mut self) {
+        // Its pages go first.
+        self.job = None;
+        lock(&self.prefixes).close(self.session);
+    }
 }
 
 impl CpuCache {
@@ -86,11 +95,10 @@ impl CpuModel {
     /// For conversations of at most `context` tokens.
     pub(crate) fn new(executor: Executor<Mmap>, context: usize) -> Self {
         let batch = Batch::new(Instant::now());
-        let prefixes = Prefixes::new(&executor.cache(context));
         Self {
             layers: executor.program().kv.clone(),
             is_causal: executor.program().is_causal(),
-            prefixes: Mutex::new(prefixes),
+            prefixes: Arc::new(Mutex::new(Prefixes::new(context))),
             executor: Mutex::new(executor),
             context,
             sessions: AtomicU64::new(0),
@@ -103,7 +111,14 @@ impl CpuModel {
     pub(crate) fn cache(&self) -> CpuCache {
         let session = self.sessions.fetch_add(1, Ordering::Relaxed);
         let job = Job::new(session, KvCache::new(&self.layers, self.context));
-        CpuCache { session, job: Some(job), tokens: vec![], cancel: CancelToken::new() }
+        lock(&self.prefixes).open(session);
+        CpuCache {
+            session,
+            job: Some(job),
+            tokens: vec![],
+            cancel: CancelToken::new(),
+            prefixes: Arc::clone(&self.prefixes),
+        }
     }
 
     /// As [`Runner::begin`](crate::backend::Runner::begin). Whoever is cancelled waits for no pass.
@@ -124,7 +139,9 @@ impl CpuModel {
         // Pages that end in `tokens`, and not with the last, may have been computed by now.
         if (base + tokens.len() - 1) / PAGE_TOKENS > base / PAGE_TOKENS {
             cache.tokens.extend_from_slice(tokens);
-            let held = lock(&self.prefixes).find(&mut job.cache, base, &cache.tokens);
+            let mut prefixes = lock(&self.prefixes);
+            let held = prefixes.find(cache.session, &mut job.cache, base, &cache.tokens);
+            drop(prefixes);
             cache.tokens.truncate(held);
             if held > base {
                 cache.job = Some(job);
@@ -132,6 +149,10 @@ impl CpuModel {
             }
         }
         job.follow(base, tokens);
+        let positions = job.positions();
+        if job.cache.lacking(positions.clone()) > 0 {
+            lock(&self.prefixes).reserve(cache.session, &mut job.cache, positions);
+        }
         let job = cache.job.insert(self.computed(job, &cache.cancel));
         if let Some(failure) = job.failure.take() {
             return Err(failure);
@@ -204,11 +225,26 @@ impl CpuModel {
     /// As [`Runner::bench`](crate::backend::Runner::bench).
     pub(crate) fn bench(
         &self,
+        cache: &mut CpuCache,
         options: &BenchOptions,
         on_line: &mut OnLine<'_>,
     ) -> Result<(), GenerateError> {
+        cache.truncate(0);
+        lock(&self.prefixes).lend(cache.session);
         let mut executor = lock(&self.executor);
-        bench(&mut CpuSubject::new(&mut executor, self.context), options, on_line)
+        let mut subject = CpuSubject::new(&mut executor, self.context, options.kv_bytes);
+        let done = bench(&mut subject, options, on_line);
+        drop(subject);
+        lock(&self.prefixes).open(cache.session);
+        done
+    }
+
+    /// As [`Runner::bench_bytes`](crate::backend::Runner::bench_bytes).
+    pub(crate) fn bench_bytes(&self, options: &BenchOptions) -> u64 {
+        let token_bytes = lock(&self.executor).program().kv_bytes_per_token() as u64;
+        let tokens = options.kv_tokens(self.context, PAGE_TOKENS) as u64;
+        let own = self.context.next_multiple_of(PAGE_TOKENS) as u64;
+        tokens.saturating_sub(own).saturating_mul(token_bytes)
     }
 
     /// Whether a pass is computed.

@@ -23,6 +23,7 @@
 //! ```
 #![deny(unsafe_code)]
 
+mod abilities;
 mod backend;
 mod bench;
 mod cpu;
@@ -37,6 +38,7 @@ mod stop;
 #[cfg(test)]
 mod tests;
 
+pub use abilities::Abilities;
 #[cfg(feature = "cuda")]
 pub use bench::bench_executor;
 pub use bench::{BenchLine, BenchOptions, BenchRow, OnLine, Spread};
@@ -52,5 +54,8 @@ pub use m40_grammar::{Constraint, Grammar, GrammarError};
 pub use m40_program::{KvType, Pooling};
 pub use m40_sched::sampler::{ParamError, SamplingParams};
 pub use m40_tokenizer::{ChatTemplate, Special, TemplateError, TemplateInput, Tokenizer};
-pub use model::{Device, Engine, EngineOptions, LoadError, Model, ModelInfo, ModelOptions};
+pub use model::{
+    Device, Engine, EngineOptions, LoadError, Model, ModelInfo, ModelOptions, has_chat_template,
+    model_files,
+};
 pub use session::Session;

@@ -338,13 +338,26 @@ fn served_context(program: &Program, options: &ModelOptions) -> u32 {
     options.context.unwrap_or_else(|| program.description.context.min(DEFAULT_CONTEXT))
 }
 
-fn open(path: &Path) -> Result<Gguf<Mmap>, LoadError> {
+/// The files of a model, of which one is named: all of a split model, or that one.
+pub fn model_files(path: &Path) -> Vec<PathBuf> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let files = match split::shard_names(name) {
+    match split::shard_names(name) {
         Some(names) => names.into_iter().map(|name| path.with_file_name(name)).collect(),
         None => vec![path.to_owned()],
-    };
-    let maps = files.into_iter().map(|path| {
+    }
+}
+
+/// Whether a model's file has a chat template of its own.
+///
+/// # Errors
+/// [`LoadError`], which names the file, if it cannot be read.
+pub fn has_chat_template(path: &Path) -> Result<bool, LoadError> {
+    Ok(open(path)?.get("tokenizer.chat_template").is_some())
+}
+
+/// Maps and reads a file, or all files of a split model.
+pub(crate) fn open(path: &Path) -> Result<Gguf<Mmap>, LoadError> {
+    let maps = model_files(path).into_iter().map(|path| {
         mapping::map(&path).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => LoadError::NotFound { path },
             _ => LoadError::Io { path, source },

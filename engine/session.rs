@@ -7,6 +7,7 @@ use m40_sched::sampler::{Sampler, top_logprobs};
 use m40_tokenizer::Detokenizer;
 
 use crate::backend::{Cache, Output, Start};
+use crate::bench::{BenchOptions, OnLine};
 use crate::generate::{
     CancelToken, Chunk, Completion, FinishReason, GenerateError, GenerateParams, TokenLogprob,
 };
@@ -59,6 +60,23 @@ impl Session {
         let done = self.run(prompt, params, cancel, on_chunk);
         self.model.runner().rest(&mut self.cache);
         done
+    }
+
+    /// Measures the model, which answers nobody else meanwhile. The conversation is forgotten.
+    ///
+    /// # Errors
+    /// [`GenerateError`], when its backend fails, or the model generates nothing.
+    pub fn bench(
+        &mut self,
+        options: &BenchOptions,
+        on_line: &mut OnLine<'_>,
+    ) -> Result<(), GenerateError> {
+        if !self.model.info().generates {
+            return Err(GenerateError::Encoder);
+        }
+        self.cache.truncate(0);
+        self.tokens.clear();
+        self.model.runner().bench(&mut self.cache, options, on_line)
     }
 
     fn run(

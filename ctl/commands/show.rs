@@ -31,6 +31,7 @@ pub(crate) async fn run(
         ("manifest", model.manifest.as_ref().map_or_else(String::new, |m| m.display().to_string())),
         ("format", format!("{} {}", model.architecture, model.quantization).trim().to_owned()),
         ("parameters", if model.parameters > 0 { count(model.parameters) } else { String::new() }),
+        ("can", details.capabilities.as_ref().map_or_else(String::new, |all| all.join(", "))),
     ];
     rows.extend(details.files.iter().map(|found| ("file", file(found))));
     rows.retain(|(_, value)| !value.is_empty());

@@ -10,7 +10,8 @@ use crate::output::{Output, size};
 /// Hash stored files again, and put damaged ones into quarantine
 ///
 /// Gives way to all other use of the disk. Damaged files of models that manifests define are fetched
-/// again. Exits with 65 if a file is damaged.
+/// again. Of a model that is named, files that are used where they are count too; they stay there. Exits with
+/// 65 if a file is damaged.
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArgs {
     /// Name of a model [default: all that is stored]
@@ -30,13 +31,18 @@ pub(crate) async fn run(
         }
         match event {
             VerifyEvent::Progress(progress) => bar.show(&progress, output)?,
-            VerifyEvent::File { sha256, size_bytes, models, damage } => {
+            VerifyEvent::File { sha256, expected, path, size_bytes, models, damage } => {
                 bar.clear(output)?;
                 if !output.json {
-                    let models = if models.is_empty() { String::new() } else { models.join(", ") };
-                    let word = damage.as_ref().map_or_else(|| "good".to_owned(), damaged);
+                    let models = models.join(", ");
+                    let word = match &damage {
+                        Some(damage) => damaged(damage),
+                        None if expected => "good".to_owned(),
+                        None => "hashed, and nobody says what it should be".to_owned(),
+                    };
+                    let path = path.map_or_else(String::new, |path| format!(" {}", path.display()));
                     let size = size(size_bytes);
-                    output.line(&format!("{sha256} ({size}) {models}: {word}"))?;
+                    output.line(&format!("{sha256} ({size}) {models}{path}: {word}"))?;
                 }
             }
             VerifyEvent::Done { good: 0, bad: 0 } if !output.json => {
@@ -45,8 +51,8 @@ pub(crate) async fn run(
             VerifyEvent::Done { bad: 0, .. } => return Ok(()),
             VerifyEvent::Done { bad, .. } => {
                 let message = match bad {
-                    1 => "a file is damaged and in quarantine".to_owned(),
-                    bad => format!("{bad} files are damaged and in quarantine"),
+                    1 => "a file is damaged".to_owned(),
+                    bad => format!("{bad} files are damaged"),
                 };
                 return Err(CommandError::new(Kind::BadData, message));
             }
@@ -65,5 +71,8 @@ fn damaged(damage: &Damage) -> String {
         0 => String::new(),
         _ => format!(" in pieces {} of 4 MiB", chunks.join(", ")),
     };
-    format!("damaged{chunks}, now {}", damage.quarantine.display())
+    match &damage.quarantine {
+        Some(quarantine) => format!("damaged{chunks}, now {}", quarantine.display()),
+        None => format!("is another file, its sha256 is {}", damage.found_sha256),
+    }
 }

@@ -14,12 +14,15 @@ use m40_control::{
 use m40_manifest::Model;
 use m40_store::{Request, Source, source::Pick};
 use tokio::sync::mpsc::{self, UnboundedSender};
-use tracing::info;
+use tracing::{info, warn};
 
+use super::resume::forget;
 use super::{Context, Refused, internal, lines, received};
 use crate::http::read_json;
 use crate::models::Models;
+use crate::net::Phase;
 use crate::pulls::{self, Watching, request_of};
+use crate::store::pending::Pending;
 use crate::store::sources::Record;
 use crate::store::{Import, StoreError};
 
@@ -39,7 +42,7 @@ enum Plan {
 }
 
 /// Which model a source is.
-enum Named {
+pub(super) enum Named {
     /// Which manifests want too, unless it is here and only a newer one is asked for.
     Defined {
         name: String,
@@ -80,8 +83,9 @@ pub(super) async fn pull(
             });
         }
         Plan::Fetch { request: wanted, model } => {
+            let source = wanted.source.clone();
             let watching = context.store.pulls().watch(wanted, request.update);
-            tokio::spawn(follow(context.clone(), watching, model, sender));
+            tokio::spawn(follow(context.clone(), watching, source, model, sender));
         }
         Plan::Here { name } => send(&sender, ended(entry(&context, name).await, true)),
     }
@@ -209,12 +213,39 @@ fn run_import(
     })
 }
 
-/// Tells how far a fetch is until its end, as long as somebody listens.
+/// Follows a fetch, which goes on after a restart if that ends it.
 async fn follow(
     context: Context,
-    mut watching: Watching,
+    watching: Watching,
+    source: Source,
     model: Named,
     sender: UnboundedSender<PullEvent>,
+) {
+    let name = match &model {
+        Named::Defined { .. } => return listen(&context, watching, model, &sender).await,
+        Named::Stored { name, replace } => {
+            let pending = Pending { name: name.clone(), source, replace: *replace };
+            let pulls = context.store.pending();
+            let noted = tokio::task::spawn_blocking(move || pulls.note(&pending)).await;
+            if let Ok(Err(error)) = noted {
+                warn!(%error, "a restart would end this pull");
+            }
+            name.clone()
+        }
+    };
+    listen(&context, watching, model, &sender).await;
+    // Who leaves because the daemon does wants it still.
+    if *context.models.phase().borrow() == Phase::Serving || !sender.is_closed() {
+        forget(&context, name).await;
+    }
+}
+
+/// Tells how far a fetch is until its end, as long as somebody listens.
+async fn listen(
+    context: &Context,
+    mut watching: Watching,
+    model: Named,
+    sender: &UnboundedSender<PullEvent>,
 ) {
     let mut was_here = true;
     loop {
@@ -222,16 +253,16 @@ async fn follow(
             pulls::State::Coming(progress) => {
                 if was_here {
                     was_here = false;
-                    send(&sender, model.begun());
+                    send(sender, model.begun());
                 }
-                send(&sender, PullEvent::Progress(progress));
+                send(sender, PullEvent::Progress(progress));
             }
             pulls::State::Here(record) => {
-                return send(&sender, ended(settle(&context, &record, model).await, was_here));
+                return send(sender, ended(settle(context, &record, model).await, was_here));
             }
             pulls::State::Failed(failure) => {
                 let error = ApiError::new(failure.code, failure.to_string());
-                return send(&sender, PullEvent::Error { error });
+                return send(sender, PullEvent::Error { error });
             }
         }
         tokio::select! {
@@ -248,7 +279,11 @@ async fn follow(
 }
 
 /// What came is a model from here on.
-async fn settle(context: &Context, record: &Record, model: Named) -> Result<ModelEntry, ApiError> {
+pub(super) async fn settle(
+    context: &Context,
+    record: &Record,
+    model: Named,
+) -> Result<ModelEntry, ApiError> {
     let name = match model {
         Named::Defined { name, .. } => name,
         Named::Stored { name, replace } => {

@@ -1,4 +1,4 @@
-//! What is on disk: shown, checked, removed, and taken over from other programs.
+//! What is on disk: shown, removed, and taken over from other programs.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -9,12 +9,12 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use m40_control::{
-    AdoptEvent, AdoptRequest, ApiError, Damage, ErrorCode, FileDetails, ModelDetails, ModelState,
-    NameRequest, PruneRequest, Pruned, PrunedFile, PullPhase, PullProgress, Removed, VerifyEvent,
-    VerifyRequest,
+    AdoptEvent, AdoptRequest, ApiError, ErrorCode, FileDetails, ModelDetails, ModelState,
+    NameRequest, PruneRequest, Pruned, PrunedFile, PullPhase, PullProgress, Removed,
 };
 use m40_manifest::{Catalog, set_keys};
-use m40_store::{AdoptedModel, Kept, Sha256, Verified};
+use m40_store::{AdoptedModel, Kept};
+use m40llm::model_files;
 use tokio::sync::mpsc::{self, UnboundedSender};
 use tracing::info;
 
@@ -49,15 +49,18 @@ pub(super) async fn show(
     };
     let mut files: Vec<FileDetails> = files.iter().map(|file| details(&context, file)).collect();
     if files.is_empty() && model.state != ModelState::Remote {
-        files.push(in_place(&model.source, record.as_deref()));
+        let used = model_files(&model.source);
+        files.extend(used.iter().map(|path| in_place(path, record.as_deref())));
     }
     // What follows from others, or is shown apart.
-    let apart = |key: &str| matches!(key, "source" | "aliases" | "sha256" | "size_bytes");
+    let apart = ["source", "aliases", "sha256", "size_bytes", "capabilities"];
     let settings = used.iter().flat_map(|definition| set_keys(definition));
-    let settings = settings.filter(|(key, _)| !apart(key));
+    let settings = settings.filter(|(key, _)| !apart.contains(key));
     let settings = settings.map(|(key, value)| (key.to_owned(), value)).collect();
     let left_out = record.map(|record| record.left_out.clone()).unwrap_or_default();
-    Ok(Json(ModelDetails { model, files, settings, left_out }))
+    let capabilities = context.models.capabilities(&model.name).await;
+    let capabilities = capabilities.map(|all| all.iter().map(ToString::to_string).collect());
+    Ok(Json(ModelDetails { model, capabilities, files, settings, left_out }))
 }
 
 fn details(context: &Context, file: &StoredFile) -> FileDetails {
@@ -165,90 +168,7 @@ pub(super) async fn prune(
     Ok(Json(pruned.await.map_err(|_| internal())??))
 }
 
-pub(super) async fn verify(
-    State(context): State<Context>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Refused> {
-    let request: VerifyRequest = read_json(&headers, body, context.body_limits).await?;
-    let files = files_of(&context, request.model.as_deref())?;
-    let (sender, receiver) = mpsc::unbounded_channel();
-    tokio::task::spawn_blocking(move || {
-        let last = match verify_all(&context, &files, &sender) {
-            Ok((good, bad)) => VerifyEvent::Done { good, bad },
-            Err(error) => VerifyEvent::Error { error },
-        };
-        send(&sender, last);
-    });
-    Ok(lines(received(receiver)))
-}
-
-/// The stored files of a model, or all; with the models that need each.
-fn files_of(context: &Context, name: Option<&str>) -> Result<Vec<(Sha256, Vec<String>)>, ApiError> {
-    let catalog = context.manifests.current();
-    let mut needed = context.store.files(&catalog);
-    let models = |needed: Option<std::collections::BTreeSet<String>>| {
-        needed.into_iter().flatten().collect::<Vec<_>>()
-    };
-    let Some(name) = name else {
-        let blobs = context.store.blobs().list().map_err(StoreError::from)?;
-        return Ok(blobs.iter().map(|b| (b.sha256, models(needed.remove(&b.sha256)))).collect());
-    };
-    let own = catalog.find(name).map_or(name, |model| model.definition.name.as_str());
-    needed.retain(|_, models| models.contains(own));
-    if needed.is_empty() {
-        let message = match catalog.find(name) {
-            Some(_) => format!("no file of {name:?} is stored: there is nothing to verify"),
-            None => {
-                format!("there is no stored model {name:?}: `m40ctl list` shows which there are")
-            }
-        };
-        return Err(ApiError::new(ErrorCode::NotFound, message));
-    }
-    Ok(needed.into_iter().map(|(sha256, names)| (sha256, models(Some(names)))).collect())
-}
-
-fn verify_all(
-    context: &Context,
-    files: &[(Sha256, Vec<String>)],
-    sender: &UnboundedSender<VerifyEvent>,
-) -> Result<(u64, u64), ApiError> {
-    let blobs = context.store.blobs();
-    let size = |sha256: &Sha256| blobs.find(sha256).map_or(0, |blob| blob.size_bytes);
-    let mut progress = hashing(files.iter().map(|(sha256, _)| size(sha256)).sum());
-    let (mut good, mut bad) = (0, 0);
-    for (sha256, models) in files {
-        if sender.is_closed() {
-            break;
-        }
-        let size_bytes = size(sha256);
-        let mut told = progress.done_bytes;
-        let verified = blobs.verify(sha256, &mut |bytes| {
-            progress.done_bytes += bytes;
-            if progress.done_bytes - told >= PROGRESS_BYTES {
-                told = progress.done_bytes;
-                send(sender, VerifyEvent::Progress(progress));
-            }
-        });
-        let damage = match verified.map_err(StoreError::from)? {
-            Verified::Right => None,
-            Verified::Quarantined { found, path, bad_chunks } => {
-                let found_sha256 = found.to_string();
-                Some(Damage { found_sha256, quarantine: path, bad_chunks })
-            }
-        };
-        *if damage.is_none() { &mut good } else { &mut bad } += 1;
-        let (sha256, models) = (sha256.to_string(), models.clone());
-        send(sender, VerifyEvent::File { sha256, size_bytes, models, damage });
-    }
-    if bad > 0 {
-        // What a manifest names is fetched again.
-        context.store.pulls().look_again();
-    }
-    Ok((good, bad))
-}
-
-fn hashing(total_bytes: u64) -> PullProgress {
+pub(super) fn hashing(total_bytes: u64) -> PullProgress {
     let (phase, total_bytes) = (PullPhase::Checking, Some(total_bytes));
     PullProgress { phase, total_bytes, ..PullProgress::default() }
 }
@@ -314,7 +234,9 @@ fn adopt_all(
 fn name_adopted(context: &Context, model: AdoptedModel) -> Result<String, ApiError> {
     let name = name_of(&model.source);
     let (sha256, size_bytes) = (model.blob.sha256, model.blob.size_bytes);
-    let (defaults, left_out) = model.ollama.as_ref().map(Defaults::of).unwrap_or_default();
+    let weights = context.store.blobs().path(&sha256);
+    let defaults = |ollama| Defaults::beside(ollama, &weights);
+    let (defaults, left_out) = model.ollama.as_ref().map(defaults).unwrap_or_default();
     let record = Record {
         source: model.source,
         sha256: None,

@@ -14,7 +14,7 @@ use super::tools::Reading;
 use crate::models::Loaded;
 
 /// What is asked of a model.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Question {
     pub input: Input,
     pub params: GenerateParams,
@@ -23,7 +23,8 @@ pub(crate) struct Question {
 }
 
 /// What is to be answered or gone on from.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each answer")]
 pub(crate) enum Input {
     /// Text to go on from, as it is.
     Text(String),
@@ -40,7 +41,7 @@ impl Default for Input {
 }
 
 /// A conversation, in the terms of chat templates.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Chat {
     /// An array of objects with `role` (`system`, `user`, `assistant`, `tool`) and `content`, a string.
     /// An assistant's may have `reasoning_content`, and `tool_calls` in OpenAI's shape but with
@@ -147,7 +148,7 @@ impl Question {
             Input::Tokens(tokens) => Ok((tokens.clone(), None)),
             Input::Chat(chat) => {
                 let other = chat.other_template(loaded)?;
-                let template = other.as_ref().unwrap_or(loaded.model.chat_template());
+                let template = other.as_ref().unwrap_or_else(|| loaded.model.chat_template());
                 let format = Format::of_template(template.source());
                 let text = chat.render(template, &format)?;
                 let reading = chat.reading(&format, &text, tokenizer)?;

@@ -22,8 +22,8 @@ use m40llm::Completion;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::chat_reply::{timings, usage};
 use super::error::HttpError;
+use super::openai::{Timings, Usage};
 use super::{Context, HEAD_WAIT, params};
 use crate::generation::{Answer, Event, Input, Question, finish_word};
 
@@ -102,7 +102,7 @@ fn summary(model: &str, completion: &Completion) -> Value {
     json!({
         "model": model,
         "finish_reason": finish_word(completion.finish),
-        "usage": usage(completion),
-        "timings": timings(completion),
+        "usage": Usage::of(completion, 0),
+        "timings": Timings::of(completion),
     })
 }

@@ -59,13 +59,22 @@ pub(super) struct Fields {
     logit_bias: Option<BTreeMap<String, f32>>,
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
+    max_output_tokens: Option<u32>,
     stop: Option<Stop>,
-    logprobs: Option<bool>,
+    logprobs: Option<Logprobs>,
     top_logprobs: Option<u32>,
     ignore_eos: Option<bool>,
     urgency: Option<UrgencyName>,
     /// Seconds after which the request is to be over, whether it waits or runs.
     deadline_s: Option<f64>,
+}
+
+/// Whether log-probabilities are wanted, or of how many of the likeliest tokens, as older APIs ask.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(untagged, expecting = "expected true, false or a number")]
+enum Logprobs {
+    Whether(bool),
+    Top(u32),
 }
 
 /// How urgent a request is beside others.
@@ -91,7 +100,7 @@ impl Fields {
         definition: Option<&Definition>,
     ) -> Result<GenerateParams, HttpError> {
         let defaults = definition.map(|definition| definition.sampling.params());
-        let max_tokens = self.max_completion_tokens.or(self.max_tokens);
+        let max_tokens = self.max_completion_tokens.or(self.max_output_tokens).or(self.max_tokens);
         if max_tokens == Some(0) {
             return Err(HttpError::bad_param("max_tokens", "must be at least 1"));
         }
@@ -103,6 +112,12 @@ impl Fields {
             stop: stops(self.stop)?,
             ..GenerateParams::default()
         })
+    }
+
+    /// For routes that have another word for it: whether log-probabilities are wanted.
+    pub(super) fn set_logprobs(&mut self, wanted: bool) {
+        self.logprobs = Some(Logprobs::Whether(wanted));
+        self.top_logprobs = self.top_logprobs.filter(|_| wanted);
     }
 
     /// How the request is to be treated beside others.
@@ -128,12 +143,15 @@ impl Fields {
             let message = format!("is {top}, the most is {TOP_LOGPROBS_MAX}");
             return Err(HttpError::bad_param("top_logprobs", message));
         }
-        match self.logprobs.unwrap_or(false) {
-            true => Ok(Some(top)),
-            false if top > 0 => {
-                Err(HttpError::bad_param("top_logprobs", "needs \"logprobs\": true"))
+        match self.logprobs {
+            Some(Logprobs::Whether(true)) => Ok(Some(top)),
+            Some(Logprobs::Top(top)) if top <= TOP_LOGPROBS_MAX => Ok(Some(top)),
+            Some(Logprobs::Top(top)) => {
+                let message = format!("is {top}, the most is {TOP_LOGPROBS_MAX}");
+                Err(HttpError::bad_param("logprobs", message))
             }
-            false => Ok(None),
+            _ if top > 0 => Err(HttpError::bad_param("top_logprobs", "needs \"logprobs\": true")),
+            _ => Ok(None),
         }
     }
 
@@ -229,6 +247,9 @@ mod tests {
         assert_eq!(got.sampling.repeat_penalty, 1.5);
         assert_eq!(got.sampling.logit_bias, [(12, -100.0), (7, 1.5)]);
         assert_eq!(params(r#"{"stop":"x","seed":5}"#).unwrap().sampling.seed, Some(5));
+        assert_eq!(params(r#"{"logprobs":2}"#).unwrap().logprobs, Some(2));
+        let got = params(r#"{"max_output_tokens":3,"max_tokens":9}"#).unwrap();
+        assert_eq!(got.max_tokens, Some(3));
     }
 
     #[test]
@@ -237,6 +258,7 @@ mod tests {
             (r#"{"max_tokens":0}"#, "max_tokens"),
             (r#"{"top_logprobs":3}"#, "top_logprobs"),
             (r#"{"logprobs":true,"top_logprobs":21}"#, "top_logprobs"),
+            (r#"{"logprobs":21}"#, "logprobs"),
             (r#"{"stop":""}"#, "stop"),
             (r#"{"logit_bias":{"x":1}}"#, "logit_bias"),
             (r#"{"temperature":-1}"#, "temperature"),

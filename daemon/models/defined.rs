@@ -155,9 +155,9 @@ impl Judge for Models {
         });
         let catalog = self.catalog();
         self.with_desk(|desk, _| {
-            self.inner
-                .opener
-                .keep_only(|name| desk.known(name).is_some() || catalog.find(name).is_some());
+            let is_known = |name: &str| desk.known(name).is_some() || catalog.find(name).is_some();
+            self.inner.opener.keep_only(is_known);
+            self.inner.looks.keep_only(is_known);
         });
     }
 }

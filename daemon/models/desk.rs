@@ -82,6 +82,8 @@ enum Stage {
     Runs {
         since: Moment,
         cut: Arc<Cut>,
+        /// Bytes that it has beyond those of a session.
+        lent: u64,
     },
 }
 
@@ -246,8 +248,8 @@ impl Desk {
         let actions = match request.stage {
             Stage::Waits(_) => self.scheduler.cancel(self.now(), id),
             Stage::Held { .. } => self.scheduler.finished(self.now(), id),
-            Stage::Runs { .. } => {
-                let mut actions = self.end_session(&request.model);
+            Stage::Runs { lent, .. } => {
+                let mut actions = self.end_session(&request.model, lent);
                 actions.extend(self.scheduler.finished(self.now(), id));
                 actions
             }
@@ -344,6 +346,7 @@ impl Desk {
         failure: LoadFailure,
         outside: &impl Outside,
     ) {
+        let found_no_place = failure.found_no_place();
         let LoadFailure { code, message } = failure;
         warn!(model = name.as_str(), error = message, "cannot load");
         self.metrics.load_failed(name.as_str());
@@ -351,7 +354,12 @@ impl Desk {
         if let Some(known) = self.known.get_mut(name) {
             known.failure = Some(code);
         }
-        let actions = self.scheduler.load_failed(self.now(), name, message);
+        let now = self.now();
+        let actions = if found_no_place {
+            self.scheduler.found_no_place(now, name, message)
+        } else {
+            self.scheduler.load_failed(now, name, message)
+        };
         self.carry_out(actions, outside);
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use m40_control::{LoadedModel, ModelEntry, ModelState};
 use m40_manifest as manifest;
 use m40_sched::residency::{ModelStatus, Residence};
+use m40llm::model_files;
 
 use super::loaded::Loaded;
 use super::source::{Origin, Source};
@@ -74,7 +75,7 @@ fn in_place_entry(name: &str, path: &Path) -> ModelEntry {
         state: ModelState::Stored,
         failure: None,
         progress: None,
-        size_bytes: std::fs::metadata(path).map_or(0, |metadata| metadata.len()),
+        size_bytes: model_files(path).iter().map(|file| size(file)).sum(),
         architecture: String::new(),
         quantization: String::new(),
         parameters: 0,
@@ -82,6 +83,11 @@ fn in_place_entry(name: &str, path: &Path) -> ModelEntry {
         imported_at_unix_s: None,
         loaded: None,
     }
+}
+
+/// Bytes of a file, none of one that is not there.
+fn size(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
 /// The entry of a model that a manifest defines and whose file is here, or should be.

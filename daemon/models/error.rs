@@ -65,6 +65,13 @@ pub(crate) struct LoadFailure {
     pub message: String,
 }
 
+impl LoadFailure {
+    /// Whether it would fit if what is free was in one piece.
+    pub(super) fn found_no_place(&self) -> bool {
+        self.code == ErrorCode::Busy
+    }
+}
+
 impl From<&LoadError> for LoadFailure {
     fn from(error: &LoadError) -> Self {
         let code = match error {

@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use m40_sched::ModelName;
-use m40llm::{Completion, FinishReason, GenerateError, GpuError, Model, Session};
+use m40llm::{
+    BenchOptions, Completion, FinishReason, GenerateError, GpuError, Model, OnLine, Session,
+};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::job::{Cut, Job, JobError, JobEvent, lock};
@@ -141,6 +143,18 @@ impl Loaded {
             }
             (completion, _) => Ok(JobEvent::Done(completion)),
         }
+    }
+
+    /// Measures the model in a session of its own. Blocking.
+    pub(crate) fn bench(
+        &self,
+        options: &BenchOptions,
+        on_line: &mut OnLine<'_>,
+    ) -> Result<(), GenerateError> {
+        let mut session = self.begin();
+        let done = session.bench(options, on_line);
+        self.end(session);
+        done
     }
 
     fn begin(&self) -> Session {

@@ -99,6 +99,12 @@ pub(crate) struct Run {
 }
 
 impl Run {
+    /// Has up to `bytes` of memory beyond those of a session until it is dropped; returns how many.
+    pub(crate) fn lend(&self, bytes: u64) -> u64 {
+        let place = &self.place;
+        place.models.with_desk(|desk, _| desk.lend(place.id, bytes))
+    }
+
     /// Answers a job on a thread of its own, and ends with it.
     pub(crate) fn answer(self, job: Job) {
         spawn_blocking(move || {

@@ -40,14 +40,14 @@ struct Weighed {
 
 /// What tells whether a file is another one than it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+pub(super) struct Stamp {
     inode: u64,
     bytes: u64,
     modified: (i64, i64),
 }
 
 impl Stamp {
-    fn of(path: &Path) -> Option<Self> {
+    pub(super) fn of(path: &Path) -> Option<Self> {
         let file = fs::metadata(path).ok()?;
         let modified = (file.mtime(), file.mtime_nsec());
         Some(Self { inode: file.ino(), bytes: file.size(), modified })

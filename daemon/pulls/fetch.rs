@@ -37,6 +37,8 @@ pub(crate) enum State {
 struct Interest {
     is_defined: bool,
     watchers: usize,
+    /// Those of them who wait while it is tried again.
+    patient: usize,
 }
 
 /// A source that is being fetched, or waits to be tried again.
@@ -171,8 +173,8 @@ impl Fetch {
                 Ok(record) => return record,
                 Err(error) => error,
             };
-            // Nobody but a manifest waits for that.
-            let is_waited_for = self.interest.borrow().is_defined && error.may_pass();
+            let Interest { is_defined, patient, .. } = *self.interest.borrow();
+            let is_waited_for = (is_defined || patient > 0) && error.may_pass();
             let again = is_waited_for.then(|| Instant::now() + wait);
             let failure = Failure::new(&error, again);
             warn!(source = self.source().shown(), "cannot fetch: {failure}");
@@ -228,12 +230,19 @@ impl Fetch {
                 Ok(()) = progress.changed() => {}
             }
         };
-        let (defaults, left_out) = pulled.ollama.as_ref().map(Defaults::of).unwrap_or_default();
+        let found = files(&pulled);
+        let weights = found.first().map(|file| blobs.path(&file.sha256)).unwrap_or_default();
+        let defaults = move || {
+            let ollama = pulled.ollama.as_ref();
+            ollama.map(|model| Defaults::beside(model, &weights)).unwrap_or_default()
+        };
+        let defaults = tokio::task::spawn_blocking(defaults).await;
+        let (defaults, left_out) = defaults.map_err(|_| FetchError::Lost)?;
         if !left_out.is_empty() {
             let left_out = left_out.join(", ");
             info!(source = self.source().shown(), left_out, "the source says more than is used");
         }
-        Ok((Found::Stored(files(&pulled)), defaults, left_out))
+        Ok((Found::Stored(found), defaults, left_out))
     }
 
     /// Hashes a file of this machine where it is.
@@ -304,19 +313,23 @@ impl Drop for CancelOnDrop {
 #[derive(Debug)]
 pub(crate) struct Watching {
     state: watch::Receiver<State>,
-    fetch: Option<Arc<Fetch>>,
+    /// Where it is not here, and whether this one waits while it is tried again.
+    fetch: Option<(Arc<Fetch>, bool)>,
     pulls: Pulls,
     source: Source,
 }
 
 impl Watching {
     /// Of a fetch that runs.
-    pub(super) fn of(pulls: &Pulls, fetch: Arc<Fetch>) -> Self {
-        fetch.interest.send_modify(|interest| interest.watchers += 1);
+    pub(super) fn of(pulls: &Pulls, fetch: Arc<Fetch>, is_patient: bool) -> Self {
+        fetch.interest.send_modify(|interest| {
+            interest.watchers += 1;
+            interest.patient += usize::from(is_patient);
+        });
         // What is told is what comes of the try that begins now.
         fetch.try_again();
         let (state, source) = (fetch.state.subscribe(), fetch.source().clone());
-        Self::new(pulls, source, state, Some(fetch))
+        Self::new(pulls, source, state, Some((fetch, is_patient)))
     }
 
     /// Of what is here.
@@ -329,7 +342,7 @@ impl Watching {
         pulls: &Pulls,
         source: Source,
         state: watch::Receiver<State>,
-        fetch: Option<Arc<Fetch>>,
+        fetch: Option<(Arc<Fetch>, bool)>,
     ) -> Self {
         pulls.watched().push(source.clone());
         Self { state, fetch, pulls: pulls.clone(), source }
@@ -355,8 +368,11 @@ impl Drop for Watching {
             watched.swap_remove(at);
         }
         drop(watched);
-        if let Some(fetch) = &self.fetch {
-            fetch.interest.send_modify(|interest| interest.watchers -= 1);
+        if let Some((fetch, is_patient)) = &self.fetch {
+            fetch.interest.send_modify(|interest| {
+                interest.watchers -= 1;
+                interest.patient -= usize::from(*is_patient);
+            });
         }
     }
 }

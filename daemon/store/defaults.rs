@@ -1,11 +1,13 @@
 //! What a source says of how its model is used: the layers that an Ollama registry has beside the
 //! weights. It counts where a manifest says nothing.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use m40_manifest::{Definition, STOP_BYTES_MAX, STOPS_MAX, Sampling, TEXT_BYTES_MAX, Text};
 use m40_store::OllamaModel;
 use m40_tokenizer::ChatTemplate;
+use m40llm::has_chat_template;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -23,8 +25,14 @@ pub(crate) struct Defaults {
 }
 
 impl Defaults {
+    /// What can be used of the layers beside these weights, and in words what cannot. Blocking.
+    pub(crate) fn beside(model: &OllamaModel, weights: &Path) -> (Self, Vec<String>) {
+        // One that cannot be read fails when it is loaded.
+        Self::of(model, has_chat_template(weights).unwrap_or(false))
+    }
+
     /// What can be used of the layers, and in words what cannot.
-    pub(crate) fn of(model: &OllamaModel) -> (Self, Vec<String>) {
+    fn of(model: &OllamaModel, has_template: bool) -> (Self, Vec<String>) {
         let mut left = model.left_out.clone();
         let mut text = |what: &str, text: &Option<String>, is_good: &dyn Fn(&str) -> bool| {
             let text = text.clone().filter(|text| !text.trim().is_empty())?;
@@ -34,8 +42,12 @@ impl Defaults {
             }
             is_good.then_some(text)
         };
-        // Most are in Go's template language, which is another; then the file's own counts.
-        let is_template = |text: &str| ChatTemplate::new(text, "", "").is_ok();
+        // Most are in Go's language, written anew after the file's own, which is what the model was
+        // trained with.
+        let is_template = |text: &str| {
+            let template = ChatTemplate::new(text, "", "");
+            template.is_ok_and(|template| !has_template || !template.is_go())
+        };
         let template = text("template", &model.template, &is_template);
         let system = text("system", &model.system, &|_| true);
         let mut defaults = Self { template, system, ..Self::default() };
@@ -131,11 +143,26 @@ mod tests {
     use super::*;
 
     fn defaults(params: &Value, template: &str) -> (Defaults, Vec<String>) {
-        Defaults::of(&OllamaModel {
+        let model = OllamaModel {
             template: Some(template.to_owned()),
             params: params.as_object().expect("an object").clone(),
             ..OllamaModel::default()
-        })
+        };
+        Defaults::of(&model, true)
+    }
+
+    #[test]
+    fn a_template_in_gos_language_counts_where_the_file_has_none() {
+        let of = |template: &str, has_template| {
+            let template = Some(template.to_owned());
+            let model = OllamaModel { template, ..OllamaModel::default() };
+            let (found, left) = Defaults::of(&model, has_template);
+            (found.template.is_some(), left.is_empty())
+        };
+        assert_eq!(of("{{ .Prompt }}", false), (true, true));
+        assert_eq!(of("{{ .Prompt }}", true), (false, false));
+        assert_eq!(of("{{ call .Prompt }}", false), (false, false), "what is not known is told");
+        assert_eq!(of("{{ messages[0].content }}", true), (true, true));
     }
 
     #[test]

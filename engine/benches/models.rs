@@ -184,7 +184,7 @@ fn bench_cpu(model: &str, arguments: &Arguments) -> Result<(), Failed> {
     let info = loaded.info();
     title(model, &info.quantization, info.weight_bytes);
     heading();
-    loaded.bench(&arguments.options, &mut go_on)?;
+    loaded.session().bench(&arguments.options, &mut go_on)?;
     Ok(())
 }
 

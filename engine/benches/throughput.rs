@@ -4,7 +4,9 @@
 //!
 //! Without models, the two that `make models` fetches. Each figure is the best of several rounds:
 //! other work on the machine only ever makes a round slower. The second table has the tokens of all
-//! sessions together that generate at a time; its columns are measured in turn, round by round.
+//! sessions together that generate at a time; its columns are measured in turn, round by round. The third
+//! has an answer to a JSON schema, as many tokens without one, and what finding the tokens that may come
+//! next takes of that: for the first answer of a schema, whose masks nobody has found before.
 
 #![expect(clippy::print_stdout, reason = "a printed table is its purpose")]
 
@@ -17,9 +19,10 @@ use std::time::{Duration, Instant};
 
 use m40_testkit::models;
 use m40llm::{
-    CancelToken, Completion, Decode, Device, Engine, EngineOptions, GenerateParams, GpuOptions,
-    Model, ModelOptions, SamplingParams, Session,
+    CancelToken, Completion, Constraint, Decode, Device, Engine, EngineOptions, GenerateParams,
+    GpuOptions, Grammar, Model, ModelOptions, SamplingParams, Session,
 };
+use serde_json::{Value, json};
 
 const DECODE_TOKENS: u32 = 64;
 const DEEP: usize = 1024;
@@ -81,6 +84,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("|---{}|", "|---".repeat(SESSIONS.len()));
     for path in &arguments.models {
         println!("{}", row_of_sessions(&engine, path, arguments.rounds)?);
+    }
+    println!();
+    println!(
+        "| model | any text | with a JSON schema | mask mean us | 99 % below | mean of a step | \
+         first grammar ms | another ms |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+    for path in &arguments.models {
+        println!("{}", row_of_schema(&engine, path, arguments.rounds)?);
     }
     Ok(())
 }
@@ -155,6 +167,88 @@ fn best(
     mut rate: impl FnMut() -> Result<f64, Box<dyn Error>>,
 ) -> Result<f64, Box<dyn Error>> {
     (0..rounds).try_fold(0.0, |best, _| rate().map(|rate| f64::max(best, rate)))
+}
+
+/// What answers to the benchmark's schema are: a list of people, long enough to measure.
+fn schema() -> Value {
+    let text = json!({"type": "string", "minLength": 3, "maxLength": 40});
+    let person = json!({
+        "type": "object",
+        "properties": {
+            "name": text,
+            "email": {"type": "string", "pattern": "^[a-z]{3,12}@[a-z]{3,12}\\.(com|org)$"},
+            "age": {"type": "integer", "minimum": 0, "maximum": 130},
+            "role": {"enum": ["admin", "editor", "reader"]},
+            "tags": {"type": "array", "items": text, "minItems": 2, "maxItems": 4},
+        },
+        "required": ["name", "email", "age", "role", "tags"],
+        "additionalProperties": false,
+    });
+    json!({"type": "array", "items": person, "minItems": 3, "maxItems": 3})
+}
+
+fn row_of_schema(engine: &Engine, path: &Path, rounds: usize) -> Result<String, Box<dyn Error>> {
+    let model = engine.load(path, &ModelOptions::default())?;
+    let grammar = Grammar::JsonSchema(schema());
+    let compile = || -> Result<_, Box<dyn Error>> {
+        let begun = Instant::now();
+        let constraint = model.grammar(&grammar)?;
+        Ok((constraint, begun.elapsed()))
+    };
+    let (_, first) = compile()?;
+    let prompt = model.tokenizer().encode_prompt("Three people of our team, as JSON: ");
+    let (mut free, mut held, mut masks, mut again) = (0.0, 0.0, vec![], Duration::MAX);
+    for _ in 0..rounds {
+        let (constraint, time) = compile()?;
+        again = again.min(time);
+        let params = GenerateParams {
+            sampling: SamplingParams::greedy(),
+            max_tokens: Some(1000),
+            logprobs: Some(0),
+            constraint: Some(constraint),
+            ..GenerateParams::default()
+        };
+        let mut ids = vec![];
+        let done =
+            model.session().generate(&prompt, &params, &CancelToken::default(), &mut |chunk| {
+                ids.extend(chunk.logprobs.iter().map(|token| token.id));
+            })?;
+        let tokens = done.completion_tokens as usize - 1;
+        held = f64::max(held, per_second(tokens, done.decode_time));
+        let done = generate(&mut model.session(), &prompt, tokens as u32 + 1)?;
+        free = f64::max(free, per_second(tokens, done.decode_time));
+        masks.extend(mask_times(&model, &compile()?.0, &ids)?);
+    }
+    masks.sort_unstable();
+    let mean = masks.iter().sum::<Duration>().as_secs_f64() / masks.len() as f64;
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    Ok(format!(
+        "| {name} | {free:.1} | {held:.1} ({:.2}) | {:.0} | {:.0} | {:.1} % | {:.0} | {:.1} |",
+        held / free,
+        mean * 1e6,
+        masks[masks.len() * 99 / 100].as_secs_f64() * 1e6,
+        mean * free * 100.0,
+        first.as_secs_f64() * 1e3,
+        again.as_secs_f64() * 1e3,
+    ))
+}
+
+/// What each token of an answer costs beyond the model and the sampler.
+fn mask_times(
+    model: &Model,
+    constraint: &Constraint,
+    ids: &[u32],
+) -> Result<Vec<Duration>, Box<dyn Error>> {
+    let mut logits = vec![0.0; model.info().vocab as usize];
+    let mut progress = constraint.start();
+    let step = |id: &u32| {
+        logits.fill(0.0);
+        let begun = Instant::now();
+        progress.mask(&mut logits)?;
+        progress.accept(*id)?;
+        Ok(begun.elapsed())
+    };
+    ids.iter().map(step).collect()
 }
 
 /// A prompt that no tokenizer made, another for each number: any tokens cost the same, but for those

@@ -7,6 +7,7 @@
 //! this shows in what is said. Sessions join and leave between any two passes.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::slice;
 use std::time::{Duration, Instant};
@@ -62,6 +63,11 @@ impl Job {
         self.tokens.extend_from_slice(now);
         self.is_end = now.len() == tokens.len();
         self.count = 0;
+    }
+
+    /// Where in the conversation what it asks with is.
+    pub(super) fn positions(&self) -> Range<usize> {
+        self.position..self.position + self.tokens.len()
     }
 
     fn is_stream(&self) -> bool {

@@ -50,6 +50,9 @@ impl CpuModel {
         pooling: Pooling,
         cancel: &CancelToken,
     ) -> Result<Vec<Vec<f32>>, EmbedError> {
+        // What a session may have is taken by the texts' caches, so nothing is kept there meanwhile.
+        let place = self.cache();
+        lock(&self.prefixes).lend(place.session);
         let mut vectors = Vec::with_capacity(texts.len());
         while vectors.len() < texts.len() {
             let waiting = &texts[vectors.len()..];

@@ -17,6 +17,7 @@ mod llamacpp;
 mod manifests;
 mod metrics;
 mod models;
+mod openai;
 mod openapi;
 mod pulls;
 mod real;

@@ -85,6 +85,34 @@ fn a_defined_model_is_listed_loaded_on_request_and_known_by_its_aliases() {
 }
 
 #[test]
+fn a_model_can_do_what_its_manifest_says_or_else_its_file() {
+    let mut daemon = defined("aliases = [\"n\"]").start();
+    let can = |daemon: &Daemon, name: &str| {
+        let shown = ctl(daemon, &["show", "--json", name]).ok().json();
+        shown["capabilities"].clone()
+    };
+    assert_eq!(can(&daemon, "m"), json!(["completion"]));
+    let template = "template = \"{{ tools }}{{ messages[0].content }}<think>\"";
+    write(daemon.dir(), "m", &format!("{}{template}", source(&daemon)));
+    reloaded(&mut daemon);
+    assert_eq!(can(&daemon, "m"), json!(["completion", "tools", "thinking"]));
+    let said = "aliases = [\"n\"]\ncapabilities = [\"vision\", \"insert\"]";
+    write(daemon.dir(), "m", &format!("{}{said}", source(&daemon)));
+    reloaded(&mut daemon);
+    assert_eq!(can(&daemon, "n"), json!(["insert", "vision"]));
+    let shown = ctl(&daemon, &["show", "m"]).ok().out;
+    assert!(shown.contains("can         insert, vision\n"), "{shown}");
+    let bare = TinyModel::new("llama").chat_template(None).builder();
+    let encoder = bare.meta("llama.pooling_type", 1_u32).build();
+    fs::write(daemon.dir().join("e.gguf"), encoder).unwrap();
+    write(daemon.dir(), "e", &format!("source = {:?}", path_str(&daemon.dir().join("e.gguf"))));
+    reloaded(&mut daemon);
+    assert_eq!(can(&daemon, "e"), json!(["embedding"]));
+    fs::remove_file(daemon.dir().join("e.gguf")).unwrap();
+    assert_eq!(can(&daemon, "e"), Value::Null, "nobody says it");
+}
+
+#[test]
 fn what_a_definition_says_of_answers_counts_at_once() {
     let mut daemon = defined("[sampling]\ntemperature = 0").start();
     // Without the definition a request that says nothing is sampled at random.

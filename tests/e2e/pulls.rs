@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::sources::{CHUNK, at, check_serves, define, listed, padded, sha256};
+use crate::sources::{CHUNK, at, check_serves, define, listed, padded, sha256, until};
 use crate::{Done, M40CTL, ctl};
 
 #[test]
@@ -110,6 +110,42 @@ fn an_interrupted_pull_ends_and_the_same_command_goes_on_but_that_of_a_manifest_
     check_serves(&daemon, "m");
     ctl(&daemon, &["pull", "d"]).ok();
     assert_eq!(origin.seen_at("/d.gguf").len(), 1);
+}
+
+#[test]
+fn a_pull_that_a_restart_cut_goes_on_by_itself_and_one_that_was_given_up_does_not() {
+    let origin = Origin::start();
+    origin.file("/m.gguf", padded(2 * CHUNK));
+    origin.file("/up.gguf", padded(CHUNK));
+    origin.fault("/m.gguf", Fault::HoldAfter(CHUNK as u64 + 1));
+    origin.fault("/up.gguf", Fault::HoldAfter(1000));
+    let daemon = at(&origin).start();
+    let begun = |path: &str| {
+        let mut command = daemon.ctl(M40CTL, &["pull", "--json", &origin.url(path)]);
+        let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut pull = command.spawn().expect("m40ctl must run");
+        let mut lines = BufReader::new(pull.stdout.take().expect("a pipe")).lines();
+        assert!(lines.next().expect("a line").expect("text").contains("begun"));
+        // It would end if nobody read on.
+        (pull, lines)
+    };
+    let pulls = daemon.dir().join("state/pulls");
+    let is_noted = |name: &str| pulls.join(name).exists();
+    let (mut given_up, _lines) = begun("/up.gguf");
+    until("on disk", || is_noted("up.toml"));
+    kill(Pid::from_raw(given_up.id() as i32), Signal::SIGINT).expect("m40ctl must be there");
+    given_up.wait().expect("m40ctl must end");
+    until("forgotten", || !is_noted("up.toml"));
+    let (mut cut, _lines) = begun("/m.gguf");
+    until("on disk", || is_noted("m.toml"));
+    let builder = daemon.crash();
+    cut.wait().expect("m40ctl must end");
+    origin.release();
+    let daemon = builder.start();
+    until("here", || listed(&daemon, "m")["state"] == "stored");
+    check_serves(&daemon, "m");
+    until("forgotten", || !is_noted("m.toml"));
+    assert_eq!(listed(&daemon, "up"), Value::Null);
 }
 
 #[test]

@@ -274,6 +274,21 @@ fn what_a_registry_says_of_how_to_use_a_model_counts_where_the_manifest_is_silen
     assert!(ctl(&daemon, &["pull", "m"]).ok().out.starts_with("m is here"));
     ctl(&daemon, &["pull", "--update", "m"]).ok();
     assert_eq!(generate("m")["text"], "");
+
+    // A template in Go's language counts where the file has none of its own.
+    define(daemon.dir(), "m", "source = \"ollama:tiny:1b\"\n");
+    ctl(&daemon, &["reload"]).ok();
+    let go = b"{{ if .System }}{{ .System }} {{ end }}{{ .Prompt }}";
+    let tiny = || TinyModel::new("llama");
+    for (model, counts) in [(tiny().chat_template(None), true), (tiny(), false)] {
+        ollama(&origin, &model.build(), b"{}", go);
+        ctl(&daemon, &["pull", "--update", "m"]).ok();
+        // One that was loaded keeps its template where there is no other.
+        ctl(&daemon, &["unload", "m"]).ok();
+        assert_eq!(tokens("m") == with_template, counts);
+        let shown = ctl(&daemon, &["show", "m"]).ok().out;
+        assert_eq!(shown.contains("template = "), counts, "{shown}");
+    }
 }
 
 #[test]

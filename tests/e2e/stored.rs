@@ -128,6 +128,41 @@ fn a_damaged_file_is_found_and_what_a_manifest_names_is_fetched_again() {
 }
 
 #[test]
+fn files_that_are_used_where_they_are_are_verified_by_name_and_stay_there() {
+    let builder = builder();
+    let file = tiny(builder.dir(), "tiny.gguf");
+    let bytes = fs::read(&file).unwrap();
+    let source = format!("source = {:?}\n", path_str(&file));
+    define(builder.dir(), "m", &format!("{source}sha256 = {:?}\n", sha256(&bytes)));
+    define(builder.dir(), "plain", &source);
+    let split = builder.dir().join("split-00001-of-00002.gguf");
+    for (number, shard) in (1..).zip(TinyModel::new("llama").build_shards(2)) {
+        write(builder.dir(), &format!("split-0000{number}-of-00002.gguf"), &shard);
+    }
+    define(builder.dir(), "split", &format!("source = {:?}\n", path_str(&split)));
+    let daemon = builder.start();
+    ctl(&daemon, &["pull", "m"]).ok();
+    let good = ctl(&daemon, &["verify", "m"]).ok().out;
+    assert!(good.starts_with(&sha256(&bytes)) && good.ends_with("tiny.gguf: good\n"), "{good}");
+    let plain = ctl(&daemon, &["verify", "plain"]).ok().out;
+    assert!(plain.contains(&sha256(&bytes)) && plain.contains("nobody says"), "{plain}");
+    assert_eq!(ctl(&daemon, &["verify", "split"]).ok().out.lines().count(), 2);
+    assert_eq!(ctl(&daemon, &["verify"]).ok().out, "nothing is stored\n");
+
+    let shards = [1, 2].map(|number| format!("split-0000{number}-of-00002.gguf"));
+    let sizes = shards.map(|name| fs::metadata(daemon.dir().join(name)).unwrap().len());
+    assert_eq!(listed(&daemon, "split")["size_bytes"], sizes.iter().sum::<u64>());
+    let shown = ctl(&daemon, &["show", "--json", "split"]).ok().json();
+    assert_eq!(shown["files"].as_array().map(Vec::len), Some(2));
+
+    fs::write(&file, TinyModel::new("llama").seed(3).build()).unwrap();
+    let other = ctl(&daemon, &["verify", "m"]);
+    other.fails(65, &["a file is damaged"]);
+    assert!(other.out.contains("is another file"), "{}", other.out);
+    assert!(file.exists());
+}
+
+#[test]
 fn models_of_ollama_and_of_a_cache_are_adopted_and_found_by_their_sources() {
     let builder = builder().config(
         "[store]\nproxy = \"none\"\nhugging_face = \"http://127.0.0.1:1\"\nollama = \"http://127.0.0.1:1\"",

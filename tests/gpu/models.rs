@@ -391,6 +391,7 @@ fn every_figure_of_a_benchmark_is_measured() {
         tokens: 4,
         depths: vec![0, 300, 100_000],
         batches: vec![1, 9],
+        ..BenchOptions::default()
     };
     for launches in LAUNCHES {
         let mut executor = model.load(&arena, launches, 9 * CONTEXT as usize);

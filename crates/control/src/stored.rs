@@ -181,6 +181,9 @@ pub struct NameRequest {
 pub struct ModelDetails {
     /// What lists say of it.
     pub model: ModelEntry,
+    /// What it can do, as its manifest says, or else its file; absent where neither is here to say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<Vec<String>>,
     /// Its files, as far as they are here.
     pub files: Vec<FileDetails>,
     /// What is set of how it is used, by its manifest or its source: key and value.
@@ -255,7 +258,8 @@ pub struct PrunedFile {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VerifyRequest {
-    /// The model whose files are hashed; all that are stored by default.
+    /// The model whose files are hashed, also those that are used where they are; all that are stored by
+    /// default.
     #[serde(default)]
     pub model: Option<String>,
 }
@@ -268,8 +272,14 @@ pub enum VerifyEvent {
     Progress(PullProgress),
     /// A file was hashed.
     File {
-        /// What it should hash to.
+        /// What it should hash to; or, if nobody says that, what it does.
         sha256: String,
+        /// Whether somebody says what it should hash to.
+        #[serde(default = "yes")]
+        expected: bool,
+        /// Where it is, if it is used there and not stored.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        path: Option<PathBuf>,
         /// Its size.
         size_bytes: u64,
         /// The models that need it.
@@ -282,7 +292,7 @@ pub enum VerifyEvent {
     Done {
         /// How many are good.
         good: u64,
-        /// How many are not, and are in quarantine.
+        /// How many are not. Those of the store are in quarantine.
         bad: u64,
     },
     /// Something else went wrong; the last line.
@@ -292,13 +302,18 @@ pub enum VerifyEvent {
     },
 }
 
+fn yes() -> bool {
+    true
+}
+
 /// What is wrong with a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Damage {
     /// What it hashes to.
     pub found_sha256: String,
-    /// Where it was put, out of the way.
-    pub quarantine: PathBuf,
+    /// Where it was put, out of the way; absent of a file that is not the daemon's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantine: Option<PathBuf>,
     /// Which of its pieces of 4 MiB are damaged, counted from 0, as far as that is known.
     pub bad_chunks: Vec<u64>,
 }

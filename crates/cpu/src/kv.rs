@@ -9,6 +9,7 @@
 //! that the weighted sum runs over dimensions. Layers of int8 have scales beside them, of keys and of
 //! values `[kv_head][PAGE_TOKENS] f32`: a head's elements are its integers times its token's scale.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::f16;
@@ -78,6 +79,13 @@ fn quantise(head: &[f32], put: impl FnMut((usize, i8))) -> f32 {
 #[derive(Clone, Debug)]
 pub struct SharedPage(Arc<Page>);
 
+impl SharedPage {
+    /// Whether no cache has it.
+    pub fn is_alone(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+}
+
 /// Keys and values of every token of one sequence.
 #[derive(Debug)]
 pub struct KvCache {
@@ -131,6 +139,32 @@ impl KvCache {
         self.pages.len() * self.page_bytes()
     }
 
+    /// Pages allocated now, those that others have too among them.
+    pub fn pages(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Pages that storing tokens at `positions`, which follow those stored, takes: new ones, and copies of
+    /// those that others have too.
+    pub fn lacking(&self, positions: Range<usize>) -> usize {
+        let pages = positions.start / PAGE_TOKENS..positions.end.div_ceil(PAGE_TOKENS);
+        let has =
+            |page: &usize| self.pages.get(*page).is_some_and(|page| Arc::strong_count(page) == 1);
+        pages.filter(|page| !has(page)).count()
+    }
+
+    /// Takes the memory for that, so that storing takes none.
+    ///
+    /// # Panics
+    /// If the context has no room for it.
+    pub fn reserve(&mut self, positions: Range<usize>) {
+        self.allocate(positions.end);
+        let written = positions.start / PAGE_TOKENS..positions.end.div_ceil(PAGE_TOKENS);
+        for page in &mut self.pages[written] {
+            Arc::make_mut(page);
+        }
+    }
+
     /// Bytes of a page.
     pub fn page_bytes(&self) -> usize {
         let PageSize { halves, bytes, scales } = self.page;
@@ -169,6 +203,11 @@ impl KvCache {
     /// # Panics
     /// If `tokens` exceeds the context; the caller checks prompts where it can say so.
     pub(crate) fn grow(&mut self, tokens: usize) {
+        self.allocate(tokens);
+        self.len = self.len.max(tokens);
+    }
+
+    fn allocate(&mut self, tokens: usize) {
         assert!(tokens <= self.context, "{tokens} tokens in a cache for {}", self.context);
         let pages = tokens.div_ceil(PAGE_TOKENS);
         while self.pages.len() < pages {
@@ -179,7 +218,6 @@ impl KvCache {
                 scales: vec![0.0; scales].into_boxed_slice(),
             }));
         }
-        self.len = self.len.max(tokens);
     }
 
     /// Stores one token. `k`: `[kv_heads, key_dim]`, `v`: `[kv_heads, value_dim]`, both f32.
@@ -304,6 +342,25 @@ mod tests {
         other.store(0, 9, &[1.0, 77.0], &[2.0, 3.0]);
         assert_eq!((key(&one), key(&other)), (9.0, 77.0));
         assert_eq!(other.keys(0, 0, 0).number(PAGE_TOKENS + 8, 8), 8.0);
+    }
+
+    #[test]
+    fn what_storing_takes_is_known_before_and_taken_at_once() {
+        let layer = KvLayer { kv_heads: 1, key_dim: 2, value_dim: 2, ty: KvType::F16 };
+        let [mut one, mut other] = [0, 1].map(|_| KvCache::new(&[layer], 200));
+        assert_eq!((one.lacking(0..64), one.lacking(0..65)), (1, 2));
+        one.reserve(0..65);
+        assert_eq!((one.pages(), one.len(), one.lacking(0..128)), (2, 0, 0));
+        one.grow(65);
+        let page = one.share(0).unwrap();
+        other.adopt(page.clone());
+        assert!(!page.is_alone());
+        assert_eq!((other.lacking(64..65), other.lacking(63..65)), (1, 2), "a copy of the first");
+        other.truncate(9);
+        other.reserve(9..10);
+        assert_eq!((other.pages(), other.lacking(9..64)), (1, 0));
+        one.truncate(0);
+        assert!(page.is_alone());
     }
 
     #[test]

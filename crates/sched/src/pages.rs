@@ -345,6 +345,13 @@ impl Pages {
         preempted
     }
 
+    /// Frees the page that nobody has read for the longest time, and says which; `None` if none is kept.
+    pub fn give_up(&mut self) -> Option<u32> {
+        let page = self.prefixes.drop_oldest()?;
+        self.release(page);
+        Some(page)
+    }
+
     /// Whether there is such a sequence: it has neither ended nor had to give its pages.
     pub fn contains(&self, id: SequenceId) -> bool {
         self.sequences.contains_key(&id)
@@ -410,10 +417,8 @@ impl Pages {
         page
     }
 
-    /// Frees the page that nobody has read for the longest time.
     fn drop_oldest(&mut self) {
-        let page = self.prefixes.drop_oldest().expect("some that are used are held by nobody");
-        self.release(page);
+        self.give_up().expect("some that are used are held by nobody");
     }
 
     fn release(&mut self, page: u32) {

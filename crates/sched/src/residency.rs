@@ -242,6 +242,7 @@ impl Scheduler {
             return self.decide(actions);
         }
         entry.failure = None;
+        entry.crowded = false;
         entry.kv_least = parts.kv;
         entry.state = State::Ready { since: self.now };
         if let Some(why) = then {
@@ -410,6 +411,7 @@ impl Scheduler {
         let in_a_row = entry.failure.as_ref().map_or(1, |last| last.in_a_row.saturating_add(1));
         let until = self.now + self.rules.cooldown_after(in_a_row);
         let failure = Failure { reason, in_a_row, until };
+        entry.crowded = false;
         entry.failure = Some(failure.clone());
         let refusal = self.load_refusal(name, &failure);
         self.refuse_waiting(name, &refusal, actions);

@@ -47,4 +47,4 @@ pub use secret::Secret;
 pub use settings::{Proxy, Settings, Token};
 pub use sha256::{CHUNK_BYTES, Sha256, Sha256Error};
 pub use store::Store;
-pub use verify::Verified;
+pub use verify::{Verified, hash_file_idly};

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use ioprio::{Class, Pid, Priority, Target};
@@ -10,7 +10,7 @@ use rustix::fs::Advice;
 use tracing::{debug, warn};
 
 use crate::error::{StoreError, failed};
-use crate::import::hash;
+use crate::import::{hash, hash_file};
 use crate::sha256::{CHUNK_BYTES, Sha256, State};
 use crate::store::{Inner, unix_s};
 
@@ -36,13 +36,7 @@ impl Inner {
         sha256: &Sha256,
         progress: &mut (dyn FnMut(u64) + Send),
     ) -> Result<Verified, StoreError> {
-        // The priority belongs to a thread and cannot be raised again everywhere.
-        let verify = || {
-            be_idle();
-            self.verify_here(sha256, progress)
-        };
-        thread::scope(|scope| scope.spawn(verify).join())
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        idly(|| self.verify_here(sha256, progress))
     }
 
     fn verify_here(
@@ -73,6 +67,25 @@ impl Inner {
         warn!(blob = %sha256, found = %hasher.finish(), ?bad_chunks, "a blob went bad");
         Ok(Verified::Quarantined { found: hasher.finish(), path: quarantined, bad_chunks })
     }
+}
+
+/// As [`hash_file`], giving way to all other use of the disk.
+pub fn hash_file_idly(
+    path: &Path,
+    progress: &mut (dyn FnMut(u64) + Send),
+) -> Result<(Sha256, u64), StoreError> {
+    idly(|| hash_file(path, progress))
+}
+
+/// Does this on a thread that gives way to all other use of the disk: the priority belongs to a thread and
+/// cannot be raised again everywhere.
+fn idly<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let work = || {
+        be_idle();
+        work()
+    };
+    thread::scope(|scope| scope.spawn(work).join())
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Which whole chunks of a file do not take one state of a chain to the next.

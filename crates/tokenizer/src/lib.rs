@@ -12,6 +12,7 @@
 mod bpe;
 mod detokenizer;
 mod error;
+mod fill_in;
 mod json;
 mod merge;
 mod pretokenize;
@@ -24,5 +25,6 @@ mod wordpiece;
 
 pub use detokenizer::Detokenizer;
 pub use error::TokenizerError;
+pub use fill_in::FillIn;
 pub use template::{ChatTemplate, TemplateError, TemplateInput};
 pub use tokenizer::{Special, Tokenizer};

@@ -5,7 +5,7 @@ use m40llm::{Completion, FinishReason, TokenLogprob};
 use serde_json::{Value, json};
 
 use crate::generation::{Delta, Whole};
-use crate::http::chat_reply::timings;
+use crate::http::openai::Timings;
 
 /// What all parts of one reply share.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ impl Reply {
             "tokens_predicted": completion.completion_tokens,
             "tokens_evaluated": completion.prompt_tokens,
             "tokens_cached": completion.cached_tokens,
-            "timings": timings(completion),
+            "timings": Timings::of(completion),
         });
         self.add_probabilities(&mut end, probs);
         end

@@ -9,8 +9,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::generation::{self, AskError, Chat};
-use crate::http::chat::{Message, template_messages};
 use crate::http::error::HttpError;
+use crate::http::openai::{Message, to_template};
 use crate::http::{Context, read_json};
 use crate::models::Urgency;
 
@@ -94,7 +94,7 @@ pub(super) async fn apply_template(
 ) -> Result<Json<Value>, HttpError> {
     let conversation: Conversation = read_json(&headers, body, context.body_limits).await?;
     let Conversation { model, messages, chat_template_kwargs: extra } = conversation;
-    let chat = Chat { messages: template_messages(messages)?, extra, ..Chat::default() };
+    let chat = Chat { messages: to_template(messages)?, extra, ..Chat::default() };
     let ticket = context.models.ask(model.as_deref(), Urgency::default()).await?;
     let prompt = generation::prompt(&context.models, ticket, chat).await?;
     Ok(Json(json!({"prompt": prompt.text})))

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use m40_sched::residency::Action;
-use m40_sched::{ModelName, RequestId};
+use m40_sched::{LedgerError, ModelName, RequestId};
 
 use super::{Cut, Desk, Request, Stage, Started, Want};
 
@@ -60,17 +60,36 @@ impl Desk {
             // Who does not listen any more is about to say so.
             drop(teller.send(Ok(Started { loaded, cut: Arc::clone(&cut) })));
         }
-        let stage = Stage::Runs { since: now, cut };
+        let stage = Stage::Runs { since: now, cut, lent: 0 };
         self.requests.insert(id, Request { stage, ..request });
         true
     }
 
-    /// A session has ended, and what it took is free.
-    pub(super) fn end_session(&mut self, model: &ModelName) -> Vec<Action> {
+    /// Has a request that runs have up to `bytes` more until it ends; returns how many.
+    pub(in crate::models) fn lend(&mut self, id: RequestId, bytes: u64) -> u64 {
+        let now = self.now();
+        let Some(request) = self.requests.get_mut(&id) else { return 0 };
+        let Stage::Runs { lent, .. } = &mut request.stage else { return 0 };
+        let model = &request.model;
+        let more = match self.scheduler.grow_kv(now, model, bytes) {
+            Ok(()) => bytes,
+            Err(LedgerError::Overdraft { free, .. })
+                if self.scheduler.grow_kv(now, model, free).is_ok() =>
+            {
+                free
+            }
+            Err(_) => 0,
+        };
+        *lent += more;
+        more
+    }
+
+    /// A session has ended, and what it took is free, with what its request was lent.
+    pub(super) fn end_session(&mut self, model: &ModelName, lent: u64) -> Vec<Action> {
         let now = self.now();
         let Some(resident) = self.residents.get_mut(model) else { return vec![] };
         resident.sessions -= 1;
-        let back = if resident.sessions > 0 { resident.session_bytes } else { 0 };
+        let back = lent + if resident.sessions > 0 { resident.session_bytes } else { 0 };
         // A model that leaves gives all of it back at once.
         if back == 0 || resident.loaded.is_none() {
             return vec![];

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::num::NonZeroU32;
 
+use m40_control::ErrorCode;
 use m40_sched::residency::Definition;
 use m40_testkit::gguf::TinyModel;
 use m40llm::{Engine, EngineOptions, Model, ModelOptions};
@@ -203,4 +204,37 @@ fn who_wants_no_more_than_a_load_takes_no_place_and_no_memory() {
     assert!(loads.try_recv().unwrap().is_ok());
     assert_eq!((table.running(), table.desk.requests().len()), (1, 1));
     assert!(table.desk.ask(ask, Want::Load, &table.log).unwrap().is_none(), "it is loaded");
+}
+
+#[test]
+fn a_model_that_finds_no_place_is_loaded_when_another_has_left() {
+    let mut table = Table::new(|model, _| 2 * model);
+    let (id, told) = table.ask("a");
+    table.loaded("a");
+    drop(told);
+    table.leave(id);
+    let (_, mut told) = table.ask("b");
+    let failure = || LoadFailure { code: ErrorCode::Busy, message: "no piece is free".to_owned() };
+    table.desk.load_failed(&"b".into(), failure(), &table.log);
+    table.log.check(&["load a", "load b", "drop a"]);
+    table.departed();
+    table.log.check(&["load a", "load b", "drop a", "load b"]);
+    assert!(told.try_recv().is_err(), "it waits");
+    table.desk.load_failed(&"b".into(), failure(), &table.log);
+    let refused = told.try_recv().unwrap().unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::Busy, "nobody is left: {refused}");
+    assert_eq!(table.held(), 0);
+}
+
+#[test]
+fn a_request_is_lent_what_is_free_until_it_ends() {
+    let mut table = Table::new(|model, _| model + 100);
+    let (id, _told) = table.ask("a");
+    table.loaded("a");
+    let before = table.held();
+    assert_eq!((table.desk.lend(id, 70), table.held()), (70, before + 70));
+    assert_eq!((table.desk.lend(id, 70), table.held()), (30, before + 100));
+    assert_eq!(table.desk.lend(id, 1), 0);
+    table.leave(id);
+    assert_eq!((table.held(), table.desk.lend(id, 1)), (before, 0));
 }

@@ -1,5 +1,6 @@
 //! Sessions that begin alike.
 
+use std::collections::BTreeMap;
 use std::thread;
 
 use m40_cpu::Row;
@@ -7,6 +8,7 @@ use proptest::prelude::*;
 
 use super::super::prefixes::Prefixes;
 use super::*;
+use crate::Session;
 use crate::tests::{Tiny, generate, greedy};
 
 /// Logits after the last of `tokens`, of which the cache holds some.
@@ -89,20 +91,105 @@ fn sessions_at_a_time_share_what_is_computed_meanwhile() {
     assert_eq!(together, alone);
 }
 
+#[test]
+fn what_is_kept_makes_way_for_a_session_that_grows() {
+    let model = Tiny::new(&TinyModel::new("llama").builder()).load();
+    let cached = |session: &mut Session, prompt: &[u32]| {
+        generate(session, prompt, &greedy(3)).completion.cached_tokens
+    };
+    let [first, other] = [1, 2].map(|seed| prompt(200, seed));
+    let mut session = model.session();
+    assert_eq!(cached(&mut session, &first), 0);
+    assert_eq!(cached(&mut model.session(), &first), 192);
+    drop(session);
+    assert_eq!(cached(&mut model.session(), &first), 192, "kept while nobody has it");
+    // A context has 256 tokens, four pages; without a session there may be as many.
+    assert_eq!(cached(&mut model.session(), &other), 0);
+    assert_eq!(cached(&mut model.session(), &first), 0);
+}
+
+/// What one of several sessions does.
+#[derive(Clone, Debug)]
+enum Step {
+    /// Continues a text that begins with `pages` pages like those of others that have `start`.
+    Say {
+        start: u32,
+        pages: usize,
+        len: usize,
+    },
+    Ends,
+    /// Is measured in.
+    Lends,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let say = (0..2u32, 0..5usize, 1..60usize);
+    prop_oneof![
+        6 => say.prop_map(|(start, pages, len)| Step::Say { start, pages, len }),
+        2 => Just(Step::Ends),
+        1 => Just(Step::Lends),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+
+    #[test]
+    fn there_are_never_more_pages_than_sessions_were_given(
+        steps in prop::collection::vec((0..3u64, 0..1000u32, step()), 1..30),
+    ) {
+        const PAGES: usize = 5;
+        let mut executor = executor(&TinyModel::new("llama").layers(1).context(CONTEXT as u32));
+        let mut prefixes = Prefixes::new(PAGES * PAGE_TOKENS);
+        let mut caches = BTreeMap::<u64, KvCache>::new();
+        for (session, end, step) in steps {
+            let cache = caches.entry(session).or_insert_with(|| {
+                prefixes.open(session);
+                executor.cache(PAGES * PAGE_TOKENS)
+            });
+            cache.truncate(0);
+            match step {
+                Step::Say { start, pages, len } => {
+                    let text = [prompt(PAGE_TOKENS * pages, start), prompt(len, 10 + end)].concat();
+                    let held = prefixes.find(session, cache, 0, &text);
+                    prefixes.reserve(session, cache, held..text.len());
+                    let pages = cache.pages();
+                    logits(&mut executor, cache, &text);
+                    prop_assert_eq!(cache.pages(), pages, "a pass takes no memory");
+                    prefixes.keep(cache, &text);
+                }
+                Step::Ends => {
+                    caches.remove(&session);
+                    prefixes.close(session);
+                }
+                Step::Lends => {
+                    prefixes.lend(session);
+                    let others: usize = caches.values().map(KvCache::pages).sum();
+                    prop_assert!(others + PAGES + prefixes.alone() <= prefixes.given());
+                    prefixes.open(session);
+                }
+            }
+            let taken = caches.values().map(KvCache::pages).sum::<usize>() + prefixes.alone();
+            prop_assert!(taken <= prefixes.given(), "{} of {}", taken, prefixes.given());
+            prop_assert_eq!(prefixes.given(), caches.len().max(1) * PAGES);
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
 
     #[test]
     fn what_is_found_has_the_bits_of_the_same_tokens_and_the_latest_text_is_found(
-        capacity in 0..9u32,
+        capacity in 0..9usize,
         texts in prop::collection::vec((0..3u32, 0..3u32, 0..4usize, 1..200usize), 1..10),
     ) {
         let mut executor = executor(&TinyModel::new("llama").layers(1).context(CONTEXT as u32));
-        let mut prefixes = Prefixes::with_capacity(capacity);
+        let mut prefixes = Prefixes::with_capacity(1 << 20, capacity);
         for (start, end, pages, len) in texts {
             let text = [prompt(PAGE_TOKENS * pages, start), prompt(len, 10 + end)].concat();
             let [mut cache, mut fresh] = [0, 1].map(|_| executor.cache(CONTEXT));
-            let held = prefixes.find(&mut cache, 0, &text);
+            let held = prefixes.find(0, &mut cache, 0, &text);
             prop_assert_eq!(held, cache.len());
             prop_assert!(held < text.len() && held.is_multiple_of(PAGE_TOKENS));
             let found = logits(&mut executor, &mut cache, &text);
@@ -110,8 +197,8 @@ proptest! {
 
             prefixes.keep(&cache, &text);
             let longer = [&text[..], &[7]].concat();
-            let again = prefixes.find(&mut executor.cache(CONTEXT), 0, &longer);
-            let kept = (text.len() / PAGE_TOKENS).min(capacity as usize);
+            let again = prefixes.find(0, &mut executor.cache(CONTEXT), 0, &longer);
+            let kept = (text.len() / PAGE_TOKENS).min(capacity);
             prop_assert_eq!(again, kept * PAGE_TOKENS);
         }
     }

@@ -7,7 +7,7 @@ use super::*;
 /// Compiles on a thread with the little stack that server threads have.
 fn outcome(grammar: Grammar) -> Result<(), GrammarError> {
     let work = move || TINY.compile(&grammar).map(|_| ());
-    let thread = std::thread::Builder::new().stack_size(256 << 10).spawn(work).unwrap();
+    let thread = std::thread::Builder::new().stack_size(256 << 10).spawn(work).expect("a thread");
     thread.join().expect("it must not panic")
 }
 

@@ -138,6 +138,7 @@ impl Scheduler {
         let number = self.number();
         if let Some(entry) = self.models.get_mut(model) {
             entry.state = State::Claiming { number };
+            entry.awaited = room.awaited;
         }
     }
 
@@ -175,6 +176,10 @@ impl Scheduler {
     /// for is promised to them.
     fn load_where_room_is(&mut self, actions: &mut Vec<Action>) {
         for name in self.claims() {
+            let goes = |awaited: &ModelName| self.models.get(awaited).is_some_and(Entry::is_going);
+            if self.models.get(&name).is_some_and(|entry| entry.awaited.iter().any(goes)) {
+                continue;
+            }
             let Some(entry) = self.models.get_mut(&name) else { continue };
             if self.ledger.reserve(&name, entry.definition.footprint.parts()).is_ok() {
                 entry.state = State::Loading { since: self.now, then: None };

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::action::Why;
 use super::definition::{Definition, RequestId};
 use super::queue::Queue;
+use crate::footprint::ModelName;
 use crate::moment::Moment;
 
 /// Share of the latest time in the time that answers are reckoned to take.
@@ -64,6 +65,10 @@ pub(super) struct Entry {
     pub kv_least: u64,
     /// Bytes of KV cache that it is to give back while it stays.
     pub owes: u64,
+    /// Whether its latest load found no place, although enough was free.
+    pub crowded: bool,
+    /// While it has a claim: those that must be gone before it is loaded, whoever has the bytes.
+    pub awaited: Vec<ModelName>,
     /// What the latest load took.
     pub load_took: Option<Duration>,
     answer_time: Option<Duration>,
@@ -82,6 +87,8 @@ impl Entry {
             failure: None,
             kv_least: 0,
             owes: 0,
+            crowded: false,
+            awaited: vec![],
             load_took: None,
             answer_time: None,
         }
@@ -98,6 +105,15 @@ impl Entry {
     /// Whether it holds memory that it will give back by itself.
     pub(super) fn is_going(&self) -> bool {
         matches!(self.state, State::Leaving { .. } | State::Unloading { .. })
+    }
+
+    /// Whether it holds memory that others may have one day.
+    pub(super) fn may_make_way(&self) -> bool {
+        match self.state {
+            State::Leaving { .. } | State::Unloading { .. } => true,
+            State::Loading { .. } | State::Ready { .. } => !self.definition.pinned,
+            State::Stored | State::Claiming { .. } => false,
+        }
     }
 
     /// Whether it holds or is to hold memory that nobody can have.

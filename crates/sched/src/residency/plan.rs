@@ -232,7 +232,11 @@ impl Plan {
         let stays = matches!(self.outcome, Outcome::Starts | Outcome::WaitsForPlace);
         self.load_time = Some(is.load_time()).filter(|_| !stays);
         let room = match self.outcome {
-            Outcome::Loads => Room { victims: after.left_since(before), returns: shrunk(actions) },
+            Outcome::Loads => Room {
+                victims: after.left_since(before),
+                returns: shrunk(actions),
+                ..Room::default()
+            },
             Outcome::WaitsForRoom => after.room_in_time(&self.model),
             _ => Room::default(),
         };

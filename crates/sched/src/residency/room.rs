@@ -1,5 +1,7 @@
 //! Where room for a model comes from.
 
+use std::sync::Arc;
+
 use super::Scheduler;
 use super::action::{Action, Refusal};
 use super::decide::Demand;
@@ -15,6 +17,8 @@ pub(super) struct Room {
     pub victims: Vec<ModelName>,
     /// Models that give back KV cache, and how many bytes.
     pub returns: Vec<(ModelName, u64)>,
+    /// Models that must be gone before, whether or not their bytes are needed.
+    pub awaited: Vec<ModelName>,
 }
 
 impl Room {
@@ -67,6 +71,30 @@ impl Scheduler {
             entry.owes = entry.owes.saturating_sub(bytes);
         }
         Ok(self.decide(actions))
+    }
+
+    /// A model that was to be loaded found no place: enough is free, but not in one piece. Who waits for it
+    /// waits on, until one more of the others has left and it is tried again. Where nobody waits, or no other
+    /// may ever leave, it counts as [failed](Self::load_failed).
+    pub fn found_no_place(
+        &mut self,
+        now: Moment,
+        model: &ModelName,
+        reason: impl Into<Arc<str>>,
+    ) -> Vec<Action> {
+        let others = self.models.iter().filter(|(name, _)| *name != model);
+        let may_help = others.into_iter().any(|(_, other)| other.may_make_way());
+        let tries_again = |entry: &&mut Entry| {
+            let loads = matches!(entry.state, State::Loading { then: None, .. });
+            loads && may_help && !entry.waiting.is_empty()
+        };
+        let Some(entry) = self.models.get_mut(model).filter(tries_again) else {
+            return self.load_failed(now, model, reason);
+        };
+        entry.crowded = true;
+        let actions = self.begin(now);
+        self.put_away(model);
+        self.decide(actions)
     }
 
     /// Whether a model fits if everything leaves that may.
@@ -123,8 +151,14 @@ impl Scheduler {
     /// Where room comes from for the one that is asked for: KV cache that others have beyond what they
     /// were loaded with, then the place of others; `None` if that is not enough yet.
     pub(super) fn room_for(&self, demand: &Demand) -> Option<Room> {
-        let needed = self.models.get(&demand.model)?.bytes();
-        let missing = needed.saturating_sub(self.spare());
+        let wanted = self.models.get(&demand.model)?;
+        let missing = wanted.bytes().saturating_sub(self.spare());
+        let going = self.models.iter().filter(|(_, entry)| entry.is_going());
+        let mut awaited: Vec<_> = going.map(|(name, _)| name.clone()).collect();
+        // Without a free piece bytes do not count, but only that somebody leaves.
+        let one_leaves =
+            wanted.crowded && awaited.is_empty() && self.models.values().any(Entry::may_make_way);
+        let least = usize::from(one_leaves);
         let mut order: Vec<_> = self.models.iter().collect();
         order.sort_by_key(|(name, entry)| {
             let worth = (entry.definition.priority, entry.last_used, entry.load_time());
@@ -140,19 +174,19 @@ impl Scheduler {
         };
         let mut victims: Vec<(&ModelName, &Entry)> = vec![];
         for one in order.iter().copied().filter(|(_, entry)| self.may_leave(entry, demand)) {
-            if gained >= missing {
+            if gained >= missing && victims.len() >= least {
                 break;
             }
             gained += gain(one);
             victims.push(one);
         }
-        if gained < missing {
+        if gained < missing || victims.len() < least {
             return None;
         }
         // Who was chosen later may make earlier ones needless; the most valuable are last.
         for at in (0..victims.len()).rev() {
             let less = gain(victims[at]);
-            if gained - less >= missing {
+            if gained - less >= missing && victims.len() > least {
                 gained -= less;
                 victims.remove(at);
             }
@@ -169,7 +203,9 @@ impl Scheduler {
                 returns.push((name.clone(), bytes));
             }
         }
-        Some(Room { victims, returns })
+        awaited.extend(victims.iter().cloned());
+        awaited.retain(|_| wanted.crowded);
+        Some(Room { victims, returns, awaited })
     }
 
     /// Whether a model may be sent out for one that is asked for.

@@ -2,6 +2,7 @@
 
 mod decisions;
 mod kv;
+mod places;
 mod properties;
 mod traces;
 mod world;

@@ -1,6 +1,6 @@
-//! Chat templates: Jinja sources that come with models and turn messages into a prompt.
+//! Chat templates: sources that come with models and turn messages into a prompt.
 //!
-//! Templates are written for the `transformers` library, whose environment is recreated here:
+//! Most are in Jinja's language, and some, of Ollama's registries, in Go's (`go`). Those of Jinja are written for the `transformers` library, whose environment is recreated here:
 //! `trim_blocks` and `lstrip_blocks` on, Python's methods on strings, maps and lists, `tojson` as
 //! Python's `json.dumps` writes it, `raise_exception`, `strftime_now`, `break` and `continue`, and
 //! the `generation` blocks that mark training targets.
@@ -9,6 +9,7 @@
 //! bounded. The memory of its variables is not: the engine has no means to.
 
 mod clock;
+mod go;
 mod python;
 
 use std::fmt;
@@ -20,6 +21,7 @@ use minijinja::{Environment, Error, ErrorKind, Value, syntax::SyntaxConfig};
 use thiserror::Error;
 
 use crate::Tokenizer;
+use go::GoTemplate;
 
 /// A thousand times the steps of a long conversation in the longest template known.
 const MAX_STEPS: u64 = 50_000_000;
@@ -30,6 +32,9 @@ const MAX_PROMPT_BYTES: usize = 64 << 20;
 
 const DEFAULT: &str = "tokenizer.chat_template";
 const TOOL_USE: &str = "tokenizer.chat_template.tool_use";
+
+/// The variables by which models' templates are told whether, or how much, to think.
+const THINK_SWITCHES: [&str; 3] = ["enable_thinking", "thinking", "reasoning_effort"];
 
 /// The ChatML layout, for models that come without a template.
 const CHATML: &str = "\
@@ -119,8 +124,14 @@ pub struct ChatTemplate {
 
 /// A template in its environment.
 struct Source {
-    environment: Environment<'static>,
+    language: Language,
     text: String,
+}
+
+/// What a template is written in.
+enum Language {
+    Jinja(Box<Environment<'static>>),
+    Go(GoTemplate),
 }
 
 impl fmt::Debug for ChatTemplate {
@@ -168,6 +179,35 @@ impl ChatTemplate {
         Ok(template)
     }
 
+    /// The template a model comes with, to look at: no texts of tokens are known to it. `None` when the
+    /// model has none.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::from_gguf`].
+    pub fn peek<B: AsRef<[u8]>>(gguf: &Gguf<B>) -> Result<Option<Self>, TemplateError> {
+        let Some(source) = gguf.get_str(DEFAULT)? else { return Ok(None) };
+        let mut template = Self::new(source, "", "")?;
+        template.tool_use = gguf.get_str(TOOL_USE)?.map(Source::parse).transpose()?;
+        Ok(Some(template))
+    }
+
+    /// Whether it shows a model the tools that there are.
+    pub fn takes_tools(&self) -> bool {
+        self.tool_use.is_some() || self.default.reads(&["tools"], &["Tools"])
+    }
+
+    /// Whether it knows of thoughts before an answer: by a switch for them, or by the marks around them.
+    pub fn knows_thoughts(&self) -> bool {
+        let marks = ["<think>", "</think>"];
+        marks.iter().any(|mark| self.source().contains(mark))
+            || self.default.reads(&THINK_SWITCHES, &["Think", "Thinking"])
+    }
+
+    /// Whether it is written in Go's language, not in Jinja's.
+    pub fn is_go(&self) -> bool {
+        matches!(self.default.language, Language::Go(_))
+    }
+
     /// The source of the template that is used without tools.
     pub fn source(&self) -> &str {
         &self.default.text
@@ -183,7 +223,10 @@ impl ChatTemplate {
             Some(tool_use) if input.tools.is_some() => tool_use,
             _ => &self.default,
         };
-        source.render(self.context(input))
+        match &source.language {
+            Language::Jinja(environment) => render(environment, self.context(input)),
+            Language::Go(template) => template.render(input),
+        }
     }
 
     fn context(&self, input: &TemplateInput<'_>) -> Value {
@@ -219,21 +262,40 @@ impl Source {
         if text.len() > MAX_SOURCE_BYTES {
             return Err(TemplateError::SourceTooLong { bytes: text.len() });
         }
-        let mut environment = environment()?;
-        environment.add_template_owned(NAME, without_generation_blocks(text)).map_err(syntax)?;
-        Ok(Self { environment, text: text.to_owned() })
+        let language = if go::is_go(text) {
+            Language::Go(GoTemplate::parse(text)?)
+        } else {
+            let mut environment = environment()?;
+            environment
+                .add_template_owned(NAME, without_generation_blocks(text))
+                .map_err(syntax)?;
+            Language::Jinja(Box::new(environment))
+        };
+        Ok(Self { language, text: text.to_owned() })
     }
 
-    fn render(&self, context: Value) -> Result<String, TemplateError> {
-        let template = self.environment.get_template(NAME).map_err(failure)?;
-        let mut prompt = Bounded { bytes: Vec::new(), overflowed: false };
-        let result = template.render_captured_to(context, &mut prompt).map(drop);
-        if prompt.overflowed {
-            return Err(TemplateError::PromptTooLong);
+    /// Whether it reads one of these variables of Jinja, or of these fields of Go.
+    fn reads(&self, variables: &[&str], fields: &[&str]) -> bool {
+        match &self.language {
+            Language::Jinja(environment) => {
+                // It was found when it was added.
+                let read = environment.get_template(NAME).map(|it| it.undeclared_variables(false));
+                read.is_ok_and(|read| variables.iter().any(|variable| read.contains(*variable)))
+            }
+            Language::Go(template) => fields.iter().any(|field| template.reads(field)),
         }
-        result.map_err(failure)?;
-        Ok(String::from_utf8_lossy(&prompt.bytes).into_owned())
     }
+}
+
+fn render(environment: &Environment<'_>, context: Value) -> Result<String, TemplateError> {
+    let template = environment.get_template(NAME).map_err(failure)?;
+    let mut prompt = Bounded { bytes: Vec::new(), overflowed: false };
+    let result = template.render_captured_to(context, &mut prompt).map(drop);
+    if prompt.overflowed {
+        return Err(TemplateError::PromptTooLong);
+    }
+    result.map_err(failure)?;
+    Ok(String::from_utf8_lossy(&prompt.bytes).into_owned())
 }
 
 fn environment() -> Result<Environment<'static>, TemplateError> {

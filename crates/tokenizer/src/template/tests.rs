@@ -382,3 +382,20 @@ fn an_oversized_source_is_refused() {
     let error = ChatTemplate::new(&"x".repeat(MAX_SOURCE_BYTES + 1), "", "").unwrap_err();
     assert!(matches!(error, TemplateError::SourceTooLong { bytes: 1_048_577 }));
 }
+
+#[test]
+fn a_template_says_what_it_has_words_for() {
+    let abilities = |source: &str| {
+        let template = ChatTemplate::new(source, "", "").unwrap();
+        (template.takes_tools(), template.knows_thoughts())
+    };
+    assert_eq!(abilities("{{ messages[0].content }} tools, enable_thinking"), (false, false));
+    assert_eq!(abilities(QWEN_STYLE), (true, true));
+    let renamed = "{%- if custom_tools is defined %}{% set tools = custom_tools %}{% endif %}\
+                   {%- if not tools is defined %}{% set tools = none %}{% endif %}\
+                   {%- if tools is not none %}{{ tools | tojson }}{% endif %}";
+    assert_eq!(abilities(renamed), (true, false), "assigned on one of the ways only");
+    assert_eq!(abilities("{% set tools = 1 %}{{ tools }}"), (false, false), "its own");
+    assert_eq!(abilities("Reasoning: {{ reasoning_effort }}"), (false, true));
+    assert_eq!(abilities("<|Assistant|><think>\n"), (false, true));
+}

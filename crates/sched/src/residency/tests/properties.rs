@@ -18,6 +18,7 @@ enum Happening {
     Break,
     Grow(u64),
     FailNext,
+    NoPlaceNext(u32),
     Pin(bool),
     Resize(u64),
     Revise,
@@ -52,6 +53,7 @@ fn happenings() -> impl Strategy<Value = Happening> {
         1 => Just(Happening::Break),
         3 => (1u64..30).prop_map(Happening::Grow),
         1 => Just(Happening::FailNext),
+        1 => (1u32..4).prop_map(Happening::NoPlaceNext),
         1 => any::<bool>().prop_map(Happening::Pin),
         1 => (1u64..=110).prop_map(Happening::Resize),
         1 => Just(Happening::Revise),
@@ -112,6 +114,9 @@ fn happen(world: &mut World, name: &str, happening: Happening) {
         }
         Happening::FailNext => {
             world.failures.entry(name.into()).or_default().push_back(true);
+        }
+        Happening::NoPlaceNext(times) => {
+            world.no_places.insert(name.into(), times);
         }
         Happening::Pin(pinned) => configure(world, |world| {
             world.definitions.entry(name.into()).and_modify(|d| d.pinned = pinned);

@@ -15,6 +15,7 @@ const STEPS_MAX: usize = 200_000;
 enum Event {
     Loaded,
     LoadFailed,
+    FoundNoPlace,
     Unloaded,
     Shrunk(u64),
     Ends(RequestId),
@@ -49,6 +50,8 @@ pub(super) struct World {
     pub(super) waits: BTreeMap<RequestId, Duration>,
     /// Whether the next loads of a model fail.
     pub(super) failures: BTreeMap<ModelName, VecDeque<bool>>,
+    /// How many of the next loads of a model find no place.
+    pub(super) no_places: BTreeMap<ModelName, u32>,
     /// How long the next request of a model takes.
     pub(super) answer: Duration,
     now: Moment,
@@ -94,6 +97,7 @@ impl World {
             fates: BTreeMap::new(),
             waits: BTreeMap::new(),
             failures: BTreeMap::new(),
+            no_places: BTreeMap::new(),
             answer: ms(100),
             now: Moment::START,
             events: BTreeMap::new(),
@@ -262,6 +266,10 @@ impl World {
                 self.memory.remove(model);
                 self.scheduler.load_failed(self.now, model, "no such file")
             }
+            Event::FoundNoPlace => {
+                self.memory.remove(model);
+                self.scheduler.found_no_place(self.now, model, "no piece is large enough")
+            }
             Event::Unloaded => {
                 self.vanish(model);
                 self.scheduler.unloaded(self.now, model)
@@ -342,8 +350,17 @@ impl World {
         let (bytes, time) = (definition.footprint.total(), definition.load_time);
         let before = self.memory.insert(model.clone(), (Presence::Loading, bytes));
         assert_eq!(before, None, "a model is there once");
+        let no_places = self.no_places.entry(model.clone()).or_default();
         let fails = self.failures.get_mut(model).and_then(VecDeque::pop_front) == Some(true);
-        self.at(time, model, if fails { Event::LoadFailed } else { Event::Loaded });
+        let event = match (fails, no_places.checked_sub(1)) {
+            (true, _) => Event::LoadFailed,
+            (false, Some(left)) => {
+                *no_places = left;
+                Event::FoundNoPlace
+            }
+            (false, None) => Event::Loaded,
+        };
+        self.at(time, model, event);
     }
 
     fn send_out(&mut self, model: &ModelName, why: Why, cut_short: bool) {

@@ -287,6 +287,7 @@ mod tests {
         let whole = Whole {
             content: "so".into(),
             reasoning: "hm".into(),
+            reasoning_tokens: 1,
             calls: vec![call("f", "{\"x\":1}"), call("g", "{}")],
             logprobs: vec![],
             completion: completion(FinishReason::Stop, None),

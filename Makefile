@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 
-.PHONY: help build demo test sm52 models nvrtc nvdisasm bench bench-gpu bench-http bench-pull lint reference verify-unit clean
+.PHONY: help build demo test sm52 models clients nvrtc nvdisasm bench bench-gpu bench-http bench-pull lint reference verify-unit clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -14,7 +14,7 @@ build: nvrtc ## build the release binaries: target/release/m40d and m40ctl
 demo: nvrtc ## start the daemon, load a real model and let it answer a question
 	tests/demo
 
-test: models nvrtc nvdisasm lint verify-unit ## everything: models, lints, tests, machine code, the unit file
+test: models clients nvrtc nvdisasm lint verify-unit ## everything: models, lints, tests, machine code, the unit file
 	cargo test --locked
 	tests/inspect-sm52
 	kernels/inspect-sm52 --check
@@ -25,6 +25,9 @@ sm52: nvrtc nvdisasm ## check what the kernels take on the M40 (kernels/sm52.txt
 
 models: ## fetch the real models that tests and demo use (350 MB, once)
 	tests/models
+
+clients: ## install the Python and npm packages that drive m40d in tests (480 MB, once); without network they do not
+	tests/clients/install
 
 nvrtc: ## fetch the compiler of the GPU kernels (90 MB, once); without network builds have none
 	kernels/fetch-cuda nvrtc

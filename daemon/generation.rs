@@ -2,6 +2,7 @@
 
 mod meter;
 mod question;
+mod reading;
 mod tools;
 
 use std::pin::Pin;
@@ -22,6 +23,7 @@ use crate::models::{Cut, Job, JobError, JobEvent, Loaded, ModelError, Models, Ti
 use meter::Meter;
 use question::Prepared;
 pub(crate) use question::{Chat, Input, Question, Reasoning};
+pub(crate) use reading::{prompt, read};
 
 /// Why a question is not answered.
 #[derive(Debug, thiserror::Error)]

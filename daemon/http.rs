@@ -1,4 +1,4 @@
-//! What clients on the network speak: OpenAI's API and a plain `/generate`.
+//! What clients on the network speak: the APIs of OpenAI, Anthropic and llama.cpp, and a plain `/generate`.
 //!
 //! | route | |
 //! |---|---|
@@ -9,19 +9,25 @@
 //! | `POST /v1/embeddings`, `/api/embed`, `/api/embeddings` | vectors of texts, as OpenAI and Ollama have them |
 //! | `POST /v1/rerank`, `/rerank` | which documents fit a query, as Jina has it |
 //! | `POST /generate` | a prompt as it is; streamed as newline-delimited JSON |
+//! | `/v1/messages` and below | Anthropic's: `anthropic` |
+//! | `/completion`, `/tokenize` and others | llama.cpp's: `llamacpp` |
+//! | `GET /openapi.json` | all of these in OpenAPI's terms |
 //!
 //! Ollama's routes are in [`ollama`]. Administration is not here but on the control socket; what Ollama's
 //! clients may do of it is done as if it was asked for there.
 
+mod anthropic;
 mod body;
 mod embeddings;
 mod error;
 mod generate;
 mod guard;
 mod health;
+mod llamacpp;
 mod ollama;
 mod ollama_embed;
 mod openai;
+mod openapi;
 mod params;
 mod record;
 mod request_id;
@@ -67,6 +73,9 @@ pub(crate) fn router(context: Context, guard: Guard) -> Router {
         .merge(openai::routes())
         .route("/generate", post(generate::generate))
         .merge(ollama::routes(&context))
+        .merge(anthropic::routes())
+        .merge(llamacpp::routes())
+        .merge(openapi::routes())
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .with_state(context);

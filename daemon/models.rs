@@ -170,6 +170,11 @@ impl Models {
         self.inner.opener.engine().device()
     }
 
+    /// Answers of one model that are given at a time.
+    pub(crate) fn side_by_side(&self) -> u32 {
+        self.inner.opener.engine().sessions_side_by_side()
+    }
+
     /// Asks for a model, to run on it; without a name for the one that is loaded. It is loaded if
     /// need be.
     pub(crate) async fn ask(

@@ -81,6 +81,8 @@ pub enum FinishReason {
 pub struct Completion {
     /// Why it ended.
     pub finish: FinishReason,
+    /// Which of [`GenerateParams::stop`] ended it, if one did.
+    pub stopped_by: Option<usize>,
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
     /// Tokens of the prompt that were not computed, but held by the session or found.

@@ -115,6 +115,7 @@ impl Session {
         let prompt_time = first.unwrap_or_else(|| start.elapsed());
         Ok(Completion {
             finish,
+            stopped_by: run.stopped_by,
             prompt_tokens: prompt.len() as u32,
             cached_tokens: cached as u32,
             completion_tokens: run.tokens.len() as u32,
@@ -203,6 +204,7 @@ struct Run<'a> {
     plain: Vec<f32>,
     detokenizer: Detokenizer,
     stop: Option<StopMatcher<'a>>,
+    stopped_by: Option<usize>,
     logprobs: Vec<TokenLogprob>,
     /// Whether the latest pass found what it was to compute.
     found: bool,
@@ -233,6 +235,7 @@ impl<'a> Run<'a> {
             plain: vec![],
             detokenizer: Detokenizer::new(true).keeping(&params.keep_special),
             stop: Some(StopMatcher::new(&params.stop)),
+            stopped_by: None,
             logprobs: vec![],
             found: false,
             tokens: vec![],
@@ -307,15 +310,16 @@ impl<'a> Run<'a> {
     /// Passes on what is sure to be output; true when a stop text was completed.
     fn show(&mut self, piece: &str) -> bool {
         let Some(stop) = &mut self.stop else { return true };
-        let (text, stopped) = match stop.push(piece) {
-            Matched::Text(text) => (text, false),
-            Matched::Stop(text) => (text, true),
+        let text = match stop.push(piece) {
+            Matched::Text(text) => text,
+            Matched::Stop { text, stop } => {
+                self.stopped_by = Some(stop);
+                self.stop = None;
+                text
+            }
         };
-        if stopped {
-            self.stop = None;
-        }
         self.emit(text);
-        stopped
+        self.stopped_by.is_some()
     }
 
     fn emit(&mut self, text: String) {

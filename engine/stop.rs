@@ -12,8 +12,8 @@ pub(crate) struct StopMatcher<'a> {
 pub(crate) enum Matched {
     /// No stop text yet; this much text is safe to show.
     Text(String),
-    /// A stop text came after this text.
-    Stop(String),
+    /// After `text` came the stop text of this number.
+    Stop { text: String, stop: usize },
 }
 
 impl<'a> StopMatcher<'a> {
@@ -27,10 +27,11 @@ impl<'a> StopMatcher<'a> {
             return Matched::Text(piece.to_owned());
         }
         self.held.push_str(piece);
-        let found = self.stops.iter().filter(|s| !s.is_empty()).filter_map(|s| self.held.find(s));
-        if let Some(at) = found.min() {
+        let stops = self.stops.iter().enumerate().filter(|(_, text)| !text.is_empty());
+        let found = stops.filter_map(|(stop, text)| Some((self.held.find(text)?, stop)));
+        if let Some((at, stop)) = found.min() {
             self.held.truncate(at);
-            return Matched::Stop(std::mem::take(&mut self.held));
+            return Matched::Stop { text: std::mem::take(&mut self.held), stop };
         }
         let keep = self.possible_start();
         let rest = self.held.split_off(keep);
@@ -57,43 +58,41 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(stops: &[&str], pieces: &[&str], shown: &str, stopped: bool) {
+    fn check(stops: &[&str], pieces: &[&str], shown: &str, stopped: Option<usize>) {
         let stops: Vec<String> = stops.iter().map(|s| (*s).to_owned()).collect();
         let mut matcher = StopMatcher::new(&stops);
         let mut text = String::new();
         for piece in pieces {
             match matcher.push(piece) {
                 Matched::Text(t) => text.push_str(&t),
-                Matched::Stop(t) => {
+                Matched::Stop { text: t, stop } => {
                     text.push_str(&t);
-                    assert!(stopped, "stopped after {text:?}");
-                    assert_eq!(text, shown);
+                    assert_eq!((text.as_str(), Some(stop)), (shown, stopped));
                     return;
                 }
             }
         }
         text.push_str(&matcher.finish());
-        assert!(!stopped, "did not stop");
-        assert_eq!(text, shown);
+        assert_eq!((text.as_str(), None), (shown, stopped));
     }
 
     #[test]
     fn finds_stop_texts_across_pieces() {
-        check(&["END"], &["a E", "N", "D b"], "a ", true);
-        check(&["\n\n", "END"], &["one\n", "two\n", "\nthree"], "one\ntwo", true);
-        check(&["aab"], &["a", "a", "a", "b"], "a", true);
-        check(&["é!"], &["caf", "é", "!"], "caf", true);
+        check(&["END"], &["a E", "N", "D b"], "a ", Some(0));
+        check(&["\n\n", "END"], &["one\n", "two\n", "\nthree"], "one\ntwo", Some(0));
+        check(&["aab"], &["a", "a", "a", "b"], "a", Some(0));
+        check(&["é!"], &["caf", "é", "!"], "caf", Some(0));
     }
 
     #[test]
     fn shows_everything_when_no_stop_text_comes() {
-        check(&["END"], &["E", "N", "N", "E", "N"], "ENNEN", false);
-        check(&[], &["x", "y"], "xy", false);
-        check(&[""], &["x"], "x", false);
+        check(&["END"], &["E", "N", "N", "E", "N"], "ENNEN", None);
+        check(&[], &["x", "y"], "xy", None);
+        check(&[""], &["x"], "x", None);
     }
 
     #[test]
     fn the_earliest_stop_text_wins() {
-        check(&["later", "soon"], &["it comes soon, not later"], "it comes ", true);
+        check(&["later", "soon"], &["it comes soon, not later"], "it comes ", Some(1));
     }
 }

@@ -197,6 +197,13 @@ impl Chat {
         }
     }
 
+    /// The text that it becomes for a model.
+    pub(super) fn text(&self, loaded: &Loaded) -> Result<String, TemplateError> {
+        let other = self.other_template(loaded)?;
+        let template = other.as_ref().unwrap_or_else(|| loaded.model.chat_template());
+        self.render(&self.messages, template, &Format::of_template(template.source()))
+    }
+
     /// Its template, unless that is the model's.
     fn other_template(&self, loaded: &Loaded) -> Result<Option<ChatTemplate>, TemplateError> {
         let (own, tokenizer) = (loaded.model.chat_template(), loaded.model.tokenizer());

@@ -207,6 +207,11 @@ impl HttpError {
         Self { retry_s: Some(RETRY_AFTER_S), code: Some(code), ..new }
     }
 
+    /// Every place for answers is taken.
+    pub(super) fn no_slot() -> Self {
+        Self::unavailable("every slot is taken".to_owned(), "no_slot")
+    }
+
     /// The same error for a route that calls the parameter something else.
     pub(super) fn about(self, param: &str, here: &str) -> Self {
         match self.param.as_deref() {

@@ -33,6 +33,7 @@ use axum::routing::{get, post};
 use super::Context;
 use answers::Answers;
 pub(super) use figures::{Timings, Usage};
+pub(super) use messages::{Message, to_template};
 
 /// The routes of this API.
 pub(super) fn routes() -> Router<Context> {

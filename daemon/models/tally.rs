@@ -131,6 +131,7 @@ mod tests {
         assert_eq!((tally.work().prompt_tokens, tally.work().completion_tokens), (7, 3));
         let completion = Completion {
             finish: FinishReason::Stop,
+            stopped_by: None,
             prompt_tokens: 10,
             cached_tokens: 3,
             completion_tokens: 5,

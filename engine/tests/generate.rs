@@ -30,6 +30,7 @@ fn a_stop_text_ends_the_output_before_it_wherever_tokens_end() {
         let stop = vec!["never".into(), stop.into()];
         let found = france(&GenerateParams { stop, ..greedy(9) });
         assert_eq!((found.text.as_str(), found.finish()), (text, FinishReason::Stop));
+        assert_eq!(found.completion.stopped_by, Some(1));
         assert!(found.completion.completion_tokens < 9);
     }
 }

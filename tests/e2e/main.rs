@@ -3,6 +3,7 @@
 //! Every test has its own daemon in its own folder on its own port; see `m40_testkit::daemon`.
 
 mod access;
+mod anthropic;
 mod chat;
 mod concurrency;
 mod config;
@@ -12,11 +13,13 @@ mod generate;
 mod guard;
 mod hostile;
 mod lifecycle;
+mod llamacpp;
 mod manifests;
 mod metrics;
 mod models;
 mod ollama;
 mod openai;
+mod openapi;
 mod pulls;
 mod real;
 mod residency;

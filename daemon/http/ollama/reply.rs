@@ -300,6 +300,7 @@ mod tests {
         let mut reply = reply(Kind::Generate);
         reply.goes_on = true;
         let completion = Completion {
+            stopped_by: None,
             finish: FinishReason::Length,
             prompt_tokens: 2,
             cached_tokens: 0,

@@ -302,6 +302,7 @@ mod tests {
     fn completion(finish: FinishReason) -> Completion {
         Completion {
             finish,
+            stopped_by: None,
             prompt_tokens: 3,
             cached_tokens: 0,
             completion_tokens: 5,

@@ -111,6 +111,7 @@ mod tests {
     fn a_prompt_counts_once_for_all_of_its_answers() {
         let completion = |tokens| Completion {
             finish: FinishReason::Stop,
+            stopped_by: None,
             prompt_tokens: 5,
             cached_tokens: 4,
             completion_tokens: tokens,

@@ -269,6 +269,7 @@ mod tests {
         }
         let completion = Completion {
             finish,
+            stopped_by: None,
             prompt_tokens: 3,
             cached_tokens: 1,
             completion_tokens: 4,

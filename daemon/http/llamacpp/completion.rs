@@ -1,0 +1,119 @@
+//! `POST /completion`: a prompt as it is, gone on from.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::{self, Stream};
+use m40_grammar::Grammar;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::completion_reply::Reply;
+use crate::generation::{Answer, Event, Input, Question};
+use crate::http::error::HttpError;
+use crate::http::{Context, HEAD_WAIT, PING_INTERVAL, params};
+
+/// Most alternatives per token.
+const PROBS_MAX: u32 = 20;
+
+#[derive(Debug, Deserialize)]
+struct Request {
+    model: Option<String>,
+    prompt: Prompt,
+    stream: Option<bool>,
+    /// Negative means as many as there is room for.
+    n_predict: Option<i64>,
+    n_probs: Option<u32>,
+    /// llama.cpp's notation.
+    grammar: Option<String>,
+    json_schema: Option<Value>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a string or an array of tokens")]
+enum Prompt {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+impl Request {
+    fn grammar(&mut self) -> Result<Option<Grammar>, HttpError> {
+        let grammar = self.grammar.take().filter(|grammar| !grammar.is_empty());
+        let schema = self.json_schema.take().filter(|schema| !schema.is_null());
+        match (grammar, schema) {
+            (Some(_), Some(_)) => {
+                Err(HttpError::bad_param("grammar", "cannot be had beside json_schema"))
+            }
+            (Some(grammar), None) => Ok(Some(Grammar::Gbnf(grammar))),
+            (None, Some(schema)) => Ok(Some(Grammar::JsonSchema(schema))),
+            (None, None) => Ok(None),
+        }
+    }
+
+    fn probs(&self) -> Result<Option<u32>, HttpError> {
+        match self.n_probs {
+            None | Some(0) => Ok(None),
+            Some(n) if n > PROBS_MAX => {
+                Err(HttpError::bad_param("n_probs", format!("is {n}, the most is {PROBS_MAX}")))
+            }
+            n => Ok(n),
+        }
+    }
+}
+
+pub(super) async fn complete(
+    State(context): State<Context>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, HttpError> {
+    let (mut request, fields) =
+        params::read::<Request>(&headers, body, context.body_limits).await?;
+    let definition = context.models.definition(request.model.as_deref());
+    let urgency = fields.urgency()?;
+    let mut params = fields.params(definition.as_deref())?;
+    params.logprobs = request.probs()?;
+    if let Some(n) = request.n_predict {
+        params.max_tokens = u32::try_from(n).ok();
+    }
+    let grammar = request.grammar()?;
+    let input = match request.prompt {
+        Prompt::Text(text) => Input::Text(text),
+        Prompt::Tokens(tokens) => Input::Tokens(tokens),
+    };
+    let ticket = context.models.ask(request.model.as_deref(), urgency).await?;
+    let (stops, probs) = (params.stop.clone(), params.logprobs.is_some());
+    let question = Question { input, params, grammar, ..Question::default() };
+    let about = |error| HttpError::from(error).about("messages", "prompt");
+    let mut answer = Answer::new(&context.models, ticket, question).map_err(about)?;
+    let reply = Reply::new(answer.model().to_owned(), stops, probs);
+    if request.stream.unwrap_or(false) {
+        answer.started_within(HEAD_WAIT).await.map_err(about)?;
+        let keep_alive = KeepAlive::new().interval(PING_INTERVAL).text("ping");
+        Ok(Sse::new(events(answer, reply)).keep_alive(keep_alive).into_response())
+    } else {
+        answer.started().await.map_err(about)?;
+        Ok(Json(reply.whole(&answer.whole().await?)).into_response())
+    }
+}
+
+fn events(answer: Answer, reply: Reply) -> impl Stream<Item = Result<SseEvent, Infallible>> {
+    let none = VecDeque::new();
+    stream::unfold((answer, reply, none), |(mut answer, reply, mut pending)| async move {
+        while pending.is_empty() {
+            match answer.next().await? {
+                Event::Delta(delta) => pending.extend(reply.chunk(&delta)),
+                Event::Done(completion) => pending.push_back(reply.last(&completion)),
+                Event::Failed(error) => pending.push_back(HttpError::from(error).body()),
+            }
+        }
+        let value: Value = pending.pop_front()?;
+        // JSON text has no line ends, which is all that a field's value must not have.
+        Some((Ok(SseEvent::default().data(value.to_string())), (answer, reply, pending)))
+    })
+}

@@ -10,6 +10,7 @@ use m40_control::ModelRef;
 use m40_manifest::Definition;
 use m40_store::Sha256;
 use m40llm::ModelInfo;
+use tracing::debug;
 
 use super::job::lock;
 use super::source::{Origin, Source};
@@ -80,6 +81,13 @@ impl Models {
         let apart = || format!("{}\n{:?}", source.path.display(), Stamp::of(&source.path));
         let digest = digest.unwrap_or_else(|| Sha256::of(apart().as_bytes()));
         Ok(Some(Facts { info, path: source.path, digest, modified, size_bytes }))
+    }
+
+    /// As [`Self::facts`], for lists: none, too, where the file is of no use. Blocking.
+    pub(crate) fn facts_to_list(&self, name: &str) -> Option<Facts> {
+        let found = self.facts(name);
+        // Whoever loads it is told.
+        found.inspect_err(|error| debug!(model = name, %error, "no facts")).ok()?
     }
 
     fn info(&self, name: &str, source: &Source) -> Result<Arc<ModelInfo>, ModelError> {

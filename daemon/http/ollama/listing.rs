@@ -11,23 +11,21 @@ use tokio::task::spawn_blocking;
 
 use super::{HttpError, names, rfc3339};
 use crate::http::Context;
-use crate::models::{Facts, Models};
+use crate::models::Facts;
 
 /// When a model leaves that stays for ever, as seconds from now: what Go's longest duration comes to.
 const FOR_EVER: Duration = Duration::from_secs(i64::MAX as u64 / 1_000_000_000);
 
 pub(super) async fn tags(State(context): State<Context>) -> Result<Json<Value>, HttpError> {
+    let listed = context.models.listed().await?;
     let models = context.models.clone();
-    let listed = spawn_blocking(move || {
+    let known = spawn_blocking(move || {
         let is_here = |entry: &ModelEntry| entry.state != ModelState::Remote;
-        let with_facts = |entry: ModelEntry| Some((facts(&models, &entry.name)?, entry));
-        models.list().into_iter().filter(is_here).filter_map(with_facts).collect::<Vec<_>>()
+        let with_facts = |entry: ModelEntry| Some((models.facts_to_list(&entry.name)?, entry));
+        listed.into_iter().filter(is_here).filter_map(with_facts).collect::<Vec<_>>()
     });
     let mut all = Vec::new();
-    for (facts, entry) in listed.await.map_err(|_| HttpError::internal())? {
-        if context.models.check_allowed(&entry.name).is_err() {
-            continue;
-        }
+    for (facts, entry) in known.await.map_err(|_| HttpError::internal())? {
         let mut value = model(&entry.name, &facts);
         value["modified_at"] = json!(rfc3339(facts.modified));
         value["size"] = json!(facts.size_bytes);
@@ -52,7 +50,7 @@ pub(super) async fn ps(State(context): State<Context>) -> Result<Json<Value>, Ht
         let seen = |(entry, stays): (ModelEntry, Option<Duration>)| {
             let name = entry.name;
             let loaded = entry.loaded?;
-            let mut value = model(&name, &facts(&models, &name)?);
+            let mut value = model(&name, &models.facts_to_list(&name)?);
             let on_gpu = if models.are_on_gpu() { loaded.memory_bytes } else { 0 };
             value["size"] = json!(loaded.memory_bytes);
             value["size_vram"] = json!(on_gpu);
@@ -66,12 +64,6 @@ pub(super) async fn ps(State(context): State<Context>) -> Result<Json<Value>, Ht
     let all = all.filter(|(name, _)| context.models.check_allowed(name).is_ok());
     let all: Vec<Value> = all.map(|(_, value)| value).collect();
     Ok(Json(json!({"models": all})))
-}
-
-/// Those of a model whose file is there and of use. Blocking.
-fn facts(models: &Models, name: &str) -> Option<Facts> {
-    let found = models.facts(name);
-    found.inspect_err(|error| tracing::debug!(model = name, %error, "not listed")).ok()?
 }
 
 fn model(name: &str, facts: &Facts) -> Value {

@@ -8,7 +8,7 @@ use m40_testkit::gguf::TinyModel;
 use m40_testkit::models;
 use serde_json::{Value, json};
 
-use crate::{builder, check_healthy, ctl, endless, load, path_str, with_tiny};
+use crate::{builder, check_healthy, ctl, endless, load, path_str, tiny, with_tiny};
 
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
@@ -307,10 +307,29 @@ fn models_are_listed_and_found_by_name() {
     let size = std::fs::metadata(daemon.dir().join("tiny.gguf")).unwrap().len();
     assert_eq!(model["meta"]["size"], size);
     assert_eq!(model["meta"]["architecture"], "llama");
+    assert_eq!(model["capabilities"], json!(["completion"]));
     assert_eq!(daemon.get("/v1/models/tiny").json(), *model);
     let unknown = daemon.get("/v1/models/org/other");
     assert_eq!(unknown.status, 404, "{}", unknown.body);
     assert_eq!(unknown.json()["error"]["code"], "model_not_found");
+}
+
+#[test]
+fn a_model_that_is_not_in_memory_is_told_as_it_would_be() {
+    let builder = builder().config("[models]\ncontext_tokens_max = 100");
+    let path = tiny(builder.dir(), "tiny.gguf");
+    let daemon = builder.start();
+    ctl(&daemon, &["pull", path_str(&path)]).ok();
+    let before = daemon.get("/v1/models/tiny").json();
+    assert_eq!(before["status"], "stored");
+    assert_eq!((&before["context_length"], &before["max_model_len"]), (&json!(100), &json!(100)));
+    assert_eq!(before["meta"]["n_ctx_train"], 256);
+    assert_eq!(before["capabilities"], json!(["completion"]));
+    ctl(&daemon, &["load", "tiny"]).ok();
+    let mut after = daemon.get("/v1/models/tiny").json();
+    assert_eq!(after["status"], "ready");
+    after["status"] = json!("stored");
+    assert_eq!(after, before);
 }
 
 #[test]

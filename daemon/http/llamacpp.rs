@@ -3,6 +3,7 @@
 //! | route | |
 //! |---|---|
 //! | `POST /completion`, `POST /completions` | a text or tokens to go on from, as they are; streamed as server-sent events |
+//! | `POST /infill` | what comes between two texts |
 //! | `POST /tokenize`, `POST /detokenize` | a text as tokens, tokens as a text |
 //! | `POST /apply-template` | the prompt that a conversation becomes |
 //! | `GET /props` | what a model answers with |
@@ -26,6 +27,7 @@ pub(super) fn routes() -> Router<Context> {
     Router::new()
         .route("/completion", post(completion::complete))
         .route("/completions", post(completion::complete))
+        .route("/infill", post(completion::fill_in))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/apply-template", post(tokens::apply_template))

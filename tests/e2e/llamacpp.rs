@@ -91,6 +91,9 @@ fn a_completion_that_cannot_be_is_refused_by_name() {
         assert_eq!(reply.status, 400, "{fields}: {}", reply.body);
         assert_eq!(reply.json()["error"]["param"], param, "{fields}");
     }
+    let infill = daemon.post("/infill", &json!({"input_prefix": "a", "input_suffix": "b"}));
+    assert_eq!(infill.status, 400, "{}", infill.body);
+    assert_eq!(infill.json()["error"]["param"], "input_suffix", "it has no such tokens");
 }
 
 #[test]

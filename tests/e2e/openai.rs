@@ -8,7 +8,7 @@ use m40_testkit::gguf::TinyModel;
 use m40_testkit::models;
 use serde_json::{Value, json};
 
-use crate::{builder, check_healthy, ctl, endless, load, path_str, tiny, with_tiny};
+use crate::{builder, check_healthy, ctl, endless, load, path_str, tiny, with_tiny, write};
 
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
@@ -212,6 +212,7 @@ fn what_a_completion_cannot_do_is_refused_by_name() {
         (json!({"prompt": "a", "logprobs": 1, "echo": true}), "logprobs"),
         (json!({"prompt": [1], "echo": true}), "echo"),
         (json!({"prompt": "a", "suffix": "b"}), "suffix"),
+        (json!({"prompt": [1], "suffix": "b"}), "suffix"),
     ] {
         let reply = daemon.post(COMPLETIONS, &request);
         assert_eq!(reply.status, 400, "{request}: {}", reply.body);
@@ -330,6 +331,43 @@ fn a_model_that_is_not_in_memory_is_told_as_it_would_be() {
     assert_eq!(after["status"], "ready");
     after["status"] = json!("stored");
     assert_eq!(after, before);
+}
+
+#[test]
+fn a_completion_with_a_suffix_fills_in_before_it() {
+    let builder = builder();
+    let keys = ["fim_pre_token_id", "fim_suf_token_id", "fim_mid_token_id"];
+    let marks = [20_u32, 21, 22];
+    let file = TinyModel::new("llama").builder();
+    let file = keys
+        .iter()
+        .zip(marks)
+        .fold(file, |file, (key, token)| file.meta(&format!("tokenizer.ggml.{key}"), token));
+    let path = write(builder.dir(), "fills.gguf", &file.build());
+    let daemon = builder.start();
+    ctl(&daemon, &["load", path_str(&path)]).ok();
+    let can = daemon.get("/v1/models/fills").json()["capabilities"].clone();
+    assert_eq!(can, json!(["completion", "insert"]));
+    let mut request = json!({"model": "fills", "prompt": "hello", "suffix": "world",
+        "temperature": 0, "max_tokens": 8, "ignore_eos": true});
+    let between = ask(&daemon, COMPLETIONS, &request)["choices"][0]["text"].clone();
+    request["echo"] = json!(true);
+    let echoed = ask(&daemon, COMPLETIONS, &request)["choices"][0]["text"].clone();
+    assert_eq!(echoed, format!("hello{}", between.as_str().unwrap()));
+
+    let tokens = |text: &str| {
+        let told = daemon.post("/tokenize", &json!({"model": "fills", "content": text})).json();
+        told["tokens"].as_array().expect("tokens").clone()
+    };
+    let [first, second, third] = marks.map(|token| vec![json!(token)]);
+    let prompt = [first, tokens("hello"), second, tokens("world"), third].concat();
+    let by_hand = json!({"model": "fills", "prompt": prompt, "temperature": 0, "max_tokens": 8,
+        "ignore_eos": true});
+    assert_eq!(ask(&daemon, COMPLETIONS, &by_hand)["choices"][0]["text"], between);
+
+    let infill = json!({"model": "fills", "input_prefix": "hel", "prompt": "lo",
+        "input_suffix": "world", "temperature": 0, "n_predict": 8, "ignore_eos": true});
+    assert_eq!(ask(&daemon, "/infill", &infill)["content"], between);
 }
 
 #[test]

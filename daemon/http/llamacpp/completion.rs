@@ -1,4 +1,4 @@
-//! `POST /completion`: a prompt as it is, gone on from.
+//! `POST /completion`: a prompt as it is, gone on from; and `POST /infill`, what comes between two texts.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -17,15 +17,35 @@ use serde_json::Value;
 use super::completion_reply::Reply;
 use crate::generation::{Answer, Event, Input, Question};
 use crate::http::error::HttpError;
-use crate::http::{Context, HEAD_WAIT, PING_INTERVAL, params};
+use crate::http::{Context, HEAD_WAIT, PING_INTERVAL, body, params};
 
 /// Most alternatives per token.
 const PROBS_MAX: u32 = 20;
 
 #[derive(Debug, Deserialize)]
+struct Begun {
+    prompt: Prompt,
+}
+
+#[derive(Debug, Deserialize)]
+struct Between {
+    input_prefix: String,
+    input_suffix: String,
+    /// Texts of other files, that the model is to know of.
+    input_extra: Option<Vec<Extra>>,
+    /// More of what comes before.
+    prompt: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Extra {
+    text: String,
+}
+
+/// The fields that both routes have.
+#[derive(Debug, Deserialize)]
 struct Request {
     model: Option<String>,
-    prompt: Prompt,
     stream: Option<bool>,
     /// Negative means as many as there is room for.
     n_predict: Option<i64>,
@@ -40,6 +60,23 @@ struct Request {
 enum Prompt {
     Text(String),
     Tokens(Vec<u32>),
+}
+
+impl Begun {
+    fn input(self) -> Input {
+        match self.prompt {
+            Prompt::Text(text) => Input::Text(text),
+            Prompt::Tokens(tokens) => Input::Tokens(tokens),
+        }
+    }
+}
+
+impl Between {
+    fn input(self) -> Input {
+        let extra = self.input_extra.into_iter().flatten().map(|extra| extra.text + "\n");
+        let before = extra.chain([self.input_prefix]).chain(self.prompt).collect();
+        Input::Fill { before, after: self.input_suffix }
+    }
 }
 
 impl Request {
@@ -72,8 +109,31 @@ pub(super) async fn complete(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, HttpError> {
-    let (mut request, fields) =
-        params::read::<Request>(&headers, body, context.body_limits).await?;
+    let bytes = body::read(&headers, body, context.body_limits).await?;
+    let input = body::parse::<Begun>(&bytes)?.input();
+    answer(&context, &bytes, input, "prompt").await
+}
+
+pub(super) async fn fill_in(
+    State(context): State<Context>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, HttpError> {
+    let bytes = body::read(&headers, body, context.body_limits).await?;
+    let input = body::parse::<Between>(&bytes)?.input();
+    let answered = answer(&context, &bytes, input, "input_prefix").await;
+    answered.map_err(|error| error.about("suffix", "input_suffix"))
+}
+
+/// Answers as the other fields of the body say; `name` is what it calls the prompt.
+async fn answer(
+    context: &Context,
+    bytes: &[u8],
+    input: Input,
+    name: &str,
+) -> Result<Response, HttpError> {
+    let (mut request, fields): (Request, params::Fields) =
+        (body::parse(bytes)?, body::parse(bytes)?);
     let definition = context.models.definition(request.model.as_deref());
     let urgency = fields.urgency()?;
     let mut params = fields.params(definition.as_deref())?;
@@ -82,14 +142,10 @@ pub(super) async fn complete(
         params.max_tokens = u32::try_from(n).ok();
     }
     let grammar = request.grammar()?;
-    let input = match request.prompt {
-        Prompt::Text(text) => Input::Text(text),
-        Prompt::Tokens(tokens) => Input::Tokens(tokens),
-    };
     let ticket = context.models.ask(request.model.as_deref(), urgency).await?;
     let (stops, probs) = (params.stop.clone(), params.logprobs.is_some());
     let question = Question { input, params, grammar, ..Question::default() };
-    let about = |error| HttpError::from(error).about("messages", "prompt");
+    let about = |error| HttpError::from(error).about("messages", name);
     let mut answer = Answer::new(&context.models, ticket, question).map_err(about)?;
     let reply = Reply::new(answer.model().to_owned(), stops, probs);
     if request.stream.unwrap_or(false) {

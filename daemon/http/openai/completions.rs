@@ -52,6 +52,15 @@ impl Prompts {
             Self::ManyTokens(many) => many.into_iter().map(Input::Tokens).collect(),
         }
     }
+
+    /// What comes between each and a text after it.
+    fn filled_up_to(self, after: &str) -> Result<Vec<Input>, HttpError> {
+        let fill = |input| match input {
+            Input::Text(before) => Ok(Input::Fill { before, after: after.to_owned() }),
+            _ => Err(HttpError::bad_param("suffix", "needs prompts that are texts")),
+        };
+        self.inputs().into_iter().map(fill).collect()
+    }
 }
 
 pub(super) async fn complete(
@@ -71,7 +80,10 @@ pub(super) async fn complete(
         let message = "those of the prompt are not computed: not together with echo";
         return Err(HttpError::bad_param("logprobs", message));
     }
-    let inputs = request.prompt.inputs();
+    let inputs = match request.suffix.filter(|suffix| !suffix.is_empty()) {
+        Some(after) => request.prompt.filled_up_to(&after)?,
+        None => request.prompt.inputs(),
+    };
     if inputs.len() * n > CHOICES_MAX {
         let message =
             format!("{} prompts, {n} answers each: the most is {CHOICES_MAX}", inputs.len());
@@ -101,16 +113,13 @@ fn check_supported(request: &Request, n: usize) -> Result<(), HttpError> {
     if request.best_of.is_some_and(|best_of| best_of as usize != n) {
         return Err(HttpError::bad_param("best_of", "must be as n, all answers are returned"));
     }
-    if request.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
-        return Err(HttpError::bad_param("suffix", "is not supported"));
-    }
     Ok(())
 }
 
 /// What comes before each answer: its prompt.
 fn echoes(inputs: &[Input], n: usize) -> Result<Vec<String>, HttpError> {
     let text = |input: &Input| match input {
-        Input::Text(text) => Ok(vec![text.clone(); n]),
+        Input::Text(text) | Input::Fill { before: text, .. } => Ok(vec![text.clone(); n]),
         _ => Err(HttpError::bad_param("echo", "needs prompts that are texts")),
     };
     let echoes: Result<Vec<_>, _> = inputs.iter().map(text).collect();

@@ -87,21 +87,30 @@ async fn count_tokens(
 }
 
 fn events(answer: Answer, message: Message) -> impl Stream<Item = Result<SseEvent, Infallible>> {
-    let first = VecDeque::from([message.start()]);
-    stream::unfold((answer, message, first), |(mut answer, mut message, mut pending)| async move {
+    let unbegun: Option<VecDeque<Named>> = None;
+    stream::unfold((answer, message, unbegun), |(mut answer, mut message, pending)| async move {
+        let mut pending = match pending {
+            Some(pending) => pending,
+            // How long the prompt is is known when the request has its turn.
+            None => VecDeque::from([match answer.started().await {
+                Ok(()) => message.start(answer.prompt().len()),
+                Err(error) => failure(&error.into()),
+            }]),
+        };
         while pending.is_empty() {
             match answer.next().await? {
                 Event::Delta(delta) => pending.extend(message.delta(delta)),
                 Event::Done(completion) => pending.extend(message.end(&completion)),
-                Event::Failed(error) => {
-                    let body = ErrorShape::Anthropic.body(&error.into());
-                    pending.push_back(Named { name: "error", body });
-                }
+                Event::Failed(error) => pending.push_back(failure(&error.into())),
             }
         }
         let event = pending.pop_front()?;
         // JSON text has no line ends, which is all that a field's value must not have.
         let sse = SseEvent::default().event(event.name).data(event.body.to_string());
-        Some((Ok(sse), (answer, message, pending)))
+        Some((Ok(sse), (answer, message, Some(pending))))
     })
+}
+
+fn failure(error: &HttpError) -> Named {
+    Named { name: "error", body: ErrorShape::Anthropic.body(error) }
 }

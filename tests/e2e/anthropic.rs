@@ -71,6 +71,8 @@ fn a_stream_has_named_events_that_make_the_same_message() {
     assert_eq!(names[..2], ["message_start", "content_block_start"]);
     assert_eq!(names[names.len() - 3..], ["content_block_stop", "message_delta", "message_stop"]);
     assert_eq!(events[0]["message"]["content"], json!([]));
+    let counted = daemon.post("/v1/messages/count_tokens", &request()).json();
+    assert_eq!(events[0]["message"]["usage"]["input_tokens"], counted["input_tokens"]);
     let texts = events.iter().filter_map(|event| event["delta"]["text"].as_str());
     assert_eq!(whole["content"][0]["text"], texts.collect::<String>());
     let end = &events[events.len() - 2];

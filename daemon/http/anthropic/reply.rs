@@ -72,8 +72,9 @@ impl Message {
         })
     }
 
-    /// Says who speaks. How long the prompt was is said at the end, when it is known.
-    pub(super) fn start(&self) -> Named {
+    /// Says who speaks, and how many tokens the prompt has; how many of them were in the cache is said at
+    /// the end, when it is known.
+    pub(super) fn start(&self, prompt_tokens: usize) -> Named {
         let message = json!({
             "id": self.id,
             "type": "message",
@@ -82,7 +83,7 @@ impl Message {
             "content": [],
             "stop_reason": null,
             "stop_sequence": null,
-            "usage": {"input_tokens": 0, "output_tokens": 0},
+            "usage": {"input_tokens": prompt_tokens, "output_tokens": 0},
         });
         Named { name: "message_start", body: json!({"type": "message_start", "message": message}) }
     }
@@ -251,7 +252,7 @@ mod tests {
     #[test]
     fn each_kind_of_piece_has_a_block_of_its_own() {
         let mut message = message(false);
-        let mut events = vec![message.start()];
+        let mut events = vec![message.start(10)];
         events.extend(message.delta(Delta { pieces: answer(), ..Delta::default() }));
         events.extend(message.end(&completion(FinishReason::Stop, None)));
         let want = [

@@ -1,5 +1,6 @@
 //! One answer: from a question in any protocol to a job, and its events back.
 
+mod call_ids;
 mod meter;
 mod question;
 mod reading;

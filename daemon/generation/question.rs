@@ -9,8 +9,8 @@ use m40_tokenizer::{ChatTemplate, FillIn, Special, TemplateError, TemplateInput,
 use m40llm::GenerateParams;
 use serde_json::{Map, Value, json};
 
-use super::AskError;
 use super::tools::Reading;
+use super::{AskError, call_ids};
 use crate::models::Loaded;
 
 /// What is asked of a model.
@@ -266,6 +266,8 @@ impl Chat {
     ) -> Result<String, TemplateError> {
         let mut extra = self.extra.clone();
         self.reasoning.variables(&mut extra);
+        let numbered = format.wants_short_ids().then(|| call_ids::numbered(messages));
+        let messages = numbered.as_ref().unwrap_or(messages);
         let offered = self.offered();
         let told = format.offer(messages, &offered);
         let tools = (told.is_none() && !offered.is_empty()).then(|| offered.to_template());

@@ -87,6 +87,11 @@ impl Format {
         self.think.is_some() || self.family == Family::Harmony
     }
 
+    /// Whether its templates take no call without an id of nine letters and digits.
+    pub fn wants_short_ids(&self) -> bool {
+        matches!(self.family, Family::Mistral { .. })
+    }
+
     /// Texts that have a meaning in it. Where a vocabulary has one of them as a special token, a reader
     /// needs the text of that token.
     pub fn markers(&self) -> Vec<&'static str> {

@@ -118,6 +118,33 @@ fn a_key_may_do_what_its_line_says_and_a_reload_reads_the_line_again() {
 }
 
 #[test]
+fn only_a_key_that_says_so_adds_and_removes_models_and_only_where_clients_may() {
+    let (manager, user) = (new_key("manager"), new_key("user"));
+    let lines = manager.with("manage_models = true") + &user.line;
+    let send = |daemon: &Daemon, key: &str| {
+        let headers = [("x-api-key", key), ("content-type", "application/json")];
+        http::request_with(daemon.http(), "POST", "/api/push", &headers, b"{}")
+    };
+    let managed = |allowed: bool| {
+        let builder = builder();
+        let file = builder.dir().join("keys.toml");
+        std::fs::write(&file, &lines).expect("the folder of a test");
+        let lines = format!("keys = {file:?}\nallow_model_management = {allowed}");
+        builder.http(&lines).start()
+    };
+    let daemon = managed(true);
+    let refusal = send(&daemon, &user.key);
+    assert_eq!(refusal.status, 403, "{}", refusal.body);
+    let text = refusal.json()["error"].as_str().expect("a text").to_owned();
+    assert!(text.contains("the key user") && text.contains("manage_models = true"), "{text}");
+    // Nobody can push from here, which is told only to who may try.
+    assert_eq!(send(&daemon, &manager.key).status, 501);
+    let refusal = send(&managed(false), &manager.key);
+    assert_eq!(refusal.status, 403, "{}", refusal.body);
+    assert!(refusal.body.contains("allow_model_management"), "{}", refusal.body);
+}
+
+#[test]
 fn who_asks_too_often_is_told_when_to_come_back() {
     let made = new_key("busy");
     let (daemon, _) = with_keys(&made.with("requests_per_minute = 2"));

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use m40llm::{EmbedError, EmbedText, Pooling, Special, Tokenizer};
 
+use crate::caller::Caller;
+use crate::metrics::Ended;
 use crate::models::{Cut, Loaded, ModelError, Reason, Ticket};
 
 /// Texts of one request.
@@ -110,7 +112,38 @@ fn check_count(found: usize) -> Result<(), EmbeddingError> {
 /// What comes of a request's texts, and how many tokens they had.
 type Found<T> = Result<(T, usize), EmbeddingError>;
 
+/// Computes, counts that for the metrics and the log, and charges the key of whoever asks.
 async fn compute<T: Send + 'static>(
+    ticket: Ticket,
+    work: impl FnOnce(&Loaded, &Cut) -> Found<T> + Send + 'static,
+) -> Result<Computed<T>, EmbeddingError> {
+    let since = Instant::now();
+    let (metrics, model) = (ticket.metrics(), ticket.model().to_owned());
+    let computed = compute_in_turn(ticket, work).await;
+    let done = computed.as_ref().ok();
+    let finish = done.map(|_| "stop");
+    let prompt_tokens = done.map_or(0, |computed| computed.tokens as u64);
+    metrics.ended(&Ended {
+        model: &model,
+        finish,
+        prompt_tokens,
+        cached_tokens: None,
+        completion_tokens: 0,
+        queue: done.map(|computed| computed.waited),
+        whole: since.elapsed(),
+    });
+    if let Some(caller) = Caller::current() {
+        caller.charge(prompt_tokens);
+        caller.note(|record| {
+            record.model = Some(model);
+            record.prompt_tokens += prompt_tokens;
+            record.finish = Some(finish.unwrap_or("error"));
+        });
+    }
+    computed
+}
+
+async fn compute_in_turn<T: Send + 'static>(
     ticket: Ticket,
     work: impl FnOnce(&Loaded, &Cut) -> Found<T> + Send + 'static,
 ) -> Result<Computed<T>, EmbeddingError> {

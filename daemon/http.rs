@@ -6,7 +6,7 @@
 //! | `GET /ready` | 200 while requests are taken, else 503 |
 //! | `GET /metrics` | figures for Prometheus |
 //! | `/v1/…` | OpenAI's ([`openai`]) |
-//! | `POST /v1/embeddings`, `/api/embed`, `/api/embeddings` | vectors of texts, as OpenAI and Ollama have them |
+//! | `POST /v1/embeddings` | vectors of texts, as OpenAI has them |
 //! | `POST /v1/rerank`, `/rerank` | which documents fit a query, as Jina has it |
 //! | `POST /generate` | a prompt as it is; streamed as newline-delimited JSON |
 //! | `/v1/messages` and below | Anthropic's: `anthropic` |
@@ -25,7 +25,6 @@ mod guard;
 mod health;
 mod llamacpp;
 mod ollama;
-mod ollama_embed;
 mod openai;
 mod openapi;
 mod params;
@@ -68,8 +67,6 @@ pub(crate) fn router(context: Context, guard: Guard) -> Router {
         .route("/v1/embeddings", post(embeddings::embed))
         .route("/v1/rerank", post(rerank::rank))
         .route("/rerank", post(rerank::rank))
-        .route("/api/embed", post(ollama_embed::embed))
-        .route("/api/embeddings", post(ollama_embed::embed_one))
         .merge(openai::routes())
         .route("/generate", post(generate::generate))
         .merge(ollama::routes(&context))

@@ -152,7 +152,8 @@ pub(crate) struct Ended<'a> {
     /// The word for how; `None` when it failed.
     pub finish: Option<&'static str>,
     pub prompt_tokens: u64,
-    pub cached_tokens: u64,
+    /// Of the prompt, found in the prefix cache; `None` where nothing was looked for there.
+    pub cached_tokens: Option<u64>,
     pub completion_tokens: u64,
     /// Until its turn; `None` when it had none.
     pub queue: Option<Duration>,
@@ -191,8 +192,10 @@ impl Metrics {
         answers.whole.get_or_create(&model).observe(ended.whole.as_secs_f64());
         answers.prompt_tokens.get_or_create(&model).inc_by(ended.prompt_tokens);
         answers.generation_tokens.get_or_create(&model).inc_by(ended.completion_tokens);
-        answers.prefix_queries.get_or_create(&model).inc_by(ended.prompt_tokens);
-        answers.prefix_hits.get_or_create(&model).inc_by(ended.cached_tokens);
+        if let Some(cached) = ended.cached_tokens {
+            answers.prefix_queries.get_or_create(&model).inc_by(ended.prompt_tokens);
+            answers.prefix_hits.get_or_create(&model).inc_by(cached);
+        }
         match ended.finish {
             Some(finished_reason) => {
                 let model_name = ended.model.to_owned();
@@ -255,7 +258,7 @@ mod tests {
             model: "m",
             finish: Some("stop"),
             prompt_tokens: 7,
-            cached_tokens: 3,
+            cached_tokens: Some(3),
             completion_tokens: 5,
             queue: Some(second),
             whole: 4 * second,

@@ -105,7 +105,7 @@ impl Drop for Meter {
             model: &self.model,
             finish,
             prompt_tokens: self.prompt_tokens,
-            cached_tokens: self.cached_tokens,
+            cached_tokens: Some(self.cached_tokens),
             completion_tokens: self.completion_tokens,
             queue: self.began.map(|began| began - self.asked),
             whole: self.asked.elapsed(),

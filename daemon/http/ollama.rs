@@ -9,6 +9,7 @@
 //! | `POST /api/show` | what a model is and can do |
 //! | `POST /api/generate` | an answer to a prompt; loads and unloads |
 //! | `POST /api/chat` | the next message of a conversation |
+//! | `POST /api/embed`, `/api/embeddings` | vectors of texts |
 //! | `POST /api/pull`, `/api/create`, `/api/copy`, `DELETE /api/delete`, `/api/blobs/{digest}` | change what is here, where that is allowed |
 //! | `POST /api/push` | 501 |
 //!
@@ -20,6 +21,7 @@ mod ask;
 mod blobs;
 mod chat;
 mod create;
+mod embed;
 mod generate;
 mod keep_alive;
 mod listing;
@@ -46,7 +48,7 @@ use super::{Context, guard};
 /// be numeric, and VS Code wants 0.6.4 or later.
 const VERSION: &str = "0.18.3";
 
-/// All of it but embeddings.
+/// The routes of this API.
 pub(super) fn routes(context: &Context) -> Router<Context> {
     let changing = Router::new()
         .route("/api/pull", post(manage::pull))
@@ -64,6 +66,8 @@ pub(super) fn routes(context: &Context) -> Router<Context> {
         .route("/api/show", post(show::show))
         .route("/api/generate", post(generate::generate))
         .route("/api/chat", post(chat::chat))
+        .route("/api/embed", post(embed::embed))
+        .route("/api/embeddings", post(embed::embed_one))
         .merge(changing)
 }
 

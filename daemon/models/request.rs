@@ -13,6 +13,7 @@ use super::desk::{Started, Told};
 use super::job::{CountedJob, Cut, Job, Reason};
 use super::loaded::{Failed, Loaded};
 use super::{ModelError, Models};
+use crate::metrics::Metrics;
 
 /// How a request is to be treated beside others.
 #[derive(Debug, Clone, Copy, Default)]
@@ -69,6 +70,11 @@ impl Ticket {
     /// Name of the model that is asked for.
     pub(crate) fn model(&self) -> &str {
         &self.model
+    }
+
+    /// Where what comes of it is counted.
+    pub(crate) fn metrics(&self) -> Metrics {
+        self.place.models.metrics().clone()
     }
 
     /// Has the model stay in memory for so long after this request, if it runs and nobody says otherwise

@@ -154,6 +154,60 @@ fn ollama_has_its_own_forms() {
 }
 
 #[test]
+fn ollamas_clients_name_load_and_unload_encoders_as_they_do_other_models() {
+    let builder = builder();
+    let path = write(builder.dir(), "bert.gguf", &TinyEncoder::bert().build());
+    let daemon = builder.start();
+    ctl(&daemon, &["pull", path_str(&path)]).ok();
+    let in_memory = || daemon.get("/api/ps").json()["models"].as_array().map_or(0, Vec::len);
+    for path in ["/api/embed", "/api/embeddings"] {
+        let loaded = post(&daemon, path, &json!({"model": "bert", "keep_alive": -1}));
+        let nothing = if path == "/api/embed" { "embeddings" } else { "embedding" };
+        assert_eq!((&loaded[nothing], in_memory()), (&json!([]), 1));
+        for name in ["bert", "BERT:latest"] {
+            let asked = json!({"model": name, "input": "money", "prompt": "money"});
+            assert_ne!(post(&daemon, path, &asked)[nothing], json!([]));
+        }
+        post(&daemon, path, &json!({"model": "bert", "keep_alive": 0}));
+        until("it has left", || in_memory() == 0);
+        let last = json!({"model": "bert", "input": "a", "prompt": "a", "keep_alive": "0s"});
+        post(&daemon, path, &last);
+        until("it has left after its request", || in_memory() == 0);
+        let none = daemon.post(path, &json!({"model": "none:7b", "input": "a", "prompt": "a"}));
+        let says = "model \"none:7b\" not found, try pulling it first";
+        assert_eq!((none.status, none.json()), (404, json!({"error": says})));
+    }
+}
+
+#[test]
+fn vectors_and_ranks_are_counted_and_logged_as_answers_are() {
+    let daemon = with_bert();
+    // Five tokens, and two texts of three.
+    post(&daemon, "/v1/embeddings", &json!({"model": "bert", "input": "the cat sat"}));
+    post(
+        &daemon,
+        "/v1/rerank",
+        &json!({"model": "bert", "query": "money", "documents": ["money"]}),
+    );
+    refused(&daemon, "/v1/embeddings", &json!({"model": "bert", "input": []}), &["0 texts"]);
+    let text = daemon.get("/metrics").body;
+    for line in [
+        "m40d_prompt_tokens_total{model_name=\"bert\"} 11",
+        "m40d_request_success_total{model_name=\"bert\",finished_reason=\"stop\"} 2",
+    ] {
+        assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
+    }
+    assert!(!text.contains("m40d_prefix_cache_queries_total{model_name=\"bert\"}"), "{text}");
+    let log = daemon.log();
+    let line =
+        log.lines().find(|line| line.contains("answered") && line.contains("/v1/embeddings"));
+    let line = line.expect("a request has a line");
+    for part in ["model=\"bert\"", "prompt_tokens=5", "finish=\"stop\""] {
+        assert!(line.contains(part), "no {part} in {line}");
+    }
+}
+
+#[test]
 fn a_cross_encoder_ranks_documents_and_makes_no_vectors() {
     let daemon = with_encoder(&TinyEncoder::cross_encoder());
     let documents = json!(["the cat sat", {"text": "money"}, "a dog on the river bank"]);

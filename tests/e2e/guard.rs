@@ -145,6 +145,19 @@ fn only_a_key_that_says_so_adds_and_removes_models_and_only_where_clients_may() 
 }
 
 #[test]
+fn a_key_pays_for_vectors_too() {
+    let made = new_key("one");
+    let (daemon, _) = with_keys(&made.with("tokens_per_minute = 20"));
+    let embed = || {
+        let headers = [("x-api-key", made.key.as_str()), ("content-type", "application/json")];
+        let body = json!({"model": "tiny", "input": vec![40; 50]}).to_string();
+        http::request_with(daemon.http(), "POST", "/v1/embeddings", &headers, body.as_bytes())
+    };
+    assert_eq!(embed().status, 200);
+    refused(&embed(), 429, "rate_limit_exceeded");
+}
+
+#[test]
 fn who_asks_too_often_is_told_when_to_come_back() {
     let made = new_key("busy");
     let (daemon, _) = with_keys(&made.with("requests_per_minute = 2"));

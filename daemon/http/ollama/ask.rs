@@ -185,24 +185,32 @@ impl Asked {
     }
 
     async fn ticket(&self, context: &Context) -> Result<Ticket, HttpError> {
-        let asked = context.models.ask(Some(&self.name), Urgency::default()).await;
-        let ticket = asked.map_err(|error| self.refused(error))?;
-        if let Some(KeepAlive(stay)) = self.fields.keep_alive {
-            ticket.stay_after(stay);
-        }
-        Ok(ticket)
-    }
-
-    /// Two errors are known to clients by their words.
-    fn refused(&self, error: ModelError) -> HttpError {
-        match &error {
+        ticket(context, &self.name, self.fields.keep_alive).await.map_err(|error| match error {
             ModelError::Unknown { .. } => names::no_model(&self.asked),
-            ModelError::Refused { refusal, .. }
-                if matches!(**refusal, Refusal::QueueFull { .. }) =>
-            {
-                HttpError::too_busy()
-            }
-            _ => error.into(),
+            error => refused(error),
+        })
+    }
+}
+
+/// Asks for a model by its own name, and says how long it stays after that.
+pub(super) async fn ticket(
+    context: &Context,
+    name: &str,
+    keep_alive: Option<KeepAlive>,
+) -> Result<Ticket, ModelError> {
+    let ticket = context.models.ask(Some(name), Urgency::default()).await?;
+    if let Some(KeepAlive(stay)) = keep_alive {
+        ticket.stay_after(stay);
+    }
+    Ok(ticket)
+}
+
+/// That too many wait is known to clients by its words.
+pub(super) fn refused(error: ModelError) -> HttpError {
+    match &error {
+        ModelError::Refused { refusal, .. } if matches!(**refusal, Refusal::QueueFull { .. }) => {
+            HttpError::too_busy()
         }
+        _ => error.into(),
     }
 }

@@ -2,7 +2,6 @@
 
 use m40_control::model_name_of_file;
 use m40_store::Source;
-use tokio::task::spawn_blocking;
 
 use super::HttpError;
 use crate::control::name_of;
@@ -19,25 +18,27 @@ pub(super) fn shown(name: &str) -> String {
 /// The model that a client means: in capitals or not, with the tag `latest` or without, or by the whole
 /// name under which a registry has it.
 pub(super) async fn find(models: &Models, asked: &str) -> Result<String, HttpError> {
+    look_for(models, asked).await?.ok_or_else(|| no_model(asked))
+}
+
+/// As [`find`], but `None` where there is no such model.
+pub(super) async fn look_for(models: &Models, asked: &str) -> Result<Option<String>, HttpError> {
     if asked.is_empty() {
         return Err(HttpError::bad_request("model is required".to_owned()));
     }
     let meant = candidates(asked);
-    let name = match meant.iter().find(|name| models.has(name)) {
-        Some(name) => name.clone(),
-        None => find_in_capitals(models, &meant).await?.ok_or_else(|| no_model(asked))?,
+    let found = match meant.iter().find(|name| models.has(name)) {
+        Some(name) => Some(name.clone()),
+        None => find_in_capitals(models, &meant).await?,
     };
-    let name = models.own_name(&name);
+    let Some(name) = found.map(|name| models.own_name(&name)) else { return Ok(None) };
     models.check_allowed(&name)?;
-    Ok(name)
+    Ok(Some(name))
 }
 
 async fn find_in_capitals(models: &Models, meant: &[String]) -> Result<Option<String>, HttpError> {
-    let listing = models.clone();
-    // Listing reads files.
-    let listed = spawn_blocking(move || listing.list()).await;
-    let listed = listed.map_err(|_| HttpError::internal())?;
-    let mut names = listed.into_iter().flat_map(|model| [vec![model.name], model.aliases].concat());
+    let listed = models.listed().await?.into_iter();
+    let mut names = listed.flat_map(|model| [vec![model.name], model.aliases].concat());
     let is_meant = |name: &String| meant.iter().any(|other| other.eq_ignore_ascii_case(name));
     Ok(names.find(is_meant))
 }

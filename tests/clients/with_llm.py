@@ -53,7 +53,7 @@ class Commands(unittest.TestCase):
 
     def test_tools_are_offered(self):
         function = "def get_weather(city: str) -> str:\n    'The weather in a city.'\n    return 'sunny'\n"
-        self.ask("-m", "calls", "--functions", function, "--chain-limit", "1", "Say hello.")
+        self.ask("-m", "calls", "--functions", function, "--chain-limit", "8", "--tools-debug", "Say hello.")
 
     def test_an_unknown_model_is_told(self):
         done = self.llm("prompt", "-m", "nobody", "hello")

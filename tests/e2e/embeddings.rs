@@ -325,7 +325,7 @@ fn who_leaves_gives_the_place_back() {
     let body = json!({"model": "tiny", "input": text}).to_string();
     let mut stream = http::connect(daemon.http());
     let head = format!(
-        "POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+        "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
          content-length: {}\r\n\r\n",
         body.len()
     );

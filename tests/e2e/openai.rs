@@ -98,7 +98,8 @@ fn a_client_that_leaves_frees_the_places_of_all_of_its_answers() {
 
 #[test]
 fn tools_and_what_came_of_them_reach_the_template() {
-    let template = "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}\
+    // It is given messages as they are because it names a format of calls.
+    let template = "{# <tool_call> #}{% for t in tools or [] %}{{ t.function.name }}{% endfor %}\
         {% for m in messages %}{{ m.role }}{{ m.content }}{{ m.name or '' }}\
         {% for c in m.tool_calls or [] %}{{ c.function.arguments.city }}{% endfor %}{% endfor %}";
     let mut daemon = load(builder(), &TinyModel::new("llama").chat_template(Some(template)));

@@ -339,6 +339,25 @@ mod tests {
     }
 
     #[test]
+    fn calls_have_other_ids_only_for_templates_that_want_them() {
+        let call = json!({"id": "call_of_a_client", "function": {"name": "f", "arguments": {}}});
+        let messages = json!([
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "call_of_a_client", "content": "42"},
+        ]);
+        let shown = |mark: &str| {
+            let source = format!(
+                "{mark}{{{{ messages[0].tool_calls[0].id }}}} {{{{ messages[1].tool_call_id }}}}"
+            );
+            let template = ChatTemplate::new(&source, "", "").unwrap();
+            let format = Format::of_template(&source);
+            Chat::default().render(&messages, &template, &format).unwrap()
+        };
+        assert_eq!(shown("[TOOL_CALLS]"), "[TOOL_CALLS]call00001 call00001");
+        assert_eq!(shown("<tool_call>"), "<tool_call>call_of_a_client call_of_a_client");
+    }
+
+    #[test]
     fn reasoning_is_said_in_the_words_of_several_templates_and_never_against_the_request() {
         let variables = |reasoning: Reasoning, mut extra: Map<String, Value>| {
             reasoning.variables(&mut extra);

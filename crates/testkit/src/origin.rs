@@ -213,6 +213,11 @@ impl Origin {
         self.wait_for("held replies", |state| state.holding >= count);
     }
 
+    /// Replies that have been held so far.
+    pub fn held(&self) -> usize {
+        self.shared.state().holding
+    }
+
     /// Waits until so many requests came to a path.
     pub fn wait_for_requests(&self, path: &str, count: usize) {
         let to_path = |state: &State| state.seen.iter().filter(|seen| seen.path == path).count();

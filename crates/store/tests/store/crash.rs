@@ -60,9 +60,11 @@ fn survives_twenty_kills(path: &str, length: usize) {
     for kill in 0..20 {
         let is_early = kill % 2 == 0;
         let at = if is_early { 0..3 * CHUNK } else { CHUNK..3 * CHUNK };
-        site.origin.fault(path, Fault::HoldAfter(random.u64(at.start as u64..at.end as u64)));
+        // Every reply, as a request that the last process sent may be met only now.
+        site.origin.always(path, Fault::HoldAfter(random.u64(at.start as u64..at.end as u64)));
+        let held = site.origin.held();
         let mut child = download();
-        site.origin.wait_for_held(kill + 1);
+        site.origin.wait_for_held(held + 1);
         if !is_early {
             let lines = BufReader::new(child.stdout.take().expect("its output is a pipe")).lines();
             let mut said = lines.map(|line| line.expect("its output is text")).filter_map(|line| {

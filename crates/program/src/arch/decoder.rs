@@ -142,14 +142,8 @@ impl Emitter<'_> {
     ) -> Result<(), BuildError> {
         let hyper = self.hyper;
         let (heads, kv_heads) = (hyper.heads[layer], hyper.kv_heads[layer]);
-        let widths = [heads * hyper.key_dim, kv_heads * hyper.key_dim, kv_heads * hyper.value_dim];
-        let q = self.buffer("q", widths[0], RowSet::All);
-        let k = self.buffer("k", widths[1], RowSet::All);
-        let v = self.buffer("v", widths[2], RowSet::All);
-
         self.norm(stream.residual, &format!("blk.{layer}.attn_norm.weight"), stream.normed)?;
-        let outputs = self.qkv(layer, widths, [q, k, v])?;
-        self.ops.push(Op::Project { x: stream.normed, outputs });
+        let [q, k, v] = self.project_qkv(layer, stream.normed)?;
         for (x, heads, name) in [(q, heads, "attn_q_norm"), (k, kv_heads, "attn_k_norm")] {
             let name = format!("blk.{layer}.{name}.weight");
             let dim = hyper.key_dim;

@@ -78,20 +78,24 @@ impl<'a> Emitter<'a> {
         BufferId(u16::try_from(found).expect("a handful of buffers per layer shape"))
     }
 
-    /// The three projections, from three tensors or from the row ranges of a fused one.
-    pub(super) fn qkv(
+    /// Q, K and V of `x`, from three tensors or from the row ranges of a fused one; and where they are.
+    pub(super) fn project_qkv(
         &mut self,
         layer: usize,
-        widths: [usize; 3],
-        outs: [BufferId; 3],
-    ) -> Result<Vec<Projection>, BuildError> {
+        x: BufferId,
+    ) -> Result<[BufferId; 3], BuildError> {
+        let hyper = self.hyper;
+        let (heads, kv_heads) = (hyper.heads[layer], hyper.kv_heads[layer]);
+        let widths = [heads * hyper.key_dim, kv_heads * hyper.key_dim, kv_heads * hyper.value_dim];
+        let names = ["q", "k", "v"];
+        let outs = [0, 1, 2].map(|i| self.buffer(names[i], widths[i], RowSet::All));
         let cols = self.hyper.embedding;
         let fused = format!("blk.{layer}.attn_qkv");
         let is_fused = self.tensors.has(&format!("{fused}.weight"));
         let total: usize = widths.iter().sum();
         let mut first = 0;
         let mut outputs = vec![];
-        for ((part, width), out) in ["q", "k", "v"].into_iter().zip(widths).zip(outs) {
+        for ((part, width), out) in names.into_iter().zip(widths).zip(outs) {
             let (stem, total, start) = if is_fused {
                 (fused.clone(), total, first)
             } else {
@@ -104,6 +108,7 @@ impl<'a> Emitter<'a> {
             outputs.push(Projection { weight, bias, residual: None, out });
             first += width;
         }
-        Ok(outputs)
+        self.ops.push(Op::Project { x, outputs });
+        Ok(outs)
     }
 }

@@ -108,11 +108,7 @@ impl Emitter<'_> {
     ) -> Result<(), BuildError> {
         let hyper = self.hyper;
         let (heads, kv_heads) = (hyper.heads[layer], hyper.kv_heads[layer]);
-        let widths = [heads * hyper.key_dim, kv_heads * hyper.key_dim, kv_heads * hyper.value_dim];
-        let names = ["q", "k", "v"];
-        let [q, k, v] = [0, 1, 2].map(|i| self.buffer(names[i], widths[i], RowSet::All));
-        let outputs = self.qkv(layer, widths, [q, k, v])?;
-        self.ops.push(Op::Project { x: stream.residual, outputs });
+        let [q, k, v] = self.project_qkv(layer, stream.residual)?;
         if encoder.rope.is_some() {
             let table = RopeId(0);
             self.ops.push(Op::Rope { x: q, heads, table });

@@ -4,8 +4,9 @@
 //!     cargo bench --bench http -- [TOKENS]
 //!
 //! All answers have as many tokens, and greedy ones of one prompt, so both compute the same, on one thread:
-//! as with a GPU the other cores are for HTTP. Clients run on those too, and count as HTTP. The time to the first byte is that of a request alone, less the
-//! time to the first token that the daemon says the engine took. The best of three rounds counts.
+//! as with a GPU the other cores are for HTTP. Clients run on those too, and count as HTTP. The time to the
+//! first byte is that of a request alone, less the time to the first token that the daemon says the engine
+//! took. The best of three rounds counts.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its result")]
 

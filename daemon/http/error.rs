@@ -202,6 +202,11 @@ impl HttpError {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
     }
 
+    /// A bad request for what `param` says.
+    fn at_param(param: &str, code: Option<&'static str>, message: String) -> Self {
+        Self { param: Some(param.to_owned()), code, ..Self::bad_request(message) }
+    }
+
     fn unavailable(message: String, code: &'static str) -> Self {
         let new = Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", message);
         Self { retry_s: Some(RETRY_AFTER_S), code: Some(code), ..new }
@@ -372,11 +377,7 @@ impl From<AnswerError> for HttpError {
 impl From<AskError> for HttpError {
     fn from(error: AskError) -> Self {
         let message = error.to_string();
-        let bad = |param: &str, code| Self {
-            param: Some(param.to_owned()),
-            code,
-            ..Self::bad_request(message.clone())
-        };
+        let bad = |param, code| Self::at_param(param, code, message.clone());
         match error {
             AskError::Model(error) => error.into(),
             AskError::PromptTooLong { .. } => bad("messages", Some("context_length_exceeded")),
@@ -423,11 +424,7 @@ impl From<JobError> for HttpError {
 impl From<EmbeddingError> for HttpError {
     fn from(error: EmbeddingError) -> Self {
         let message = error.to_string();
-        let bad = |param: &str, code| Self {
-            param: Some(param.to_owned()),
-            code,
-            ..Self::bad_request(message.clone())
-        };
+        let bad = |param, code| Self::at_param(param, code, message.clone());
         match error {
             EmbeddingError::Model(error) => error.into(),
             EmbeddingError::Texts { .. } | EmbeddingError::Tokens { .. } => bad("input", None),

@@ -8,10 +8,12 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use m40_store::{
-    CHUNK_BYTES, FetchError, Host, Machine, Proxy, Pulled, Request, Settings, Sha256, Source, Store,
+    CHUNK_BYTES, FetchError, Host, Machine, OpenError, Proxy, Pulled, Request, Settings, Sha256,
+    Source, Store,
 };
 use m40_testkit::origin::Origin;
 use tempfile::TempDir;
@@ -110,9 +112,18 @@ impl Site {
         self.store_with(self.settings(1))
     }
 
+    /// Opens the store, also where one of this process was just dropped: a transfer that has ended, or
+    /// a child between its fork and its exec, may have the lock a moment longer.
     pub(crate) fn store_with(&self, settings: Settings) -> Store {
-        let host = Arc::clone(&self.stage) as Arc<dyn Host>;
-        Store::open_on(&self.root.path().join("state"), settings, host).expect("a store")
+        let dir = self.root.path().join("state");
+        let give_up = Instant::now() + Duration::from_secs(30);
+        loop {
+            let host = Arc::clone(&self.stage) as Arc<dyn Host>;
+            match Store::open_on(&dir, settings.clone(), host) {
+                Err(OpenError::InUse { .. }) if Instant::now() < give_up => thread::yield_now(),
+                opened => return opened.expect("a store"),
+            }
+        }
     }
 
     /// The source of a path at the origin.

@@ -117,7 +117,7 @@ impl Backend {
         match self {
             Self::Cpu { .. } => Ok(footprint::on_cpu(&program, gguf, context)),
             #[cfg(feature = "cuda")]
-            Self::Gpu(_) if is_for_embeddings(&program) => Ok(footprint::beside_gpu(context)),
+            Self::Gpu(_) if is_encoder(&program) => Ok(footprint::beside_gpu(context)),
             #[cfg(feature = "cuda")]
             Self::Gpu(card) => Ok(card.plan(path, program, context)?.1.footprint()),
         }
@@ -138,7 +138,7 @@ impl Backend {
                 Ok((runner, footprint))
             }
             #[cfg(feature = "cuda")]
-            Self::Gpu(card) if is_for_embeddings(&program) => {
+            Self::Gpu(card) if is_encoder(&program) => {
                 let how = (card.threads(), Numerics::Fast);
                 let runner = on_cpu(path, program, gguf, context, how)?;
                 Ok((runner, footprint::beside_gpu(context)))
@@ -162,7 +162,7 @@ impl Backend {
         match self {
             Self::Cpu { .. } => self.load(path, program, gguf, context).map(|_| ()),
             #[cfg(feature = "cuda")]
-            Self::Gpu(_) if is_for_embeddings(&program) => {
+            Self::Gpu(_) if is_encoder(&program) => {
                 self.load(path, program, gguf, context).map(|_| ())
             }
             #[cfg(feature = "cuda")]
@@ -171,12 +171,11 @@ impl Backend {
     }
 }
 
-/// Whether a model is made for embeddings: an encoder, or one whose file says how a text's vector is
-/// made. Those run on the CPU whatever the others run on: no kernel lets a token see those after it, and
-/// the card gives no hidden states away.
+/// Whether a model is an encoder. Those run on the CPU whatever the others run on: no kernel lets a token
+/// see those after it.
 #[cfg(feature = "cuda")]
-fn is_for_embeddings(program: &Program) -> bool {
-    !matches!(program.head, m40_program::Head::Logits(_)) || program.description.pooling.is_some()
+fn is_encoder(program: &Program) -> bool {
+    !matches!(program.head, m40_program::Head::Logits(_))
 }
 
 fn on_cpu(
@@ -330,7 +329,7 @@ impl Runner {
         match self {
             Self::Cpu(model) => model.embed(texts, pooling, cancel),
             #[cfg(feature = "cuda")]
-            Self::Gpu(_) => Err(EmbedError::OnGpu),
+            Self::Gpu(model) => model.embed(texts, pooling, cancel),
         }
     }
 

@@ -23,7 +23,7 @@ use memmap2::Mmap;
 use super::batch::Passes;
 use super::going::Going;
 use super::kernels::Kernels;
-use super::owner::{Owner, Seat};
+use super::owner::{Lent, Owner, Seat};
 use super::turns::{Turn, Turns};
 use super::{Decode, GpuError, GpuMemory, GpuOptions, VRAM_RESERVE, kernel_image};
 use crate::backend::{Output, Start, lock};
@@ -265,21 +265,33 @@ impl CardModel {
         let options = options.clone();
         let (lines, told) = sync_channel(0);
         let (answers, answered) = sync_channel(0);
-        let result = self.owner.lend(move |on_card| {
-            on_card.take_turn();
+        let result = self.in_turn(move |executor| {
             let on_line = &mut |line| match lines.send(line) {
                 Ok(()) => answered.recv().unwrap_or(ControlFlow::Break(())),
                 Err(_) => ControlFlow::Break(()),
             };
-            let result = bench(&mut CardSubject::new(&mut on_card.executor), &options, on_line);
-            on_card.end_turn();
-            result
+            bench(&mut CardSubject::new(executor), &options, on_line)
         })?;
         for line in told {
             // The thread waits for it, unless it has ended.
             let _ = answers.send(on_line(line));
         }
         result.wait()
+    }
+}
+
+impl CardModel {
+    /// Has the model's thread do something else than passes of sessions, while no other model runs.
+    pub(super) fn in_turn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Executor) -> T + Send + 'static,
+    ) -> Result<Lent<T>, GenerateError> {
+        self.owner.lend(move |on_card| {
+            on_card.take_turn();
+            let done = work(&mut on_card.executor);
+            on_card.end_turn();
+            done
+        })
     }
 }
 

@@ -51,8 +51,9 @@ lint: nvrtc ## formatting and lints
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
-reference: ## write the help texts and the man page of m40ctl anew
+reference: ## write the help texts, the man page of m40ctl and the header for C anew
 	M40_WRITE_REFERENCE=1 cargo test --locked --bin m40ctl reference
+	M40_WRITE_REFERENCE=1 cargo test --locked --test abi the_header
 
 verify-unit: ## check the systemd unit where systemd is installed
 	tests/verify-unit

@@ -3,6 +3,7 @@
 //! Every test has its own daemon in its own folder on its own port; see `m40_testkit::daemon`.
 
 mod access;
+mod activation;
 mod anthropic;
 mod chat;
 mod concurrency;

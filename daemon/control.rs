@@ -2,6 +2,8 @@
 //!
 //! Everything here is for those who may use the socket; [`crate::socket::Access`] says who.
 
+#[cfg(debug_assertions)]
+mod faults;
 mod pull;
 mod residency;
 mod resume;
@@ -62,7 +64,7 @@ pub(crate) struct Context {
 
 /// The routes of the control socket.
 pub(crate) fn router(context: Context) -> Router {
-    Router::new()
+    let routes = Router::new()
         .route("/status", get(status))
         .route("/models", get(models))
         .route("/models/pull", post(pull::pull))
@@ -79,7 +81,10 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/reload", post(reload))
         .route("/queue", get(residency::queue))
         .route("/queue/cancel", post(residency::cancel))
-        .route("/vram", get(residency::vram))
+        .route("/vram", get(residency::vram));
+    #[cfg(debug_assertions)]
+    let routes = routes.merge(faults::routes());
+    routes
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn_with_state(context.clone(), check_peer))

@@ -28,7 +28,7 @@ use crate::models::{self, Models};
 use crate::net::{self, Phase, TlsListener};
 use crate::socket::Access;
 use crate::store::Store;
-use crate::{control, http, memory, systemd};
+use crate::{control, http, memory, systemd, watchdog};
 
 /// How long clients have to take the last bytes of what was cut short.
 const FLUSH_TIME: Duration = Duration::from_secs(1);
@@ -137,6 +137,7 @@ async fn serve(
     };
     tokio::spawn(net::serve(control, control_router, control_limits, phase_receiver, alive));
 
+    watchdog::start(&models);
     tokio::spawn(manifests.clone().follow());
     tokio::spawn(judge_arrivals(pulls.arrivals(), manifests.clone()));
     tokio::spawn(pulls.follow(manifests.subscribe()));
@@ -155,7 +156,7 @@ async fn serve(
 
     // First of all: from now on nothing is accepted.
     phase.send_replace(Phase::Draining);
-    systemd::stopping();
+    systemd::stopping(config.shutdown_grace.saturating_add(3 * FLUSH_TIME));
     info!("stopping");
     // So that a new daemon may be started and clients see that this one is gone.
     drop(control_file);

@@ -6,7 +6,7 @@
 //! their certificate · [`keys`] who may · [`caller`] who asks · [`http`] what clients on the network
 //! speak · [`control`] what `m40ctl` speaks · [`manifests`] which models there are · [`models`] what is
 //! loaded · [`generation`] one answer · [`embedding`] vectors · [`store`] what is on disk · [`pulls`]
-//! what comes there from elsewhere.
+//! what comes there from elsewhere · [`watchdog`] whether the engine gets on.
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -33,6 +33,7 @@ mod socket;
 mod store;
 mod systemd;
 mod tls;
+mod watchdog;
 
 use std::io::Write;
 use std::path::PathBuf;

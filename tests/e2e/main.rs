@@ -24,10 +24,12 @@ mod openapi;
 mod pulls;
 mod real;
 mod residency;
+mod restarts;
 mod sources;
 mod stored;
 mod terminal;
 mod tls;
+mod watchdog;
 
 use std::path::{Path, PathBuf};
 use std::process::Output;

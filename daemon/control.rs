@@ -4,6 +4,7 @@
 
 #[cfg(debug_assertions)]
 mod faults;
+mod log;
 mod pull;
 mod residency;
 mod resume;
@@ -37,6 +38,7 @@ use crate::bench;
 use crate::doors::Doors;
 use crate::exit::Failure;
 use crate::http::{BodyError, BodyLimits, read_json};
+use crate::logging::{Filter, Levels};
 use crate::manifests::Manifests;
 use crate::models::{Models, Urgency};
 use crate::net::{Peer, Phase};
@@ -59,6 +61,9 @@ pub(crate) struct Context {
     pub http_address: String,
     pub control_socket: PathBuf,
     pub config_file: Option<PathBuf>,
+    pub levels: Levels,
+    /// What is logged from the start on.
+    pub log_filter: Filter,
     pub state_dir: PathBuf,
 }
 
@@ -79,6 +84,7 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/models/bench", post(bench_model))
         .route("/run", post(run::run))
         .route("/reload", post(reload))
+        .route("/log", get(log::level).post(log::set_level))
         .route("/queue", get(residency::queue))
         .route("/queue/cancel", post(residency::cancel))
         .route("/vram", get(residency::vram));

@@ -23,6 +23,7 @@ use crate::exit::Failure;
 use crate::http::{BodyLimits, Guard};
 use crate::inherited::Inherited;
 use crate::listeners::Listeners;
+use crate::logging::Levels;
 use crate::manifests::Manifests;
 use crate::models::{self, Models};
 use crate::net::{self, Phase, TlsListener};
@@ -47,13 +48,14 @@ const MEMORY_BYTES: u64 = 4 << 30;
 const CONTROL_CONNECTIONS_MAX: usize = 64;
 
 /// Runs the daemon until it is told to stop.
-pub(crate) fn run(config: Config, env: &Env) -> Result<(), Failure> {
+pub(crate) fn run(config: Config, levels: Levels, env: &Env) -> Result<(), Failure> {
     let inherited = Inherited::take()?;
     let opened = Opened {
         access: Access::new(&config.control)?,
         doors: Doors::open(&config.http, env)?,
         store: Store::open(&config.state_dir, config.store.settings(env)?)?,
         engine: open_engine(&config)?,
+        levels,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -75,6 +77,7 @@ struct Opened {
     doors: Doors,
     store: Store,
     engine: Engine,
+    levels: Levels,
 }
 
 fn open_engine(config: &Config) -> Result<Engine, Failure> {
@@ -95,7 +98,7 @@ async fn serve(
     opened: Opened,
     listeners: Listeners,
 ) -> Result<(), Failure> {
-    let Opened { access, engine, store, doors } = opened;
+    let Opened { access, engine, store, doors, levels } = opened;
     let mut signals = Signals::new()?;
     let (phase, phase_receiver) = watch::channel(Phase::Serving);
     let limits = models::Limits {
@@ -122,7 +125,7 @@ async fn serve(
         write_timeout: None,
         ..http_limits
     };
-    let context = control_context(&effective, &models, &manifests, store, access, &doors);
+    let context = control_context(&effective, &models, &manifests, store, access, &doors, levels);
     let guard = Guard::new(&effective.http, doors.keys.clone());
     let http_router = http::router(http_context(&config, &models, context.clone()), guard);
     control::resume(&context);
@@ -197,6 +200,7 @@ fn control_context(
     store: Store,
     access: Access,
     doors: &Doors,
+    levels: Levels,
 ) -> control::Context {
     control::Context {
         models: models.clone(),
@@ -209,6 +213,8 @@ fn control_context(
         http_address: config.http.listen.to_string(),
         control_socket: config.control.socket.clone(),
         config_file: config.file.clone(),
+        levels,
+        log_filter: config.log_filter.clone(),
         state_dir: config.state_dir.clone(),
     }
 }

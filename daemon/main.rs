@@ -92,6 +92,6 @@ fn run(args: &Args, env: &Env) -> Result<(), Failure> {
     if args.check_config {
         return manifests::check(&config.manifests_dir);
     }
-    logging::start(&config.log_filter, env);
-    lifecycle::run(config, env)
+    let levels = logging::start(config.log_filter.clone(), env);
+    lifecycle::run(config, levels, env)
 }

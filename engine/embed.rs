@@ -114,6 +114,7 @@ impl Model {
             return Err(EmbedError::NoClassifier);
         }
         texts.iter().enumerate().try_for_each(|(index, text)| self.check(index, &text.tokens))?;
+        let _working = self.pulse().work();
         let vectors = self.runner().embed(texts, pooling, cancel)?;
         match vectors.iter().position(|vector| vector.iter().any(|x| !x.is_finite())) {
             Some(index) => Err(EmbedError::NotNumbers { index }),

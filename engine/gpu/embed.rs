@@ -102,6 +102,7 @@ impl CardModel {
     ) -> Result<T, EmbedError> {
         let work = move |executor: &mut Executor| work(executor).map_err(|error| failed(&error));
         let done: Result<T, GenerateError> = self.in_turn(work).and_then(|lent| lent.wait());
+        self.pulse.step();
         done.map_err(EmbedError::Pass)
     }
 }

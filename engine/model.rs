@@ -239,9 +239,9 @@ impl Engine {
     }
 
     /// How long nothing has got on that is in hand: no op of a pass on the CPU, no pass or token of a
-    /// session on a GPU, no tensor of a load. None where nothing is in hand. Takes no lock. What is
-    /// longer than any step may take (a load compiles kernels for seconds, a card that is taken by a
-    /// benchmark keeps others waiting while that gets on) says that the engine hangs.
+    /// session on a GPU, no tensor of a load. None where nothing is in hand, or kernels are
+    /// compiled, of which no steps can be told. Takes no lock. What is longer than any step may take says
+    /// that the engine hangs.
     pub fn stalled(&self) -> Option<Duration> {
         self.pulse.stalled()
     }

@@ -4,6 +4,7 @@
 
 mod access;
 mod anthropic;
+mod bench;
 mod chat;
 mod concurrency;
 mod config;
@@ -14,6 +15,7 @@ mod guard;
 mod hostile;
 mod lifecycle;
 mod llamacpp;
+mod logs;
 mod manifests;
 mod metrics;
 mod models;

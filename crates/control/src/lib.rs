@@ -27,6 +27,8 @@
 //! links the engine, prints nothing and reads no environment: [`paths::Env`] is handed in.
 #![forbid(unsafe_code)]
 
+mod bench;
+mod check;
 #[cfg(feature = "client")]
 mod client;
 mod error;
@@ -39,6 +41,8 @@ mod residency;
 mod stored;
 mod types;
 
+pub use bench::*;
+pub use check::*;
 #[cfg(feature = "client")]
 pub use client::{Client, ClientError, Events};
 pub use error::{ApiError, ErrorCode};

@@ -27,6 +27,7 @@
 //! links the engine, prints nothing and reads no environment: [`paths::Env`] is handed in.
 #![forbid(unsafe_code)]
 
+mod card;
 #[cfg(feature = "client")]
 mod client;
 mod error;
@@ -39,6 +40,7 @@ mod residency;
 mod stored;
 mod types;
 
+pub use card::*;
 #[cfg(feature = "client")]
 pub use client::{Client, ClientError, Events};
 pub use error::{ApiError, ErrorCode};

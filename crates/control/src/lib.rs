@@ -28,6 +28,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod card;
 mod check;
 #[cfg(feature = "client")]
 mod client;
@@ -42,6 +43,7 @@ mod stored;
 mod types;
 
 pub use bench::*;
+pub use card::*;
 pub use check::*;
 #[cfg(feature = "client")]
 pub use client::{Client, ClientError, Events};

@@ -42,7 +42,7 @@ mod tests;
 pub use abilities::Abilities;
 #[cfg(feature = "cuda")]
 pub use bench::bench_executor;
-pub use bench::{BenchLine, BenchOptions, BenchRow, OnLine, Spread};
+pub use bench::{BenchLine, BenchOptions, BenchRow, BenchTest, OnLine, Spread};
 pub use embed::{EmbedError, EmbedText};
 pub use generate::{
     CancelToken, Chunk, Completion, FinishReason, GenerateError, GenerateParams, TokenLogprob,

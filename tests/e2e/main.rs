@@ -5,6 +5,7 @@
 mod access;
 mod activation;
 mod anthropic;
+mod bench;
 mod chat;
 mod concurrency;
 mod config;
@@ -15,6 +16,7 @@ mod guard;
 mod hostile;
 mod lifecycle;
 mod llamacpp;
+mod logs;
 mod manifests;
 mod metrics;
 mod models;

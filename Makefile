@@ -61,8 +61,9 @@ lint: nvrtc ## formatting and lints
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
-reference: ## write the help texts and the man pages that are made of the code anew
+reference: ## write the help texts, the man pages that are made of the code and the header for C anew
 	M40_WRITE_REFERENCE=1 cargo test --locked --bin m40ctl --bin m40d reference
+	M40_WRITE_REFERENCE=1 cargo test --locked --test abi the_header
 
 verify-unit: ## check the systemd units where systemd is installed
 	tests/verify-unit

@@ -30,6 +30,8 @@ mod metrics;
 mod models;
 mod net;
 mod pulls;
+#[cfg(test)]
+mod reference;
 mod socket;
 mod store;
 mod systemd;
@@ -46,7 +48,11 @@ use m40_control::paths::Env;
 use crate::config::Config;
 use crate::exit::Failure;
 
-/// LLM daemon: serves GGUF models over HTTP; `m40ctl` administers it.
+/// LLM daemon: serves GGUF models over HTTP; `m40ctl` administers it
+///
+/// m40d reads its configuration, m40d.toml(5), and the manifests of the models that it is to serve,
+/// m40d-manifest(5), tells systemd when it is ready, and logs to the journal, or to stderr. It runs as a
+/// service of the system, or as any user, in whose folders its files then are.
 #[derive(Debug, Parser)]
 #[command(name = "m40d", version = m40llm::version())]
 struct Args {

@@ -27,6 +27,7 @@ mod sources;
 mod stored;
 mod terminal;
 mod tls;
+mod tools;
 
 use std::path::{Path, PathBuf};
 use std::process::Output;

@@ -31,6 +31,7 @@ mod sources;
 mod stored;
 mod terminal;
 mod tls;
+mod tools;
 mod watchdog;
 
 use std::path::{Path, PathBuf};

@@ -5,11 +5,12 @@
 //! connections · [`tls`] their certificate · [`keys`] who may · [`caller`] who asks · [`http`] what
 //! clients on the network speak · [`control`] what `m40ctl` speaks · [`manifests`] which models there are ·
 //! [`models`] what is loaded · [`generation`] one answer · [`embedding`] vectors · [`store`] what is on
-//! disk · [`pulls`] what comes there from elsewhere.
+//! disk · [`pulls`] what comes there from elsewhere · [`care`] how hot the card is.
 #![forbid(unsafe_code)]
 
 mod bench;
 mod caller;
+mod care;
 mod config;
 mod control;
 mod doors;

@@ -1,8 +1,10 @@
-//! How things are now: requests, memory and downloads.
+//! How things are now: requests, memory, downloads and the card.
+
+mod card;
 
 use std::sync::atomic::AtomicU64;
 
-use m40_control::{ModelEntry, Vram};
+use m40_control::{CardStatus, ModelEntry, Vram};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -26,6 +28,7 @@ pub(crate) struct Look {
     /// The models that are not merely stored, and those that are on their way here.
     pub models: Vec<ModelEntry>,
     pub memory: Option<Vram>,
+    pub card: Option<CardStatus>,
     /// Bytes of files that were fetched.
     pub fetched_bytes: u64,
 }
@@ -36,6 +39,9 @@ impl Look {
         self.add_requests(&mut registry);
         self.add_memory(&mut registry);
         self.add_downloads(&mut registry);
+        if let Some(card) = &self.card {
+            card::add(&mut registry, card);
+        }
         registry
     }
 

@@ -96,6 +96,7 @@ impl Models {
         Look {
             models: self.active().into_iter().chain(self.coming()).collect(),
             memory: Some(self.vram()),
+            card: self.care().status(),
             fetched_bytes: self.inner.store.pulls().fetched_bytes(),
         }
     }

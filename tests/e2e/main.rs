@@ -4,6 +4,7 @@
 
 mod access;
 mod anthropic;
+mod card;
 mod chat;
 mod concurrency;
 mod config;

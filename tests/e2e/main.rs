@@ -8,6 +8,7 @@ mod bench;
 mod chat;
 mod concurrency;
 mod config;
+mod doctor;
 mod embeddings;
 mod errors;
 mod generate;

@@ -34,7 +34,7 @@ mod weigh;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use m40_control::{ErrorCode, ModelEntry, ModelRef, ModelState, model_name_of_file};
 use m40_manifest::Catalog;
@@ -163,6 +163,16 @@ impl Models {
                 std::future::pending::<()>().await;
             }
         }
+    }
+
+    /// What computes.
+    pub(crate) fn engine(&self) -> &Engine {
+        self.inner.opener.engine()
+    }
+
+    /// As [`Engine::stalled`].
+    pub(crate) fn stalled(&self) -> Option<Duration> {
+        self.engine().stalled()
     }
 
     /// What computes, in words.

@@ -6,6 +6,8 @@
 
 use std::fmt;
 use std::ops::ControlFlow;
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use m40_cpu::{Executor, KvCache, Row as CpuRow};
@@ -217,7 +219,7 @@ pub fn bench_executor(
     options: &BenchOptions,
     on_line: &mut OnLine<'_>,
 ) -> Result<(), GenerateError> {
-    bench(&mut card::CardSubject::new(executor), options, on_line)
+    bench(&mut card::CardSubject::new(executor, Arc::default()), options, on_line)
 }
 
 /// Measures all there is; ends early when told so.
@@ -459,6 +461,7 @@ impl Subject for CpuSubject<'_> {
 pub(crate) mod card {
     //! A model on a GPU.
 
+    use std::sync::Arc;
     use std::time::{Duration, Instant};
 
     use m40_gpu::Sequence;
@@ -469,16 +472,19 @@ pub(crate) mod card {
     use super::{Subject, token};
     use crate::generate::GenerateError;
     use crate::gpu::failed;
+    use crate::pulse::Pulse;
 
     /// Executor, and the sequences that are measured.
     pub(crate) struct CardSubject<'a> {
         executor: &'a mut Executor,
         sequences: Vec<Sequence>,
+        pulse: Arc<Pulse>,
     }
 
     impl<'a> CardSubject<'a> {
-        pub(crate) fn new(executor: &'a mut Executor) -> Self {
-            Self { executor, sequences: vec![] }
+        /// Each measurement is a step of `pulse`.
+        pub(crate) fn new(executor: &'a mut Executor, pulse: Arc<Pulse>) -> Self {
+            Self { executor, sequences: vec![], pulse }
         }
 
         fn sequence(&self) -> Result<Sequence, GenerateError> {
@@ -511,6 +517,7 @@ pub(crate) mod card {
         }
 
         fn prompt(&mut self, tokens: &[u32], depth: usize) -> Result<Duration, GenerateError> {
+            self.pulse.step();
             self.sequences.clear();
             let mut sequence = self.sequence()?;
             self.executor.pretend(&mut sequence, depth).map_err(|error| failed(&error))?;
@@ -525,6 +532,7 @@ pub(crate) mod card {
         }
 
         fn begin(&mut self, sequences: usize, depth: usize) -> Result<(), GenerateError> {
+            self.pulse.step();
             self.sequences.clear();
             for _ in 0..sequences {
                 let mut sequence = self.sequence()?;
@@ -536,6 +544,7 @@ pub(crate) mod card {
 
         /// More sequences than a pass has rows go through the card in groups, one after another.
         fn decode(&mut self, tokens: usize, depth: usize) -> Result<Duration, GenerateError> {
+            self.pulse.step();
             let vocab = self.program().description.vocab;
             let begun = Instant::now();
             let rows = self.executor.rows_at_once(self.sequences.len()).max(1);

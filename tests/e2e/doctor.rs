@@ -4,6 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use m40_nvml_fake::{CARD_VARIABLE, Sheet, library};
+use m40_testkit::daemon::Daemon;
 use serde_json::Value;
 
 use crate::{Done, M40CTL, builder, ctl, path_str};
@@ -16,10 +17,16 @@ fn finding<'a>(said: &'a Value, check: &str) -> &'a Value {
     found.unwrap_or_else(|| panic!("nothing about {check}: {said}"))
 }
 
+/// A doctor of this daemon, whose user has its folder for a home.
+fn doctor(daemon: &Daemon, options: &[&str]) -> Done {
+    let mut command = daemon.ctl(M40CTL, &[&["doctor"], options].concat());
+    Done::from(&command.env("HOME", daemon.dir()).output().expect("m40ctl must run"))
+}
+
 #[test]
 fn a_daemon_that_runs_is_well_until_a_manifest_is_wrong() {
     let daemon = builder().start();
-    let said = ctl(&daemon, &["doctor", "--json"]).json();
+    let said = doctor(&daemon, &["--json"]).json();
     let of_daemon = finding(&said, "daemon");
     assert_eq!(of_daemon["level"], "ok");
     let pid = format!("pid {}", daemon.pid());
@@ -35,7 +42,7 @@ fn a_daemon_that_runs_is_well_until_a_manifest_is_wrong() {
     fs::create_dir(daemon.dir().join("models.d")).unwrap();
     fs::write(daemon.dir().join("models.d/m.toml"), "sorce = 1\n").unwrap();
     ctl(&daemon, &["reload"]).fails(65, &["a manifest is wrong", "mend"]);
-    let done = ctl(&daemon, &["doctor"]);
+    let done = doctor(&daemon, &[]);
     assert_eq!(done.code, 1, "{}", done.out);
     assert!(done.err.contains("found: each has its cure above"), "{}", done.err);
     let line = done.out.lines().find(|line| line.starts_with("problem  config")).unwrap();

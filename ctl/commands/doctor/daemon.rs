@@ -138,7 +138,7 @@ fn configuration(facts: &Facts) -> Vec<Finding> {
         return problems.iter().map(wrong).collect();
     }
     let file = check.config_file.as_ref();
-    let file = file.map_or("defaults".to_owned(), |file| file.display().to_string());
+    let file = file.map_or_else(|| "defaults".to_owned(), |file| file.display().to_string());
     vec![Finding::ok("config", format!("{file}, models in manifests: {}", check.models.len()))]
 }
 

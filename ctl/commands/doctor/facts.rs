@@ -47,8 +47,11 @@ pub(super) async fn gather(client: &Client, env: &Env) -> Facts {
     let models = answered(client.models()).await;
     let wanted_bytes = models.map_or(0, |list| wanted(&list.models));
     let file = status.as_ref().ok().and_then(|status| status.config_file.clone());
-    let of_check = env.clone();
-    let check = aside(move || config::check(file.as_deref(), &of_check)).await;
+    let folder = match &status {
+        Ok(status) => status.manifests_dir.parent().map(Path::to_path_buf),
+        Err(_) => config::systems_folder(None, env).map(Path::to_path_buf),
+    };
+    let check = aside(move || config::check(file.as_deref(), folder.as_deref())).await;
     let check = match check {
         Some(check) => check.map_err(|error| error.to_string()),
         None => Err("m40d --check-config does not end".to_owned()),
@@ -67,7 +70,7 @@ pub(super) async fn gather(client: &Client, env: &Env) -> Facts {
         Ok(status) => Some(status.state_dir.clone()),
         Err(_) => settings.map(|settings| settings.state_dir.clone()),
     };
-    let pid = status.as_ref().map_or("self".to_owned(), |status| status.pid.to_string());
+    let pid = status.as_ref().map_or_else(|_| "self".to_owned(), |status| status.pid.to_string());
     Facts {
         driver: machine::driver(root),
         nodes: machine::nodes(root, gpus.len()),

@@ -5,6 +5,8 @@
 
 mod http;
 mod raw;
+#[cfg(test)]
+mod reference;
 mod secret;
 mod store;
 

@@ -1,13 +1,12 @@
 //! `m40d`: serves language models over HTTP, and a control API on a Unix socket.
 //!
 //! Reads its arguments and configuration, then hands over to [`lifecycle`]. The map of the
-//! modules: [`config`] what the file says · [`check`] whether it may · [`lifecycle`] start, signals,
-//! stop · [`listeners`] what listens · [`inherited`] what of that a service manager handed over ·
-//! [`net`] connections · [`tls`] their certificate · [`keys`] who may · [`caller`] who asks · [`http`]
-//! what clients on the network speak · [`control`] what `m40ctl` speaks · [`manifests`] which models
-//! there are · [`models`] what is loaded · [`generation`] one answer · [`embedding`] vectors ·
-//! [`store`] what is on disk · [`pulls`] what comes there from elsewhere · [`watchdog`] whether the
-//! engine gets on.
+//! modules: [`config`] what the file says · [`check`] whether it may · [`lifecycle`] start, signals, stop ·
+//! [`listeners`] what listens · [`inherited`] what of that a service manager handed over · [`net`]
+//! connections · [`tls`] their certificate · [`keys`] who may · [`caller`] who asks · [`http`] what clients
+//! on the network speak · [`control`] what `m40ctl` speaks · [`manifests`] which models there are ·
+//! [`models`] what is loaded · [`generation`] one answer · [`embedding`] vectors · [`store`] what is on
+//! disk · [`pulls`] what comes there from elsewhere · [`watchdog`] whether the engine gets on.
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -31,6 +30,8 @@ mod metrics;
 mod models;
 mod net;
 mod pulls;
+#[cfg(test)]
+mod reference;
 mod socket;
 mod store;
 mod systemd;
@@ -47,7 +48,11 @@ use m40_control::paths::Env;
 use crate::config::Config;
 use crate::exit::Failure;
 
-/// LLM daemon: serves GGUF models over HTTP; `m40ctl` administers it.
+/// LLM daemon: serves GGUF models over HTTP; `m40ctl` administers it
+///
+/// m40d reads its configuration, m40d.toml(5), and the manifests of the models that it is to serve,
+/// m40d-manifest(5), tells systemd when it is ready, and logs to the journal, or to stderr. It runs as a
+/// service of the system, or as any user, in whose folders its files then are.
 #[derive(Debug, Parser)]
 #[command(name = "m40d", version = m40llm::version())]
 struct Args {

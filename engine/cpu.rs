@@ -23,6 +23,7 @@ use memmap2::Mmap;
 use crate::backend::{Output, lock};
 use crate::bench::{BenchOptions, CpuSubject, OnLine, bench};
 use crate::generate::{CancelToken, GenerateError};
+use crate::passes::{DecodePasses, PassCounter};
 use batch::{Batch, Job, Next, compute};
 use prefixes::Prefixes;
 
@@ -42,6 +43,7 @@ pub(crate) struct CpuModel {
     sessions: AtomicU64,
     prefixes: Arc<Mutex<Prefixes>>,
     shared: Mutex<Shared>,
+    passes: PassCounter,
     /// A pass has ended, or might be due.
     changed: Condvar,
 }
@@ -103,6 +105,7 @@ impl CpuModel {
             context,
             sessions: AtomicU64::new(0),
             shared: Mutex::new(Shared { batch, running: false, done: vec![] }),
+            passes: PassCounter::default(),
             changed: Condvar::new(),
         }
     }
@@ -207,6 +210,10 @@ impl CpuModel {
         compute(&mut executor, &mut jobs);
         let ended = Instant::now();
         drop(executor);
+        let streams = jobs.iter().filter(|job| job.is_stream() && job.failure.is_none()).count();
+        if streams > 0 {
+            self.passes.count(1, streams);
+        }
         let mut shared = lock(&self.shared);
         shared.running = false;
         shared.batch.ran(&jobs, ended - begun, ended);
@@ -220,6 +227,11 @@ impl CpuModel {
         lock(&self.shared).batch.heard(cache.session);
         // Others may have waited for nobody else.
         self.changed.notify_all();
+    }
+
+    /// As [`Runner::decode_passes`](crate::backend::Runner::decode_passes).
+    pub(crate) fn decode_passes(&self) -> DecodePasses {
+        self.passes.read()
     }
 
     /// As [`Runner::bench`](crate::backend::Runner::bench).

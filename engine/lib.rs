@@ -33,6 +33,7 @@ mod generate;
 mod gpu;
 mod mapping;
 mod model;
+mod passes;
 mod pulse;
 mod session;
 mod stop;
@@ -59,4 +60,5 @@ pub use model::{
     Device, Engine, EngineOptions, LoadError, Model, ModelInfo, ModelOptions, has_chat_template,
     model_files,
 };
+pub use passes::DecodePasses;
 pub use session::Session;

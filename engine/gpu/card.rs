@@ -31,6 +31,7 @@ use crate::bench::card::CardSubject;
 use crate::bench::{BenchOptions, OnLine, bench};
 use crate::generate::{Cancel, GenerateError};
 use crate::model::LoadError;
+use crate::passes::DecodePasses;
 use crate::pulse::Pulse;
 
 /// Conversations of a model at a time. They share its KV cache; a place costs little.
@@ -260,6 +261,11 @@ impl CardModel {
     /// As [`Runner::rest`](crate::backend::Runner::rest).
     pub(crate) fn rest(&self, cache: &mut CardCache) {
         self.owner.rest(&mut cache.seat);
+    }
+
+    /// As [`Runner::decode_passes`](crate::backend::Runner::decode_passes).
+    pub(crate) fn decode_passes(&self) -> DecodePasses {
+        self.owner.decode_passes()
     }
 
     /// As [`Runner::bench`](crate::backend::Runner::bench): on the model's thread, which hears after

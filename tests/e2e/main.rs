@@ -32,6 +32,7 @@ mod sources;
 mod stored;
 mod terminal;
 mod tls;
+mod tools;
 mod watchdog;
 
 use std::path::{Path, PathBuf};

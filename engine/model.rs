@@ -219,8 +219,9 @@ impl Engine {
     /// # Errors
     /// [`GpuError`], if a GPU was asked for and it cannot be had. The CPU never stands in.
     pub fn new(options: EngineOptions) -> Result<Self, GpuError> {
-        let duty = Duty::default();
-        Ok(Self { backend: Backend::open(&options, &duty)?, pulse: Arc::default(), duty })
+        let pulse = Arc::default();
+        let duty = Duty::new(Arc::clone(&pulse));
+        Ok(Self { backend: Backend::open(&options, &duty)?, pulse, duty })
     }
 
     /// An engine on a GPU that is open already, with the kernels of [`kernel_image`](crate::kernel_image)
@@ -234,9 +235,10 @@ impl Engine {
         options: GpuOptions,
         threads: Option<usize>,
     ) -> Result<Self, GpuError> {
-        let duty = Duty::default();
+        let pulse = Arc::default();
+        let duty = Duty::new(Arc::clone(&pulse));
         let backend = Backend::on_device(device, options, threads, &duty)?;
-        Ok(Self { backend, pulse: Arc::default(), duty })
+        Ok(Self { backend, pulse, duty })
     }
 
     /// What models run on, for people: `cpu, 2 threads, avx512-vnni`.

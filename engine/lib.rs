@@ -27,6 +27,7 @@ mod abilities;
 mod backend;
 mod bench;
 mod cpu;
+mod duty;
 mod embed;
 mod footprint;
 mod generate;
@@ -44,6 +45,7 @@ pub use abilities::Abilities;
 #[cfg(feature = "cuda")]
 pub use bench::bench_executor;
 pub use bench::{BenchLine, BenchOptions, BenchRow, BenchTest, OnLine, Spread};
+pub use duty::Duty;
 pub use embed::{EmbedError, EmbedText};
 pub use generate::{
     CancelToken, Chunk, Completion, FinishReason, GenerateError, GenerateParams, TokenLogprob,

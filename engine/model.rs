@@ -15,6 +15,7 @@ use m40_tokenizer::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
 use memmap2::Mmap;
 
 use crate::backend::{Backend, Runner};
+use crate::duty::Duty;
 use crate::gpu::{GpuError, GpuMemory, GpuOptions};
 use crate::mapping;
 use crate::passes::DecodePasses;
@@ -50,6 +51,7 @@ pub enum Device {
 pub struct Engine {
     backend: Backend,
     pulse: Arc<Pulse>,
+    duty: Duty,
 }
 
 /// How to load one model.
@@ -217,7 +219,8 @@ impl Engine {
     /// # Errors
     /// [`GpuError`], if a GPU was asked for and it cannot be had. The CPU never stands in.
     pub fn new(options: EngineOptions) -> Result<Self, GpuError> {
-        Ok(Self { backend: Backend::open(&options)?, pulse: Arc::default() })
+        let duty = Duty::default();
+        Ok(Self { backend: Backend::open(&options, &duty)?, pulse: Arc::default(), duty })
     }
 
     /// An engine on a GPU that is open already, with the kernels of [`kernel_image`](crate::kernel_image)
@@ -231,7 +234,9 @@ impl Engine {
         options: GpuOptions,
         threads: Option<usize>,
     ) -> Result<Self, GpuError> {
-        Ok(Self { backend: Backend::on_device(device, options, threads)?, pulse: Arc::default() })
+        let duty = Duty::default();
+        let backend = Backend::on_device(device, options, threads, &duty)?;
+        Ok(Self { backend, pulse: Arc::default(), duty })
     }
 
     /// What models run on, for people: `cpu, 2 threads, avx512-vnni`.
@@ -252,6 +257,16 @@ impl Engine {
     #[cfg(debug_assertions)]
     pub fn hang(&self) {
         self.pulse.hang();
+    }
+
+    /// The share of the time in which passes of its models may run.
+    pub fn duty(&self) -> &Duty {
+        &self.duty
+    }
+
+    /// Where the GPU is on the PCI bus, as in `0000:03:00.0`; `None` on the CPU.
+    pub fn pci_address(&self) -> Option<String> {
+        self.backend.pci_address()
     }
 
     /// Opens a model. Of a split model, any of its files may be named. A `tokenizer.json` beside

@@ -6,6 +6,7 @@ mod access;
 mod activation;
 mod anthropic;
 mod bench;
+mod card;
 mod chat;
 mod concurrency;
 mod config;

@@ -232,6 +232,36 @@ impl CardReading {
     }
 }
 
+/// What m40d does about a card.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CardCare {
+    /// Share of the time in which passes may run; below 1 as the card is hot.
+    pub duty: f64,
+    /// Temperature from which on new requests and loads wait, degrees Celsius.
+    pub limit_c: u32,
+    /// Whether they do.
+    pub holds: bool,
+    /// How many of them wait for that.
+    pub held: u64,
+    /// Whether its clocks are low as it has nothing to do.
+    pub parked: bool,
+    /// How long passes have waited in all, milliseconds.
+    pub paused_ms: u64,
+    /// The last error that the driver has reported of it, by NVIDIA's number.
+    #[serde(default)]
+    pub xid: Option<u64>,
+}
+
+/// The card that m40d looks after.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CardStatus {
+    /// What it says of itself.
+    #[serde(flatten)]
+    pub reading: CardReading,
+    /// What m40d does about it.
+    pub care: CardCare,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

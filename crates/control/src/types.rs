@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use crate::error::ErrorBody;
-use crate::{ApiError, ManifestProblem, PullProgress, RunParams};
+use crate::{ApiError, CardStatus, ManifestProblem, PullProgress, RunParams};
 
 /// Longest accepted model name, in bytes.
 pub const MODEL_NAME_BYTES_MAX: usize = 96;
@@ -254,6 +254,9 @@ pub struct Status {
     /// What is wrong with manifests.
     #[serde(default)]
     pub manifest_problems: Vec<ManifestProblem>,
+    /// The card that the daemon looks after; absent where there is none, or nothing can be asked of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub card: Option<CardStatus>,
     /// Whether the daemon is finishing its work before it exits.
     pub stopping: bool,
     /// The models that are not merely stored, sorted by name.

@@ -21,6 +21,7 @@ use nvml_wrapper::{Device, Nvml};
 pub use error::NvmlError;
 pub use events::{CardEvent, Listening, Xid};
 pub use m40_control::{CardReading as Reading, PciAddress, ThrottleReason};
+pub use park::Parked;
 pub use reading::Heat;
 
 /// The variable that names the library to load instead of the driver's, by its path.

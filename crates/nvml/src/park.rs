@@ -15,6 +15,21 @@ const SET: &str = "have its application clocks set";
 /// Most clocks of a list that are looked at; cards have about a hundred.
 const LISTED_MAX: usize = 1024;
 
+/// Application clocks of a card.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Clocks {
+    memory_mhz: u32,
+    graphics_mhz: u32,
+}
+
+/// A card whose clocks are as low as they go, and how they were before.
+#[derive(Debug)]
+pub struct Parked {
+    card: Card,
+    /// None: as they are by default.
+    before: Option<Clocks>,
+}
+
 impl Card {
     /// Has applications' clocks as low as they go, so that the card draws the least that it can with memory
     /// in use.
@@ -22,37 +37,57 @@ impl Card {
     /// # Errors
     /// [`NvmlError::NotPermitted`] for users other than root, unless root has said otherwise;
     /// [`NvmlError::Refused`] where the card has one set of clocks alone.
-    pub fn park(&self) -> Result<(), NvmlError> {
+    pub fn park(&self) -> Result<Parked, NvmlError> {
+        let refused = |error| NvmlError::refused(SET, &error);
         let mut device = self.device()?;
-        let (memory, graphics) =
-            lowest(&device).map_err(|error| NvmlError::refused(SET, &error))?;
-        let set = device.set_applications_clocks(memory, graphics);
-        set.map_err(|error| NvmlError::refused(SET, &error))
+        let lowest = lowest(&device).map_err(refused)?;
+        let usual = clocks(|which| device.default_applications_clock(which));
+        // Who was ended while a card was parked has left the lowest.
+        let own = |clocks: &Clocks| *clocks != lowest && Some(*clocks) != usual;
+        let before = clocks(|which| device.applications_clock(which)).filter(own);
+        set(&mut device, lowest).map_err(refused)?;
+        Ok(Parked { card: self.clone(), before })
     }
 
-    /// Whether applications' clocks are as low as they go, by whomever, and would be higher by default.
-    pub fn is_parked(&self) -> bool {
-        let Ok(device) = self.device() else { return false };
-        let set = |which| device.applications_clock(which).ok();
-        let usual = |which| device.default_applications_clock(which).ok();
-        let now = (set(Clock::Memory), set(Clock::Graphics));
-        let lowest = lowest(&device).ok().map(|(memory, graphics)| (Some(memory), Some(graphics)));
-        Some(now) == lowest && now != (usual(Clock::Memory), usual(Clock::Graphics))
-    }
-
-    /// Has applications' clocks as they are by default.
-    ///
-    /// # Errors
-    /// As [`Self::park`].
-    pub fn unpark(&self) -> Result<(), NvmlError> {
-        let reset = self.device()?.reset_applications_clocks();
-        reset.map_err(|error| NvmlError::refused(SET, &error))
+    /// The card as somebody has left it who was ended while it was parked, if that is how it looks: with the
+    /// lowest clocks, which are not those by default.
+    pub fn found_parked(&self) -> Option<Parked> {
+        let device = self.device().ok()?;
+        let now = clocks(|which| device.applications_clock(which))?;
+        let usual = clocks(|which| device.default_applications_clock(which))?;
+        let left = now == lowest(&device).ok()? && now != usual;
+        left.then(|| Parked { card: self.clone(), before: None })
     }
 }
 
-/// The lowest clock of the memory, and of the rest beside it, MHz.
-fn lowest(device: &Device<'_>) -> Result<(u32, u32), Source> {
+impl Parked {
+    /// Has the clocks as they were before.
+    ///
+    /// # Errors
+    /// As [`Card::park`].
+    pub fn unpark(&self) -> Result<(), NvmlError> {
+        let mut device = self.card.device()?;
+        let done = match self.before {
+            Some(clocks) => set(&mut device, clocks),
+            None => device.reset_applications_clocks(),
+        };
+        done.map_err(|error| NvmlError::refused(SET, &error))
+    }
+}
+
+fn set(device: &mut Device<'_>, clocks: Clocks) -> Result<(), Source> {
+    device.set_applications_clocks(clocks.memory_mhz, clocks.graphics_mhz)
+}
+
+fn clocks(of: impl Fn(Clock) -> Result<u32, Source>) -> Option<Clocks> {
+    let (memory_mhz, graphics_mhz) = (of(Clock::Memory).ok()?, of(Clock::Graphics).ok()?);
+    Some(Clocks { memory_mhz, graphics_mhz })
+}
+
+/// The lowest clock of the memory, and of the rest beside it.
+fn lowest(device: &Device<'_>) -> Result<Clocks, Source> {
     let least = |clocks: Vec<u32>| clocks.into_iter().take(LISTED_MAX).min().ok_or(Source::NoData);
-    let memory = least(device.supported_memory_clocks()?)?;
-    Ok((memory, least(device.supported_graphics_clocks(memory)?)?))
+    let memory_mhz = least(device.supported_memory_clocks()?)?;
+    let graphics_mhz = least(device.supported_graphics_clocks(memory_mhz)?)?;
+    Ok(Clocks { memory_mhz, graphics_mhz })
 }

@@ -81,16 +81,27 @@ fn everything_is_read(card: &Card, sheet: &mut Sheet) {
 }
 
 fn clocks_are_lowered_and_reset(card: &Card, sheet: &mut Sheet) {
-    assert!(!card.is_parked());
-    card.park().expect("the stand-in has it");
-    assert!(card.is_parked());
-    card.unpark().expect("the stand-in has it");
-    assert!(!card.is_parked());
-    assert_eq!(sheet.was_set(), ["324 324", "reset"]);
+    assert!(card.found_parked().is_none());
+    let parked = card.park().expect("root may");
+    // As after a crash: whoever finds it so has the usual clocks back, and nobody takes the lowest for them.
+    let found = card.found_parked().expect("it is parked");
+    let again = card.park().expect("root may");
+    found.unpark().expect("root may");
+    assert!(card.found_parked().is_none());
+    parked.unpark().expect("root may");
+    again.unpark().expect("root may");
+    assert_eq!(sheet.was_set(), ["324 324", "324 324", "reset", "reset", "reset"]);
+
+    // Clocks that somebody has chosen come back.
+    sheet.has_set("3004 900");
+    card.park().and_then(|parked| parked.unpark()).expect("root may");
+    assert_eq!(sheet.was_set()[5..], ["3004 900", "324 324", "3004 900"]);
+    assert!(card.found_parked().is_none());
+
     sheet.set("clocks_permitted", 0);
     assert!(matches!(card.park(), Err(NvmlError::NotPermitted { .. })));
     sheet.remove("clocks_permitted");
-    assert!(matches!(card.unpark(), Err(NvmlError::Refused { .. })));
+    assert!(matches!(card.park(), Err(NvmlError::Refused { .. })));
 }
 
 fn errors_are_heard(card: &Card, sheet: &mut Sheet) {

@@ -322,7 +322,10 @@ fn set(line: &str) -> nvmlReturn_t {
     match number::<u8>("clocks_permitted") {
         None => NOT_SUPPORTED,
         Some(0) => NO_PERMISSION,
-        Some(_) => note(line).map_or(UNKNOWN, |()| SUCCESS),
+        Some(_) => {
+            let noted = crate::path().map(|sheet| note(&sheet, line));
+            noted.and_then(Result::ok).map_or(UNKNOWN, |()| SUCCESS)
+        }
     }
 }
 

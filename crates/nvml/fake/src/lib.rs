@@ -8,6 +8,7 @@
 mod functions;
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -111,6 +112,11 @@ impl Sheet {
         text.lines().map(str::to_owned).collect()
     }
 
+    /// Somebody sets the card's application clocks: `MEMORY GRAPHICS` in MHz.
+    pub fn has_set(&self, clocks: &str) {
+        note(&self.path, clocks).expect("the folder of a test");
+    }
+
     fn write(&self) {
         let line = |(name, value): (&String, &String)| format!("{name} = {value}\n");
         let text: String = self.values.iter().map(line).collect();
@@ -140,9 +146,7 @@ fn said(name: &str) -> Option<String> {
 }
 
 /// Notes that something was set.
-fn note(line: &str) -> io::Result<()> {
-    use std::io::Write;
-    let path = path().ok_or(io::ErrorKind::NotFound)?;
-    let mut file = fs::OpenOptions::new().create(true).append(true).open(set_path(&path))?;
+fn note(sheet: &Path, line: &str) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().create(true).append(true).open(set_path(sheet))?;
     writeln!(file, "{line}")
 }

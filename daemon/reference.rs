@@ -48,8 +48,13 @@ const FILES: [(&str, &str); 5] = [
     ("/run/m40d/control.sock", "the control socket; for a user $XDG_RUNTIME_DIR/m40d/control.sock"),
 ];
 
-const UNITS: [(&str, &str); 3] = [
+const UNITS: [(&str, &str); 4] = [
     ("m40d.service", "the daemon; its comments say what it may do, and how secrets come to it"),
+    (
+        "m40d.socket",
+        "HTTP and, by m40d-control.socket, the control socket in the hands of systemd, so that \
+         restarts refuse no connection; its comments say how to enable it",
+    ),
     (
         "m40d@.service",
         "an instance for each GPU: `m40d@1` is the one for GPU 1, with files of its own in \

@@ -19,9 +19,10 @@ fn check(file: &str, expected: &str) {
     reference::check(env!("CARGO_MANIFEST_DIR"), file, expected);
 }
 
-/// The commands below `m40ctl`, `help` excepted.
-fn commands(root: &Command) -> impl Iterator<Item = &Command> {
-    root.get_subcommands().filter(|command| command.get_name() != "help")
+/// The commands below `m40ctl`, each before those below it, `help` excepted.
+fn commands(root: &Command) -> Vec<&Command> {
+    let own = root.get_subcommands().filter(|command| command.get_name() != "help");
+    own.flat_map(|command| std::iter::once(command).chain(commands(command))).collect()
 }
 
 fn built() -> Command {
@@ -56,7 +57,7 @@ fn man_page() -> String {
     man.render_synopsis_section(&mut page).unwrap();
     man.render_description_section(&mut page).unwrap();
     man.render_options_section(&mut page).unwrap();
-    let sections = commands(&root).map(section);
+    let sections = commands(&root).into_iter().map(section);
     let commands = format!(".SH COMMANDS\n{}", sections.collect::<String>());
     // What defines an apostrophe is needed once.
     let page = String::from_utf8(page).unwrap();

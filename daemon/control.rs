@@ -130,8 +130,11 @@ async fn check_peer(
     }
 }
 
-async fn status(State(context): State<Context>) -> Json<Status> {
-    Json(Status {
+async fn status(State(context): State<Context>) -> Result<Json<Status>, Refused> {
+    let care = context.models.care().clone();
+    // Asking a card takes a while.
+    let card = tokio::task::spawn_blocking(move || care.status()).await.map_err(|_| internal())?;
+    Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         uptime_s: context.started.elapsed().as_secs(),
@@ -143,9 +146,10 @@ async fn status(State(context): State<Context>) -> Json<Status> {
         state_dir: context.state_dir,
         manifests_dir: context.manifests.dir().to_path_buf(),
         manifest_problems: context.manifests.current().problems().to_vec(),
+        card,
         stopping: *context.models.phase().borrow() != Phase::Serving,
         models: context.models.active().into_iter().chain(context.models.coming()).collect(),
-    })
+    }))
 }
 
 async fn models(State(context): State<Context>) -> Result<Json<ModelList>, Refused> {

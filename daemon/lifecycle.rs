@@ -106,6 +106,7 @@ async fn serve(
         rules: config.rules.clone(),
         context_tokens_max: config.context_tokens_max,
         kv_type: config.kv_type,
+        care: config.care.clone(),
     };
     let manifests = Manifests::open(&config.manifests_dir);
     let pulls = store.pulls().clone();
@@ -164,6 +165,7 @@ async fn serve(
     // So that a new daemon may be started and clients see that this one is gone.
     drop(control_file);
     drain(&models, &phase, connections, config.shutdown_grace, &mut signals).await;
+    models.care().end();
     info!("stopped");
     lost.map_or(Ok(()), |error| Err(Failure::DeviceLost(error)))
 }

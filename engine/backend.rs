@@ -14,6 +14,7 @@ use memmap2::Mmap;
 
 use crate::bench::{BenchOptions, OnLine};
 use crate::cpu::{self, CpuCache, CpuModel};
+use crate::duty::Duty;
 use crate::embed::{EmbedError, EmbedText};
 use crate::footprint;
 use crate::generate::{CancelToken, GenerateError, GenerateParams};
@@ -23,6 +24,7 @@ use crate::gpu::GpuOptions;
 #[cfg(feature = "cuda")]
 use crate::gpu::card::{Card, CardCache, CardModel, SEQUENCES};
 use crate::model::{Device, EngineOptions, LoadError};
+use crate::passes::DecodePasses;
 use crate::pulse::Pulse;
 
 /// Tokens of a prompt computed at a time, at most: enough to amortise unpacking weights, few enough
@@ -33,19 +35,21 @@ pub(crate) const PROMPT_ROWS: usize = 512;
 #[derive(Clone, Debug)]
 pub(crate) enum Backend {
     /// The CPU.
-    Cpu { threads: usize, numerics: Numerics },
+    Cpu { threads: usize, numerics: Numerics, duty: Duty },
     /// The first GPU.
     #[cfg(feature = "cuda")]
     Gpu(Arc<Card>),
 }
 
 impl Backend {
-    pub(crate) fn open(options: &EngineOptions) -> Result<Self, GpuError> {
+    pub(crate) fn open(options: &EngineOptions, duty: &Duty) -> Result<Self, GpuError> {
         let threads = options.threads.unwrap_or_else(available_threads).max(1);
         match options.device {
-            Device::Cpu => Ok(Self::Cpu { threads, numerics: options.numerics }),
+            Device::Cpu => {
+                Ok(Self::Cpu { threads, numerics: options.numerics, duty: duty.clone() })
+            }
             #[cfg(feature = "cuda")]
-            Device::Gpu(options) => Ok(Self::Gpu(Arc::new(Card::open(options, threads)?))),
+            Device::Gpu(options) => Ok(Self::Gpu(Arc::new(Card::open(options, threads, duty)?))),
             #[cfg(not(feature = "cuda"))]
             Device::Gpu(_) => Err(GpuError::NoBackend),
         }
@@ -56,15 +60,16 @@ impl Backend {
         device: m40_cuda::Device,
         options: GpuOptions,
         threads: Option<usize>,
+        duty: &Duty,
     ) -> Result<Self, GpuError> {
         let threads = threads.unwrap_or_else(available_threads).max(1);
-        Ok(Self::Gpu(Arc::new(Card::on(device, options, threads)?)))
+        Ok(Self::Gpu(Arc::new(Card::on(device, options, threads, duty)?)))
     }
 
     /// What models run on, for people.
     pub(crate) fn describe(&self) -> String {
         match self {
-            Self::Cpu { threads, numerics } => {
+            Self::Cpu { threads, numerics, .. } => {
                 let arithmetic = match numerics {
                     Numerics::Fast => Isa::detect().to_string(),
                     Numerics::Oracle => "oracle".into(),
@@ -74,6 +79,15 @@ impl Backend {
             }
             #[cfg(feature = "cuda")]
             Self::Gpu(card) => card.describe(),
+        }
+    }
+
+    /// Where the GPU is on the PCI bus.
+    pub(crate) fn pci_address(&self) -> Option<String> {
+        match self {
+            Self::Cpu { .. } => None,
+            #[cfg(feature = "cuda")]
+            Self::Gpu(card) => Some(card.pci_address()),
         }
     }
 
@@ -133,15 +147,17 @@ impl Backend {
         pulse: &Arc<Pulse>,
     ) -> Result<(Runner, Footprint), LoadError> {
         match self {
-            Self::Cpu { threads, numerics } => {
+            Self::Cpu { threads, numerics, duty } => {
                 let footprint = footprint::on_cpu(&program, &gguf, context);
-                let runner = on_cpu(path, program, gguf, context, (*threads, *numerics), pulse)?;
+                let how = (*threads, *numerics);
+                let runner = on_cpu(path, program, gguf, context, how, pulse, duty)?;
                 Ok((runner, footprint))
             }
             #[cfg(feature = "cuda")]
             Self::Gpu(card) if is_encoder(&program) => {
                 let how = (card.threads(), Numerics::Fast);
-                let runner = on_cpu(path, program, gguf, context, how, pulse)?;
+                // The card is no cooler for it.
+                let runner = on_cpu(path, program, gguf, context, how, pulse, &Duty::default())?;
                 Ok((runner, footprint::beside_gpu(context)))
             }
             #[cfg(feature = "cuda")]
@@ -187,13 +203,14 @@ fn on_cpu(
     context: u32,
     (threads, numerics): (usize, Numerics),
     pulse: &Arc<Pulse>,
+    duty: &Duty,
 ) -> Result<Runner, LoadError> {
     let options = ExecutorOptions { threads: Some(threads), numerics, isa: None };
     let mut executor = Executor::new(program.into(), gguf.into(), options)
         .map_err(|source| LoadError::Prepare { path: path.into(), source })?;
     let pulse = Arc::clone(pulse);
     executor.on_step(move || pulse.step());
-    Ok(Runner::Cpu(Box::new(CpuModel::new(executor, context as usize))))
+    Ok(Runner::Cpu(Box::new(CpuModel::new(executor, context as usize, duty.clone()))))
 }
 
 /// A prompt, and how it is to go on.
@@ -355,6 +372,15 @@ impl Runner {
             (Self::Gpu(model), Cache::Gpu(_)) => model.bench(options, on_line),
             #[cfg(feature = "cuda")]
             _ => unreachable!("a session's cache is of its own model"),
+        }
+    }
+
+    /// Passes of decoding so far.
+    pub(crate) fn decode_passes(&self) -> DecodePasses {
+        match self {
+            Self::Cpu(model) => model.decode_passes(),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(model) => model.decode_passes(),
         }
     }
 

@@ -22,7 +22,9 @@ use memmap2::Mmap;
 
 use crate::backend::{Output, lock};
 use crate::bench::{BenchOptions, CpuSubject, OnLine, bench};
+use crate::duty::Duty;
 use crate::generate::{CancelToken, GenerateError};
+use crate::passes::{DecodePasses, PassCounter};
 use batch::{Batch, Job, Next, compute};
 use prefixes::Prefixes;
 
@@ -38,10 +40,12 @@ pub(crate) struct CpuModel {
     context: usize,
     /// Whether no token sees those after it.
     is_causal: bool,
+    duty: Duty,
     /// Sessions that there have been.
     sessions: AtomicU64,
     prefixes: Arc<Mutex<Prefixes>>,
     shared: Mutex<Shared>,
+    passes: PassCounter,
     /// A pass has ended, or might be due.
     changed: Condvar,
 }
@@ -93,7 +97,7 @@ impl CpuCache {
 
 impl CpuModel {
     /// For conversations of at most `context` tokens.
-    pub(crate) fn new(executor: Executor<Mmap>, context: usize) -> Self {
+    pub(crate) fn new(executor: Executor<Mmap>, context: usize, duty: Duty) -> Self {
         let batch = Batch::new(Instant::now());
         Self {
             layers: executor.program().kv.clone(),
@@ -101,8 +105,10 @@ impl CpuModel {
             prefixes: Arc::new(Mutex::new(Prefixes::new(context))),
             executor: Mutex::new(executor),
             context,
+            duty,
             sessions: AtomicU64::new(0),
             shared: Mutex::new(Shared { batch, running: false, done: vec![] }),
+            passes: PassCounter::default(),
             changed: Condvar::new(),
         }
     }
@@ -181,8 +187,12 @@ impl CpuModel {
             {
                 return job;
             }
-            shared = match shared.batch.next(Instant::now()) {
-                Next::Pass if !shared.running => self.run(shared),
+            let now = Instant::now();
+            shared = match shared.batch.next(now) {
+                Next::Pass if !shared.running => match self.duty.pause(now) {
+                    Some(time) => self.wait(shared, time),
+                    None => self.run(shared),
+                },
                 Next::Wait(time) if !shared.running => self.wait(shared, time),
                 _ => self.changed.wait(shared).unwrap_or_else(PoisonError::into_inner),
             };
@@ -206,7 +216,12 @@ impl CpuModel {
         let begun = Instant::now();
         compute(&mut executor, &mut jobs);
         let ended = Instant::now();
+        self.duty.ran(ended - begun, ended);
         drop(executor);
+        let streams = jobs.iter().filter(|job| job.is_stream() && job.failure.is_none()).count();
+        if streams > 0 {
+            self.passes.count(1, streams);
+        }
         let mut shared = lock(&self.shared);
         shared.running = false;
         shared.batch.ran(&jobs, ended - begun, ended);
@@ -220,6 +235,11 @@ impl CpuModel {
         lock(&self.shared).batch.heard(cache.session);
         // Others may have waited for nobody else.
         self.changed.notify_all();
+    }
+
+    /// As [`Runner::decode_passes`](crate::backend::Runner::decode_passes).
+    pub(crate) fn decode_passes(&self) -> DecodePasses {
+        self.passes.read()
     }
 
     /// As [`Runner::bench`](crate::backend::Runner::bench).

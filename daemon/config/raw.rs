@@ -8,6 +8,7 @@ use m40_manifest::mistake::Mistake;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
 
+use super::care::Watched;
 use super::http::RawHttp;
 use super::store::RawStore;
 use super::{Decode, Device, KvType};
@@ -57,11 +58,20 @@ impl Default for RawEngine {
 pub(super) struct RawGpu {
     pub vram_mib_max: Bounded<0, 65_536>,
     pub decode: Decode,
+    pub care: Watched,
+    pub temperature_c_max: Bounded<0, 120>,
+    pub park_after_s: Bounded<0, 86_400>,
 }
 
 impl Default for RawGpu {
     fn default() -> Self {
-        Self { vram_mib_max: Bounded(0), decode: Decode::Persistent }
+        Self {
+            vram_mib_max: Bounded(0),
+            decode: Decode::Persistent,
+            care: Watched::Auto,
+            temperature_c_max: Bounded(0),
+            park_after_s: Bounded(300),
+        }
     }
 }
 

@@ -94,9 +94,12 @@ impl CpuModel {
         let mut shared = lock(&self.shared);
         let mut let_go_first = false;
         loop {
+            let now = Instant::now();
             if shared.running {
                 shared = self.changed.wait(shared).unwrap_or_else(PoisonError::into_inner);
-            } else if !let_go_first && shared.batch.next(Instant::now()) == Next::Pass {
+            } else if let Some(time) = self.duty.pause(now) {
+                shared = self.wait(shared, time);
+            } else if !let_go_first && shared.batch.next(now) == Next::Pass {
                 shared = self.run(shared);
                 let_go_first = true;
             } else {
@@ -107,7 +110,10 @@ impl CpuModel {
         drop(shared);
         let mut executor = lock(&self.executor);
         // What a pass leaves behind is scratch, which the next one overwrites.
+        let begun = Instant::now();
         let computed = catch_unwind(AssertUnwindSafe(|| compute(&mut executor)));
+        let ended = Instant::now();
+        self.duty.ran(ended - begun, ended);
         drop(executor);
         lock(&self.shared).running = false;
         self.changed.notify_all();

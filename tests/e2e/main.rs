@@ -5,9 +5,12 @@
 mod access;
 mod activation;
 mod anthropic;
+mod bench;
+mod card;
 mod chat;
 mod concurrency;
 mod config;
+mod doctor;
 mod embeddings;
 mod errors;
 mod generate;
@@ -15,6 +18,7 @@ mod guard;
 mod hostile;
 mod lifecycle;
 mod llamacpp;
+mod logs;
 mod manifests;
 mod metrics;
 mod models;
@@ -29,6 +33,7 @@ mod sources;
 mod stored;
 mod terminal;
 mod tls;
+mod tools;
 mod watchdog;
 
 use std::path::{Path, PathBuf};

@@ -44,6 +44,11 @@ pub(crate) fn alive() {
     tell(&[NotifyState::Watchdog]);
 }
 
+/// It works again, after [`hangs`].
+pub(crate) fn alive_again() {
+    tell(&[NotifyState::Watchdog, NotifyState::Status("the engine gets on again")]);
+}
+
 /// It does not, for so long.
 pub(crate) fn hangs(time: Duration) {
     status(&format!(

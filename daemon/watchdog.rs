@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
-use tracing::error;
+use tracing::{error, info};
 
 use crate::models::Models;
 use crate::systemd;
@@ -21,14 +21,21 @@ pub(crate) fn start(models: &Models) {
 async fn feed(models: Models, time: Duration) {
     let mut ticks = interval(time / 2);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut hung = false;
     loop {
         ticks.tick().await;
         let hangs = models.stalled().filter(|stalled| *stalled > time);
         if let Some(stalled) = hangs {
             error!(seconds = stalled.as_secs_f64(), "the engine hangs; the watchdog is not fed");
         }
+        let recovered = hung && hangs.is_none();
+        if recovered {
+            info!("the engine gets on again");
+        }
+        hung = hangs.is_some();
         // A service manager that does not listen must hold up nothing else.
         let _ = spawn_blocking(move || match hangs {
+            None if recovered => systemd::alive_again(),
             None => systemd::alive(),
             Some(stalled) => systemd::hangs(stalled),
         })

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::pulse::Pulse;
+
 /// All of the time, in the unit in which the share is kept.
 const FULL: u32 = 1000;
 
@@ -35,10 +37,19 @@ struct Inner {
     waited: AtomicBool,
     /// Microseconds that passes have waited.
     paused: AtomicU64,
+    /// Where it is told that a pause is none of the engine's hanging.
+    pulse: Arc<Pulse>,
 }
 
 impl Default for Duty {
     fn default() -> Self {
+        Self::new(Arc::default())
+    }
+}
+
+impl Duty {
+    /// Each look at a pause is a step of `pulse`.
+    pub(crate) fn new(pulse: Arc<Pulse>) -> Self {
         Self(Arc::new(Inner {
             start: Instant::now(),
             share: AtomicU32::new(FULL),
@@ -46,11 +57,10 @@ impl Default for Duty {
             took: AtomicU64::new(0),
             waited: AtomicBool::new(false),
             paused: AtomicU64::new(0),
+            pulse,
         }))
     }
-}
 
-impl Duty {
     /// Has passes run in this share of the time from now on, from 0.05 to 1; what is beyond counts as the
     /// nearest of these.
     pub fn set(&self, share: f64) {
@@ -95,6 +105,7 @@ impl Duty {
         let left = ended.saturating_add(pause).saturating_sub(now);
         if left > 0 {
             inner.waited.store(true, Ordering::Relaxed);
+            inner.pulse.step();
             return Some(Duration::from_micros(left).min(LOOK));
         }
         if inner.waited.swap(false, Ordering::Relaxed) {

@@ -219,8 +219,9 @@ impl Engine {
     /// # Errors
     /// [`GpuError`], if a GPU was asked for and it cannot be had. The CPU never stands in.
     pub fn new(options: EngineOptions) -> Result<Self, GpuError> {
-        let duty = Duty::default();
-        Ok(Self { backend: Backend::open(&options, &duty)?, pulse: Arc::default(), duty })
+        let pulse = Arc::default();
+        let duty = Duty::new(Arc::clone(&pulse));
+        Ok(Self { backend: Backend::open(&options, &duty)?, pulse, duty })
     }
 
     /// An engine on a GPU that is open already, with the kernels of [`kernel_image`](crate::kernel_image)
@@ -234,9 +235,10 @@ impl Engine {
         options: GpuOptions,
         threads: Option<usize>,
     ) -> Result<Self, GpuError> {
-        let duty = Duty::default();
+        let pulse = Arc::default();
+        let duty = Duty::new(Arc::clone(&pulse));
         let backend = Backend::on_device(device, options, threads, &duty)?;
-        Ok(Self { backend, pulse: Arc::default(), duty })
+        Ok(Self { backend, pulse, duty })
     }
 
     /// What models run on, for people: `cpu, 2 threads, avx512-vnni`.
@@ -245,9 +247,9 @@ impl Engine {
     }
 
     /// How long nothing has got on that is in hand: no op of a pass on the CPU, no pass or token of a
-    /// session on a GPU, no tensor of a load. None where nothing is in hand. Takes no lock. What is
-    /// longer than any step may take (a load compiles kernels for seconds, a card that is taken by a
-    /// benchmark keeps others waiting while that gets on) says that the engine hangs.
+    /// session on a GPU, no tensor of a load. None where nothing is in hand, or kernels are
+    /// compiled, of which no steps can be told. Takes no lock. What is longer than any step may take says
+    /// that the engine hangs.
     pub fn stalled(&self) -> Option<Duration> {
         self.pulse.stalled()
     }

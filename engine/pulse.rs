@@ -9,14 +9,16 @@ pub(crate) struct Pulse {
     began: Instant,
     /// Loads, answers, embeddings and benchmarks under way.
     in_hand: AtomicUsize,
+    /// Of that what shows no steps for as long as it likes.
+    opaque: AtomicUsize,
     /// The latest step, in milliseconds since the pulse began.
     stepped_ms: AtomicU64,
 }
 
 impl Default for Pulse {
     fn default() -> Self {
-        let (in_hand, stepped_ms) = (AtomicUsize::new(0), AtomicU64::new(0));
-        Self { began: Instant::now(), in_hand, stepped_ms }
+        let (in_hand, opaque) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { began: Instant::now(), in_hand, opaque, stepped_ms: AtomicU64::new(0) }
     }
 }
 
@@ -34,9 +36,18 @@ impl Pulse {
         Working(self)
     }
 
-    /// How long nothing has got on; none where nothing is in hand.
+    /// Until this is dropped something is done of which no steps can be told, such as compiling: how long
+    /// that takes says nothing.
+    #[cfg_attr(not(any(feature = "cuda", test)), expect(dead_code, reason = "GPUs have compilers"))]
+    pub(crate) fn opaque(&self) -> Opaque<'_> {
+        self.opaque.fetch_add(1, Ordering::Release);
+        Opaque(self)
+    }
+
+    /// How long nothing has got on; none where nothing is in hand, or that cannot be told.
     pub(crate) fn stalled(&self) -> Option<Duration> {
-        if self.in_hand.load(Ordering::Acquire) == 0 {
+        let is_opaque = self.opaque.load(Ordering::Acquire) > 0;
+        if is_opaque || self.in_hand.load(Ordering::Acquire) == 0 {
             return None;
         }
         let since = self.now_ms().saturating_sub(self.stepped_ms.load(Ordering::Relaxed));
@@ -65,12 +76,23 @@ impl Drop for Working<'_> {
     }
 }
 
+/// Something of which no steps can be told.
+#[derive(Debug)]
+pub(crate) struct Opaque<'a>(&'a Pulse);
+
+impl Drop for Opaque<'_> {
+    fn drop(&mut self) {
+        self.0.step();
+        self.0.opaque.fetch_sub(1, Ordering::Release);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn only_work_in_hand_can_stall_and_a_step_of_any_ends_that() {
+    fn only_work_in_hand_whose_steps_are_told_can_stall_and_any_step_ends_that() {
         let began = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
         let pulse = Pulse { began, ..Pulse::default() };
         assert_eq!(pulse.stalled(), None);
@@ -78,6 +100,13 @@ mod tests {
         assert!(pulse.stalled().unwrap() < Duration::from_secs(60));
         pulse.stepped_ms.store(0, Ordering::Relaxed);
         assert!(pulse.stalled().unwrap() >= Duration::from_secs(60));
+        drop(pulse.opaque());
+        assert!(pulse.stalled().unwrap() < Duration::from_secs(60));
+        pulse.stepped_ms.store(0, Ordering::Relaxed);
+        let opaque = pulse.opaque();
+        assert_eq!(pulse.stalled(), None);
+        drop(opaque);
+        pulse.stepped_ms.store(0, Ordering::Relaxed);
         drop(pulse.work());
         assert!(pulse.stalled().unwrap() < Duration::from_secs(60));
         drop(working);

@@ -6,11 +6,12 @@ use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use m40_cuda::{ALIGNMENT, Arena, Device};
+use m40_cuda::{ALIGNMENT, Arena, CompileError, Device, ImageForm, KernelSource};
 use m40_gguf::Gguf;
 use m40_gpu::continuation::Continuation;
 use m40_gpu::executor::{
-    Attend, Canceller, Chosen, Executor, ExecutorOptions, Launches, PassError, Plan, Row,
+    Attend, BuildKernels, Canceller, Chosen, Executor, ExecutorOptions, Launches, PassError, Plan,
+    Row,
 };
 use m40_gpu::ops::{PAGE_TOKENS, PASSES_AT_ONCE};
 use m40_gpu::resident::IDLE_MICROS;
@@ -148,7 +149,8 @@ impl Card {
             pulse.step();
             ControlFlow::Continue(())
         };
-        let executor = Executor::load(plan, gguf, &self.arena, memory.kv, loader, kernels, on)
+        let mut kernels = Watched { kernels, pulse };
+        let executor = Executor::load(plan, gguf, &self.arena, memory.kv, loader, &mut kernels, on)
             .map_err(|source| refused(path, source))?;
         let vocab = executor.program().description.vocab;
         let (turns, duty) = (self.turns.clone(), self.duty.clone());
@@ -160,6 +162,23 @@ impl Card {
         let (context, pulse) = (context as usize, Arc::clone(pulse));
         let model = CardModel { owner, vocab, context, page_bytes, pulse };
         Ok((model, memory))
+    }
+}
+
+/// Kernels whose compiler shows no steps.
+struct Watched<'a> {
+    kernels: &'a mut Kernels,
+    pulse: &'a Pulse,
+}
+
+impl BuildKernels for Watched<'_> {
+    fn build(
+        &mut self,
+        source: KernelSource<'_>,
+        form: ImageForm,
+    ) -> Result<Vec<u8>, CompileError> {
+        let _compiling = self.pulse.opaque();
+        self.kernels.build(source, form)
     }
 }
 

@@ -21,7 +21,7 @@ const CLIENTS: usize = 16;
 const RESTARTS: usize = 4;
 
 /// Tokens of an answer.
-const TOKENS: u32 = 400;
+const TOKENS: u32 = 1000;
 
 /// What comes of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,7 +67,7 @@ fn restarts_refuse_nobody_and_tell_those_whom_they_cut_short() {
     let restarts: usize = restarts.unwrap_or(RESTARTS);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let given = builder().config("[limits]\nshutdown_grace_s = 1").hand_over("http", listener);
+    let given = builder().config("[limits]\nshutdown_grace_s = 0").hand_over("http", listener);
     let file = write(given.dir(), "tiny.gguf", &TinyModel::new("llama").context(4096).build());
     std::fs::create_dir(given.dir().join("models.d")).unwrap();
     let manifest = format!("source = {:?}\npreload = true\n", path_str(&file));

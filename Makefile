@@ -14,7 +14,7 @@ build: nvrtc ## build the release binaries: target/release/m40d and m40ctl
 demo: nvrtc ## start the daemon, load a real model and let it answer a question
 	tests/demo
 
-test: models clients nvrtc nvdisasm lint verify-unit ## everything: models, lints, tests, machine code, the unit file
+test: models clients nvrtc nvdisasm lint verify-unit ## everything: models, lints, tests, machine code, the units
 	cargo test --locked
 	tests/inspect-sm52
 	kernels/inspect-sm52 --check
@@ -51,10 +51,11 @@ lint: nvrtc ## formatting and lints
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
-reference: ## write the help texts and the man page of m40ctl anew
+reference: ## write the help texts, the man page of m40ctl and the header for C anew
 	M40_WRITE_REFERENCE=1 cargo test --locked --bin m40ctl reference
+	M40_WRITE_REFERENCE=1 cargo test --locked --test abi the_header
 
-verify-unit: ## check the systemd unit where systemd is installed
+verify-unit: ## check the systemd units where systemd is installed
 	tests/verify-unit
 
 clean: ## remove everything that was built

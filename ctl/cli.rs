@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    adopt, bench, completions, key, load, plan, prune, pull, queue, reload, rm, run, show, top,
-    unload, verify,
+    adopt, bench, completions, key, load, log_level, plan, prune, pull, queue, reload, rm, run,
+    show, top, unload, verify,
 };
 use crate::error::Kind;
 use crate::output::Color;
@@ -53,6 +53,7 @@ pub(crate) enum Command {
     Run(run::RunArgs),
     Bench(bench::BenchArgs),
     Reload(reload::ReloadArgs),
+    LogLevel(log_level::LogLevelArgs),
     /// Show the models in memory, and what each does
     Ps,
     /// Show who holds which bytes of the memory that models share

@@ -8,6 +8,7 @@ pub(crate) mod completions;
 pub(crate) mod key;
 pub(crate) mod list;
 pub(crate) mod load;
+pub(crate) mod log_level;
 pub(crate) mod plan;
 pub(crate) mod prune;
 pub(crate) mod pull;
@@ -52,6 +53,7 @@ pub(crate) async fn run(
         Command::Bench(args) => bench::run(args, client, output).await,
         Command::Run(args) => run::run(args, client, env, output).await,
         Command::Reload(args) => reload::run(args, client, output).await,
+        Command::LogLevel(args) => log_level::run(args, client, output).await,
         Command::Ps => vram::ps(client, output).await,
         Command::Vram => vram::run(client, output).await,
         Command::Plan(args) => plan::run(args, client, output).await,

@@ -18,6 +18,7 @@ use m40_control::paths::{self, Env};
 use m40_sched::Rules;
 
 use crate::exit::Failure;
+use crate::logging::Filter;
 pub(crate) use care::{Care, Watched};
 pub(crate) use http::{Http, HttpConflict, MetricsFor, Origins, is_this_machine};
 use raw::RawConfig;
@@ -46,8 +47,7 @@ pub(crate) struct Config {
     pub shutdown_grace: Duration,
     pub state_dir: PathBuf,
     pub manifests_dir: PathBuf,
-    /// An `EnvFilter` directive list that was checked to parse.
-    pub log_filter: String,
+    pub log_filter: Filter,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -184,7 +184,7 @@ impl Config {
             shutdown_grace: seconds(raw.limits.shutdown_grace_s.get()),
             state_dir,
             manifests_dir,
-            log_filter: raw.log.level.0,
+            log_filter: raw.log.level,
         })
     }
 

@@ -2,6 +2,9 @@
 //!
 //! Everything here is for those who may use the socket; [`crate::socket::Access`] says who.
 
+#[cfg(debug_assertions)]
+mod faults;
+mod log;
 mod pull;
 mod residency;
 mod resume;
@@ -35,6 +38,7 @@ use crate::bench;
 use crate::doors::Doors;
 use crate::exit::Failure;
 use crate::http::{BodyError, BodyLimits, read_json};
+use crate::logging::{Filter, Levels};
 use crate::manifests::Manifests;
 use crate::models::{Models, Urgency};
 use crate::net::{Peer, Phase};
@@ -57,12 +61,15 @@ pub(crate) struct Context {
     pub http_address: String,
     pub control_socket: PathBuf,
     pub config_file: Option<PathBuf>,
+    pub levels: Levels,
+    /// What is logged from the start on.
+    pub log_filter: Filter,
     pub state_dir: PathBuf,
 }
 
 /// The routes of the control socket.
 pub(crate) fn router(context: Context) -> Router {
-    Router::new()
+    let routes = Router::new()
         .route("/status", get(status))
         .route("/models", get(models))
         .route("/models/pull", post(pull::pull))
@@ -77,9 +84,13 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/models/bench", post(bench_model))
         .route("/run", post(run::run))
         .route("/reload", post(reload))
+        .route("/log", get(log::level).post(log::set_level))
         .route("/queue", get(residency::queue))
         .route("/queue/cancel", post(residency::cancel))
-        .route("/vram", get(residency::vram))
+        .route("/vram", get(residency::vram));
+    #[cfg(debug_assertions)]
+    let routes = routes.merge(faults::routes());
+    routes
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn_with_state(context.clone(), check_peer))

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use m40llm::{EmbedError, EmbedText, Pooling, Special, Tokenizer};
+use m40llm::{EmbedError, EmbedText, GenerateError, Pooling, Special, Tokenizer};
 
 use crate::caller::Caller;
 use crate::metrics::Ended;
@@ -152,7 +152,11 @@ async fn compute_in_turn<T: Send + 'static>(
     let waited = since.elapsed();
     let cut = Arc::clone(&run.cut);
     let _abandon = Abandon(Arc::clone(&cut));
+    let models = run.models();
     let computed = run.compute(work).await.ok_or(EmbeddingError::Panicked)?;
+    if let Err(EmbeddingError::Embed(EmbedError::Pass(GenerateError::Gpu(error)))) = &computed {
+        models.device_failed(error.clone());
+    }
     match (computed, cut.reason()) {
         (Err(EmbeddingError::Embed(EmbedError::Cancelled)), Some(reason)) => {
             Err(EmbeddingError::CutShort(reason))

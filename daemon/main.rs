@@ -1,11 +1,13 @@
 //! `m40d`: serves language models over HTTP, and a control API on a Unix socket.
 //!
 //! Reads its arguments and configuration, then hands over to [`lifecycle`]. The map of the
-//! modules: [`config`] what the file says · [`lifecycle`] start, signals, stop · [`net`]
-//! connections · [`tls`] their certificate · [`keys`] who may · [`caller`] who asks · [`http`] what
-//! clients on the network speak · [`control`] what `m40ctl` speaks · [`manifests`] which models there are ·
-//! [`models`] what is loaded · [`generation`] one answer · [`embedding`] vectors · [`store`] what is on
-//! disk · [`pulls`] what comes there from elsewhere · [`care`] how hot the card is.
+//! modules: [`config`] what the file says · [`lifecycle`] start, signals, stop · [`listeners`] what
+//! listens · [`inherited`] what of that a service manager handed over · [`net`] connections · [`tls`]
+//! their certificate · [`keys`] who may · [`caller`] who asks · [`http`] what clients on the network
+//! speak · [`control`] what `m40ctl` speaks · [`manifests`] which models there are · [`models`] what is
+//! loaded · [`generation`] one answer · [`embedding`] vectors · [`store`] what is on disk · [`pulls`]
+//! what comes there from elsewhere · [`watchdog`] whether the engine gets on · [`care`] how hot the
+//! card is.
 #![forbid(unsafe_code)]
 
 mod bench;
@@ -18,8 +20,10 @@ mod embedding;
 mod exit;
 mod generation;
 mod http;
+mod inherited;
 mod keys;
 mod lifecycle;
+mod listeners;
 mod logging;
 mod manifests;
 mod memory;
@@ -31,6 +35,7 @@ mod socket;
 mod store;
 mod systemd;
 mod tls;
+mod watchdog;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -89,6 +94,6 @@ fn run(args: &Args, env: &Env) -> Result<(), Failure> {
     if args.check_config {
         return manifests::check(&config.manifests_dir);
     }
-    logging::start(&config.log_filter, env);
-    lifecycle::run(config, env)
+    let levels = logging::start(config.log_filter.clone(), env);
+    lifecycle::run(config, levels, env)
 }

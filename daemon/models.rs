@@ -34,7 +34,7 @@ mod weigh;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use m40_control::{ErrorCode, ModelEntry, ModelRef, ModelState, model_name_of_file};
 use m40_manifest::Catalog;
@@ -56,8 +56,7 @@ use capabilities::Looks;
 use desk::{Desk, Known, Outside, Want};
 pub(crate) use error::{LoadFailure, ModelError};
 pub(crate) use facts::Facts;
-pub(crate) use job::lock;
-pub(crate) use job::{Cut, Job, JobCount, JobError, JobEvent, Reason};
+pub(crate) use job::{Cut, Job, JobCount, JobError, JobEvent, Reason, lock};
 use loaded::Departure;
 pub(crate) use loaded::Loaded;
 pub(crate) use request::{Run, Ticket, Urgency};
@@ -176,6 +175,16 @@ impl Models {
     /// The card, as it is looked after.
     pub(crate) fn care(&self) -> &Care {
         &self.inner.care
+    }
+
+    /// What computes.
+    pub(crate) fn engine(&self) -> &Engine {
+        self.inner.opener.engine()
+    }
+
+    /// As [`Engine::stalled`].
+    pub(crate) fn stalled(&self) -> Option<Duration> {
+        self.engine().stalled()
     }
 
     /// What computes, in words.

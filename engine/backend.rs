@@ -4,9 +4,7 @@
 //! conversation. Sessions see nothing else of either.
 
 use std::path::Path;
-#[cfg(feature = "cuda")]
-use std::sync::Arc;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use m40_cpu::{Executor, ExecutorOptions, Isa, Numerics, available_threads};
 use m40_gguf::Gguf;
@@ -26,6 +24,7 @@ use crate::gpu::GpuOptions;
 #[cfg(feature = "cuda")]
 use crate::gpu::card::{Card, CardCache, CardModel, SEQUENCES};
 use crate::model::{Device, EngineOptions, LoadError};
+use crate::pulse::Pulse;
 
 /// Tokens of a prompt computed at a time, at most: enough to amortise unpacking weights, few enough
 /// that cancelling is prompt.
@@ -130,36 +129,40 @@ impl Backend {
         match self {
             Self::Cpu { .. } => Ok(footprint::on_cpu(&program, gguf, context)),
             #[cfg(feature = "cuda")]
-            Self::Gpu(_) if is_for_embeddings(&program) => Ok(footprint::beside_gpu(context)),
+            Self::Gpu(_) if is_encoder(&program) => Ok(footprint::beside_gpu(context)),
             #[cfg(feature = "cuda")]
             Self::Gpu(card) => Ok(card.plan(path, program, context)?.1.footprint()),
         }
     }
 
-    /// Makes a model ready to run, for conversations of `context` tokens, and says what it takes.
+    /// Makes a model ready to run, for conversations of `context` tokens, and says what it takes. What is
+    /// done of that, and of passes on the CPU, are steps of `pulse`.
     pub(crate) fn load(
         &self,
         path: &Path,
         program: Program,
         gguf: Gguf<Mmap>,
         context: u32,
+        pulse: &Arc<Pulse>,
     ) -> Result<(Runner, Footprint), LoadError> {
         match self {
             Self::Cpu { threads, numerics, duty } => {
                 let footprint = footprint::on_cpu(&program, &gguf, context);
-                let runner = on_cpu(path, program, gguf, context, (*threads, *numerics), duty)?;
+                let how = (*threads, *numerics);
+                let runner = on_cpu(path, program, gguf, context, how, (pulse, duty))?;
                 Ok((runner, footprint))
             }
             #[cfg(feature = "cuda")]
-            Self::Gpu(card) if is_for_embeddings(&program) => {
+            Self::Gpu(card) if is_encoder(&program) => {
                 let how = (card.threads(), Numerics::Fast);
-                // The card is no cooler for it.
-                let runner = on_cpu(path, program, gguf, context, how, &Duty::default())?;
+                // The card is no cooler if it waits.
+                let duty = &Duty::default();
+                let runner = on_cpu(path, program, gguf, context, how, (pulse, duty))?;
                 Ok((runner, footprint::beside_gpu(context)))
             }
             #[cfg(feature = "cuda")]
             Self::Gpu(card) => {
-                let (model, memory) = card.load(path, program, &gguf, context)?;
+                let (model, memory) = card.load(path, program, &gguf, context, pulse)?;
                 Ok((Runner::Gpu(model), memory.footprint()))
             }
         }
@@ -173,11 +176,12 @@ impl Backend {
         gguf: Gguf<Mmap>,
         context: u32,
     ) -> Result<(), LoadError> {
+        let pulse = Arc::default();
         match self {
-            Self::Cpu { .. } => self.load(path, program, gguf, context).map(|_| ()),
+            Self::Cpu { .. } => self.load(path, program, gguf, context, &pulse).map(|_| ()),
             #[cfg(feature = "cuda")]
-            Self::Gpu(_) if is_for_embeddings(&program) => {
-                self.load(path, program, gguf, context).map(|_| ())
+            Self::Gpu(_) if is_encoder(&program) => {
+                self.load(path, program, gguf, context, &pulse).map(|_| ())
             }
             #[cfg(feature = "cuda")]
             Self::Gpu(card) => card.plan(path, program, context).map(|_| ()),
@@ -185,12 +189,11 @@ impl Backend {
     }
 }
 
-/// Whether a model is made for embeddings: an encoder, or one whose file says how a text's vector is
-/// made. Those run on the CPU whatever the others run on: no kernel lets a token see those after it, and
-/// the card gives no hidden states away.
+/// Whether a model is an encoder. Those run on the CPU whatever the others run on: no kernel lets a token
+/// see those after it.
 #[cfg(feature = "cuda")]
-fn is_for_embeddings(program: &Program) -> bool {
-    !matches!(program.head, m40_program::Head::Logits(_)) || program.description.pooling.is_some()
+fn is_encoder(program: &Program) -> bool {
+    !matches!(program.head, m40_program::Head::Logits(_))
 }
 
 fn on_cpu(
@@ -199,11 +202,13 @@ fn on_cpu(
     gguf: Gguf<Mmap>,
     context: u32,
     (threads, numerics): (usize, Numerics),
-    duty: &Duty,
+    (pulse, duty): (&Arc<Pulse>, &Duty),
 ) -> Result<Runner, LoadError> {
     let options = ExecutorOptions { threads: Some(threads), numerics, isa: None };
-    let executor = Executor::new(program.into(), gguf.into(), options)
+    let mut executor = Executor::new(program.into(), gguf.into(), options)
         .map_err(|source| LoadError::Prepare { path: path.into(), source })?;
+    let pulse = Arc::clone(pulse);
+    executor.on_step(move || pulse.step());
     Ok(Runner::Cpu(Box::new(CpuModel::new(executor, context as usize, duty.clone()))))
 }
 
@@ -345,7 +350,7 @@ impl Runner {
         match self {
             Self::Cpu(model) => model.embed(texts, pooling, cancel),
             #[cfg(feature = "cuda")]
-            Self::Gpu(_) => Err(EmbedError::OnGpu),
+            Self::Gpu(model) => model.embed(texts, pooling, cancel),
         }
     }
 

@@ -5,6 +5,8 @@
 //! stands what a Tesla M40 will make of it, by `m40_gpu::predict`: a prediction from machine code.
 
 use std::ops::ControlFlow;
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use m40_cpu::{Executor, KvCache, Row as CpuRow};
@@ -175,7 +177,7 @@ pub fn bench_executor(
     options: &BenchOptions,
     on_line: &mut OnLine<'_>,
 ) -> Result<(), GenerateError> {
-    bench(&mut card::CardSubject::new(executor), options, on_line)
+    bench(&mut card::CardSubject::new(executor, Arc::default()), options, on_line)
 }
 
 /// Measures all there is; ends early when told so.
@@ -408,6 +410,7 @@ impl Subject for CpuSubject<'_> {
 pub(crate) mod card {
     //! A model on a GPU.
 
+    use std::sync::Arc;
     use std::time::{Duration, Instant};
 
     use m40_gpu::Sequence;
@@ -418,16 +421,19 @@ pub(crate) mod card {
     use super::{Subject, token};
     use crate::generate::GenerateError;
     use crate::gpu::failed;
+    use crate::pulse::Pulse;
 
     /// Executor, and the sequences that are measured.
     pub(crate) struct CardSubject<'a> {
         executor: &'a mut Executor,
         sequences: Vec<Sequence>,
+        pulse: Arc<Pulse>,
     }
 
     impl<'a> CardSubject<'a> {
-        pub(crate) fn new(executor: &'a mut Executor) -> Self {
-            Self { executor, sequences: vec![] }
+        /// Each measurement is a step of `pulse`.
+        pub(crate) fn new(executor: &'a mut Executor, pulse: Arc<Pulse>) -> Self {
+            Self { executor, sequences: vec![], pulse }
         }
 
         fn sequence(&self) -> Result<Sequence, GenerateError> {
@@ -460,6 +466,7 @@ pub(crate) mod card {
         }
 
         fn prompt(&mut self, tokens: &[u32]) -> Result<Duration, GenerateError> {
+            self.pulse.step();
             let mut sequence = self.sequence()?;
             let last = tokens.len() - 1;
             let row =
@@ -471,6 +478,7 @@ pub(crate) mod card {
         }
 
         fn begin(&mut self, sequences: usize, depth: usize) -> Result<(), GenerateError> {
+            self.pulse.step();
             self.sequences.clear();
             for _ in 0..sequences {
                 let mut sequence = self.sequence()?;
@@ -482,6 +490,7 @@ pub(crate) mod card {
 
         /// More sequences than a pass has rows go through the card in groups, one after another.
         fn decode(&mut self, tokens: usize, depth: usize) -> Result<Duration, GenerateError> {
+            self.pulse.step();
             let vocab = self.program().description.vocab;
             let begun = Instant::now();
             let rows = self.executor.rows_at_once(self.sequences.len()).max(1);

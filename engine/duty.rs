@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::pulse::Pulse;
+
 /// All of the time, in the unit in which the share is kept.
 const FULL: u32 = 1000;
 
@@ -35,10 +37,19 @@ struct Inner {
     waited: AtomicBool,
     /// Microseconds that passes have waited.
     paused: AtomicU64,
+    /// A pass that waits does not hang.
+    pulse: Arc<Pulse>,
 }
 
 impl Default for Duty {
     fn default() -> Self {
+        Self::new(&Arc::default())
+    }
+}
+
+impl Duty {
+    /// Of an engine with this pulse.
+    pub(crate) fn new(pulse: &Arc<Pulse>) -> Self {
         Self(Arc::new(Inner {
             start: Instant::now(),
             share: AtomicU32::new(FULL),
@@ -46,11 +57,10 @@ impl Default for Duty {
             took: AtomicU64::new(0),
             waited: AtomicBool::new(false),
             paused: AtomicU64::new(0),
+            pulse: Arc::clone(pulse),
         }))
     }
-}
 
-impl Duty {
     /// Has passes run in this share of the time from now on, from 0.05 to 1; what is beyond counts as the
     /// nearest of these.
     pub fn set(&self, share: f64) {
@@ -95,6 +105,7 @@ impl Duty {
         let left = ended.saturating_add(pause).saturating_sub(now);
         if left > 0 {
             inner.waited.store(true, Ordering::Relaxed);
+            inner.pulse.step();
             return Some(Duration::from_micros(left).min(LOOK));
         }
         if inner.waited.swap(false, Ordering::Relaxed) {
@@ -157,6 +168,20 @@ mod tests {
         duty.ran(10 * MS, now);
         assert_eq!(duty.pause(now + 1000 * MS), None);
         assert_eq!(duty.paused(), Duration::ZERO);
+    }
+
+    #[test]
+    fn who_waits_does_not_hang() {
+        let pulse = Arc::default();
+        let duty = Duty::new(&pulse);
+        let _working = pulse.work();
+        duty.set(0.1);
+        duty.ran(3_600_000 * MS, Instant::now());
+        while pulse.stalled() < Some(3 * MS) {}
+        let asked = Instant::now();
+        assert!(duty.pause(asked).is_some());
+        // The pulse counts whole milliseconds.
+        assert!(pulse.stalled().unwrap() <= asked.elapsed() + MS);
     }
 
     #[test]

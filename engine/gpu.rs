@@ -6,6 +6,8 @@ mod batch;
 #[cfg(feature = "cuda")]
 pub(crate) mod card;
 #[cfg(feature = "cuda")]
+mod embed;
+#[cfg(feature = "cuda")]
 mod going;
 #[cfg(feature = "cuda")]
 mod kernels;

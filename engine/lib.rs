@@ -34,6 +34,7 @@ mod generate;
 mod gpu;
 mod mapping;
 mod model;
+mod pulse;
 mod session;
 mod stop;
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use m40_cpu::{Numerics, PrepareError};
 use m40_gguf::{Gguf, GgufError, TensorType, split};
@@ -17,6 +18,7 @@ use crate::backend::{Backend, Runner};
 use crate::duty::Duty;
 use crate::gpu::{GpuError, GpuMemory, GpuOptions};
 use crate::mapping;
+use crate::pulse::Pulse;
 use crate::session::Session;
 
 /// Context served when the caller names none: enough for chat, small enough for its KV cache.
@@ -48,6 +50,7 @@ pub enum Device {
 pub struct Engine {
     backend: Backend,
     duty: Duty,
+    pulse: Arc<Pulse>,
 }
 
 /// How to load one model.
@@ -215,8 +218,9 @@ impl Engine {
     /// # Errors
     /// [`GpuError`], if a GPU was asked for and it cannot be had. The CPU never stands in.
     pub fn new(options: EngineOptions) -> Result<Self, GpuError> {
-        let duty = Duty::default();
-        Ok(Self { backend: Backend::open(&options, &duty)?, duty })
+        let pulse = Arc::default();
+        let duty = Duty::new(&pulse);
+        Ok(Self { backend: Backend::open(&options, &duty)?, duty, pulse })
     }
 
     /// An engine on a GPU that is open already, with the kernels of [`kernel_image`](crate::kernel_image)
@@ -230,8 +234,9 @@ impl Engine {
         options: GpuOptions,
         threads: Option<usize>,
     ) -> Result<Self, GpuError> {
-        let duty = Duty::default();
-        Ok(Self { backend: Backend::on_device(device, options, threads, &duty)?, duty })
+        let pulse = Arc::default();
+        let duty = Duty::new(&pulse);
+        Ok(Self { backend: Backend::on_device(device, options, threads, &duty)?, duty, pulse })
     }
 
     /// What models run on, for people: `cpu, 2 threads, avx512-vnni`.
@@ -249,16 +254,36 @@ impl Engine {
         self.backend.pci_address()
     }
 
+    /// How long nothing has got on that is in hand: no op of a pass on the CPU, no pass or token of a
+    /// session on a GPU, no tensor of a load. None where nothing is in hand. Takes no lock. What is
+    /// longer than any step may take (a load compiles kernels for seconds, a card that is taken by a
+    /// benchmark keeps others waiting while that gets on) says that the engine hangs.
+    pub fn stalled(&self) -> Option<Duration> {
+        self.pulse.stalled()
+    }
+
+    /// Has something be in hand for ever that never gets on, as if a kernel or a thread hung. For tests of
+    /// what watches [`Self::stalled`], in builds that are for tests.
+    #[cfg(debug_assertions)]
+    pub fn hang(&self) {
+        self.pulse.hang();
+    }
+
     /// Opens a model. Of a split model, any of its files may be named. A `tokenizer.json` beside
     /// the file is used if the file itself holds no tokenizer.
     ///
     /// # Errors
     /// See [`LoadError`]; each names the file and what to do about it.
     pub fn load(&self, path: &Path, options: &ModelOptions) -> Result<Model, LoadError> {
+        let pulse = Arc::clone(&self.pulse);
+        let working = pulse.work();
         let Opened { gguf, program, info, tokenizer, template } = self.open(path, options)?;
-        let (runner, footprint) = self.backend.load(path, program, gguf, info.context)?;
+        let loaded = self.backend.load(path, program, gguf, info.context, &pulse);
+        drop(working);
+        let (runner, footprint) = loaded?;
         let (tokenizer, vocabulary) = (Arc::new(tokenizer), OnceLock::new());
-        Ok(Model(Arc::new(Inner { info, tokenizer, vocabulary, template, runner, footprint })))
+        let inner = Inner { info, tokenizer, vocabulary, template, runner, footprint, pulse };
+        Ok(Model(Arc::new(inner)))
     }
 
     /// Says what a model is, if [`Self::load`] could load it into enough memory.
@@ -475,6 +500,8 @@ struct Inner {
     template: ChatTemplate,
     runner: Runner,
     footprint: Footprint,
+    /// Of the engine.
+    pulse: Arc<Pulse>,
 }
 
 impl fmt::Debug for Model {
@@ -530,6 +557,11 @@ impl Model {
     /// What it takes of the memory.
     pub fn footprint(&self) -> &Footprint {
         &self.0.footprint
+    }
+
+    /// Where its work is counted.
+    pub(crate) fn pulse(&self) -> &Pulse {
+        &self.0.pulse
     }
 
     /// What computes passes of it.

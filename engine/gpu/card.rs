@@ -23,7 +23,7 @@ use memmap2::Mmap;
 use super::batch::Passes;
 use super::going::Going;
 use super::kernels::Kernels;
-use super::owner::{Owner, Seat};
+use super::owner::{Lent, Owner, Seat};
 use super::turns::{Turn, Turns};
 use super::{Decode, GpuError, GpuMemory, GpuOptions, VRAM_RESERVE, kernel_image};
 use crate::backend::{Output, Start, lock};
@@ -32,6 +32,7 @@ use crate::bench::{BenchOptions, OnLine, bench};
 use crate::duty::Duty;
 use crate::generate::{Cancel, GenerateError};
 use crate::model::LoadError;
+use crate::pulse::Pulse;
 
 /// Conversations of a model at a time. They share its KV cache; a place costs little.
 pub(crate) const SEQUENCES: u32 = 64;
@@ -131,6 +132,7 @@ impl Card {
         program: Program,
         gguf: &Gguf<Mmap>,
         context: u32,
+        pulse: &Arc<Pulse>,
     ) -> Result<(CardModel, GpuMemory), LoadError> {
         let (plan, memory) = self.plan(path, program, context)?;
         let mut held = lock(&self.loader);
@@ -141,7 +143,10 @@ impl Card {
             return Err(LoadError::NoRoom { path: path.into(), memory: Box::new(memory) });
         }
         let page_bytes = plan.kv_bytes(1) as usize;
-        let on = &mut |_| ControlFlow::Continue(());
+        let on = &mut |_| {
+            pulse.step();
+            ControlFlow::Continue(())
+        };
         let executor = Executor::load(plan, gguf, &self.arena, memory.kv, loader, kernels, on)
             .map_err(|source| refused(path, source))?;
         let vocab = executor.program().description.vocab;
@@ -151,7 +156,9 @@ impl Card {
         let owner = Owner::start(passes, ahead)
             .map_err(|error| GpuError::Thread { reason: error.to_string() })
             .map_err(|source| LoadError::Gpu { path: path.into(), source })?;
-        let model = CardModel { owner, vocab, context: context as usize, page_bytes };
+        let (context, pulse) = (context as usize, Arc::clone(pulse));
+        let duty = self.duty.clone();
+        let model = CardModel { owner, vocab, context, page_bytes, pulse, duty };
         Ok((model, memory))
     }
 }
@@ -222,6 +229,8 @@ pub(crate) struct CardModel {
     context: usize,
     /// Bytes of KV cache that a page takes.
     page_bytes: usize,
+    pub(super) pulse: Arc<Pulse>,
+    pub(super) duty: Duty,
 }
 
 /// Keys and values of a conversation while an answer is computed.
@@ -275,24 +284,36 @@ impl CardModel {
         options: &BenchOptions,
         on_line: &mut OnLine<'_>,
     ) -> Result<(), GenerateError> {
-        let options = options.clone();
+        let (options, pulse) = (options.clone(), Arc::clone(&self.pulse));
         let (lines, told) = sync_channel(0);
         let (answers, answered) = sync_channel(0);
-        let result = self.owner.lend(move |on_card| {
-            on_card.take_turn();
+        let result = self.in_turn(move |executor| {
             let on_line = &mut |line| match lines.send(line) {
                 Ok(()) => answered.recv().unwrap_or(ControlFlow::Break(())),
                 Err(_) => ControlFlow::Break(()),
             };
-            let result = bench(&mut CardSubject::new(&mut on_card.executor), &options, on_line);
-            on_card.end_turn();
-            result
+            bench(&mut CardSubject::new(executor, pulse), &options, on_line)
         })?;
         for line in told {
             // The thread waits for it, unless it has ended.
             let _ = answers.send(on_line(line));
         }
         result.wait()
+    }
+}
+
+impl CardModel {
+    /// Has the model's thread do something else than passes of sessions, while no other model runs.
+    pub(super) fn in_turn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Executor) -> T + Send + 'static,
+    ) -> Result<Lent<T>, GenerateError> {
+        self.owner.lend(move |on_card| {
+            on_card.take_turn();
+            let done = work(&mut on_card.executor);
+            on_card.end_turn();
+            done
+        })
     }
 }
 

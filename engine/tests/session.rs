@@ -200,3 +200,17 @@ fn a_session_outlives_the_other_handles_of_its_model() {
     drop(model);
     assert_eq!(generate(&mut session, &prompt(5, 2), &greedy(5)).ids(), expected);
 }
+
+#[test]
+fn an_answer_is_in_hand_until_it_ends() {
+    let file = Tiny::new(&TinyModel::new("llama").builder());
+    let engine = engine();
+    let model = engine.load(&file.path, &ModelOptions::default()).unwrap();
+    assert_eq!(engine.stalled(), None);
+    let mut in_hand = vec![];
+    let params = greedy(3);
+    let mut see = |_| in_hand.push(engine.stalled().is_some());
+    model.session().generate(&prompt(4, 1), &params, &CancelToken::new(), &mut see).unwrap();
+    assert!(in_hand.len() >= 3 && in_hand.iter().all(|in_hand| *in_hand), "{in_hand:?}");
+    assert_eq!(engine.stalled(), None);
+}

@@ -3,6 +3,7 @@
 //! Every test has its own daemon in its own folder on its own port; see `m40_testkit::daemon`.
 
 mod access;
+mod activation;
 mod anthropic;
 mod card;
 mod chat;
@@ -24,10 +25,12 @@ mod openapi;
 mod pulls;
 mod real;
 mod residency;
+mod restarts;
 mod sources;
 mod stored;
 mod terminal;
 mod tls;
+mod watchdog;
 
 use std::path::{Path, PathBuf};
 use std::process::Output;

@@ -16,6 +16,8 @@
 //! | `POST /models/bench` | [`BenchRequest`] | lines of [`BenchEvent`] |
 //! | `POST /run` | [`RunRequest`] | lines of [`RunEvent`] |
 //! | `POST /reload` | [`ReloadRequest`] | [`Reload`] |
+//! | `GET /log` | | [`LogLevel`] |
+//! | `POST /log` | [`LogRequest`] | [`LogLevel`] |
 //! | `POST /prune` | [`PruneRequest`] | [`Pruned`] |
 //! | `POST /verify` | [`VerifyRequest`] | lines of [`VerifyEvent`] |
 //! | `POST /adopt` | [`AdoptRequest`] | lines of [`AdoptEvent`] |

@@ -484,6 +484,23 @@ fn per_second(tokens: u32, ms: f64) -> Option<f64> {
     (tokens > 0 && ms > 0.0).then(|| f64::from(tokens) * 1000.0 / ms)
 }
 
+/// Body of `POST /log`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogRequest {
+    /// What to log until the daemon ends: a level, or a list of `target=level`.
+    pub filter: String,
+}
+
+/// What the daemon logs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLevel {
+    /// What it logs now: a level, or a list of `target=level`.
+    pub filter: String,
+    /// What it logs from its start on, by its configuration.
+    pub configured: String,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

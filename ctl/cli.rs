@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueHint};
 
 use crate::commands::{
-    adopt, bench, completions, key, load, log_level, plan, prune, pull, queue, reload, rm, run,
-    show, top, unload, verify,
+    adopt, bench, completions, config, key, load, log_level, logs, plan, prune, pull, queue,
+    reload, rm, run, show, top, unload, verify,
 };
 use crate::error::Kind;
 use crate::output::Color;
@@ -23,7 +23,7 @@ const GLOBAL: &str = "Options of every command";
 #[command(name = "m40ctl", version, after_help = exit_codes())]
 pub(crate) struct Cli {
     /// Control socket of the daemon [default: $M40_SOCKET, else the user's, else the system's]
-    #[arg(long, global = true, value_name = "PATH", help_heading = GLOBAL)]
+    #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath, help_heading = GLOBAL)]
     pub socket: Option<PathBuf>,
     /// Print JSON for programs instead of text for people
     #[arg(long, global = true, help_heading = GLOBAL)]
@@ -63,6 +63,8 @@ pub(crate) enum Command {
     Queue,
     Cancel(queue::CancelArgs),
     Top(top::TopArgs),
+    Logs(logs::LogsArgs),
+    Config(config::ConfigArgs),
     Key(key::KeyArgs),
     Completions(completions::CompletionsArgs),
 }

@@ -5,10 +5,12 @@ mod bar;
 pub(crate) mod adopt;
 pub(crate) mod bench;
 pub(crate) mod completions;
+pub(crate) mod config;
 pub(crate) mod key;
 pub(crate) mod list;
 pub(crate) mod load;
 pub(crate) mod log_level;
+pub(crate) mod logs;
 pub(crate) mod plan;
 pub(crate) mod prune;
 pub(crate) mod pull;
@@ -60,6 +62,8 @@ pub(crate) async fn run(
         Command::Queue => queue::run(client, output).await,
         Command::Cancel(args) => queue::cancel(args, client, output).await,
         Command::Top(args) => top::run(args, client, output).await,
+        Command::Logs(args) => logs::run(args, client, output).await,
+        Command::Config(args) => config::run(args, env, output),
         Command::Key(args) => key::run(args, output),
         Command::Completions(args) => completions::run(args),
     }

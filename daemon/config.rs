@@ -6,6 +6,8 @@
 mod care;
 mod http;
 mod raw;
+#[cfg(test)]
+mod reference;
 mod secret;
 mod store;
 
@@ -14,7 +16,9 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use m40_control::ManifestProblem;
 use m40_control::paths::{self, Env};
+use m40_manifest::mistake::Mistake;
 use m40_sched::Rules;
 
 use crate::exit::Failure;
@@ -106,10 +110,22 @@ impl From<KvType> for m40llm::KvType {
 pub(crate) enum ConfigError {
     #[error("cannot read the configuration {}: {source}", file.display())]
     Read { file: PathBuf, source: io::Error },
-    #[error("{}:{line}:{column}: {message}", file.display())]
-    Syntax { file: PathBuf, line: usize, column: usize, message: String },
+    #[error("{0}")]
+    Wrong(ManifestProblem),
     #[error("{}: {conflict}", file.display())]
     Http { file: PathBuf, conflict: HttpConflict },
+}
+
+impl ConfigError {
+    /// The same for programs.
+    pub(crate) fn problem(&self) -> ManifestProblem {
+        let (file, message) = match self {
+            Self::Wrong(problem) => return problem.clone(),
+            Self::Read { file, source } => (file, format!("cannot be read: {source}")),
+            Self::Http { file, conflict } => (file, conflict.to_string()),
+        };
+        ManifestProblem { file: file.clone(), place: None, message, serving_old: false }
+    }
 }
 
 impl Config {
@@ -127,10 +143,9 @@ impl Config {
             }
             Err(source) => return Err(ConfigError::Read { file, source }.into()),
         };
-        let raw = raw::parse(&text).map_err(|mistake| {
-            let place = mistake.place.map_or((1, 1), |place| (place.line, place.column));
-            let (file, (line, column), message) = (file.clone(), place, mistake.message);
-            ConfigError::Syntax { file, line, column, message }
+        let raw = raw::parse(&text).map_err(|Mistake { place, message }| {
+            let file = file.clone();
+            ConfigError::Wrong(ManifestProblem { file, place, message, serving_old: false })
         })?;
         Self::resolve(raw, Some(file), env)
     }

@@ -1,13 +1,14 @@
 //! Vectors of texts: from texts in any protocol to a model's request, and its vectors back.
 
+mod meter;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use m40llm::{EmbedError, EmbedText, GenerateError, Pooling, Special, Tokenizer};
 
-use crate::caller::Caller;
-use crate::metrics::Ended;
 use crate::models::{Cut, Loaded, ModelError, Reason, Ticket};
+use meter::Meter;
 
 /// Texts of one request.
 const TEXTS_MAX: usize = 2048;
@@ -77,6 +78,12 @@ pub(crate) enum EmbeddingError {
     Panicked,
 }
 
+/// A computation under way.
+struct Run<'r> {
+    cut: &'r Cut,
+    meter: &'r Meter,
+}
+
 /// Ends a computation when nobody waits for it any more.
 struct Abandon(Arc<Cut>);
 
@@ -92,7 +99,7 @@ pub(crate) async fn embed(
     texts: Texts,
 ) -> Result<Computed<Vec<Vec<f32>>>, EmbeddingError> {
     check_count(texts.texts.len())?;
-    compute(ticket, move |loaded, cut| embed_on(loaded, cut, &texts)).await
+    compute(ticket, move |loaded, run| embed_on(loaded, run, &texts)).await
 }
 
 /// How well each document fits the query, from 0 to 1 for a cross-encoder and else the cosine of their
@@ -102,7 +109,7 @@ pub(crate) async fn rank(
     ranking: Ranking,
 ) -> Result<Computed<Vec<f32>>, EmbeddingError> {
     check_count(ranking.documents.len())?;
-    compute(ticket, move |loaded, cut| rank_on(loaded, cut, &ranking)).await
+    compute(ticket, move |loaded, run| rank_on(loaded, run, &ranking)).await
 }
 
 fn check_count(found: usize) -> Result<(), EmbeddingError> {
@@ -112,47 +119,32 @@ fn check_count(found: usize) -> Result<(), EmbeddingError> {
 /// What comes of a request's texts, and how many tokens they had.
 type Found<T> = Result<(T, usize), EmbeddingError>;
 
-/// Computes, counts that for the metrics and the log, and charges the key of whoever asks.
+/// Computes, counts that for the metrics and the log, and charges the key of whoever asks, who may leave
+/// at any time.
 async fn compute<T: Send + 'static>(
     ticket: Ticket,
-    work: impl FnOnce(&Loaded, &Cut) -> Found<T> + Send + 'static,
+    work: impl FnOnce(&Loaded, &Run<'_>) -> Found<T> + Send + 'static,
 ) -> Result<Computed<T>, EmbeddingError> {
-    let since = Instant::now();
-    let (metrics, model) = (ticket.metrics(), ticket.model().to_owned());
-    let computed = compute_in_turn(ticket, work).await;
-    let done = computed.as_ref().ok();
-    let finish = done.map(|_| "stop");
-    let prompt_tokens = done.map_or(0, |computed| computed.tokens as u64);
-    metrics.ended(&Ended {
-        model: &model,
-        finish,
-        prompt_tokens,
-        cached_tokens: None,
-        completion_tokens: 0,
-        queue: done.map(|computed| computed.waited),
-        whole: since.elapsed(),
-    });
-    if let Some(caller) = Caller::current() {
-        caller.charge(prompt_tokens);
-        caller.note(|record| {
-            record.model = Some(model);
-            record.prompt_tokens += prompt_tokens;
-            record.finish = Some(finish.unwrap_or("error"));
-        });
-    }
+    let meter = Arc::new(Meter::new(&ticket));
+    let computed = compute_in_turn(ticket, &meter, work).await;
+    meter.ended(computed.is_ok());
     computed
 }
 
 async fn compute_in_turn<T: Send + 'static>(
     ticket: Ticket,
-    work: impl FnOnce(&Loaded, &Cut) -> Found<T> + Send + 'static,
+    meter: &Arc<Meter>,
+    work: impl FnOnce(&Loaded, &Run<'_>) -> Found<T> + Send + 'static,
 ) -> Result<Computed<T>, EmbeddingError> {
     let since = Instant::now();
     let run = ticket.turn().await?;
     let waited = since.elapsed();
+    meter.began(waited);
     let cut = Arc::clone(&run.cut);
     let _abandon = Abandon(Arc::clone(&cut));
     let models = run.models();
+    let counted = Arc::clone(meter);
+    let work = move |loaded: &Loaded, cut: &Cut| work(loaded, &Run { cut, meter: &counted });
     let computed = run.compute(work).await.ok_or(EmbeddingError::Panicked)?;
     if let Err(EmbeddingError::Embed(EmbedError::Pass(GenerateError::Gpu(error)))) = &computed {
         models.device_failed(error.clone());
@@ -165,7 +157,7 @@ async fn compute_in_turn<T: Send + 'static>(
     }
 }
 
-fn embed_on(loaded: &Loaded, cut: &Cut, texts: &Texts) -> Found<Vec<Vec<f32>>> {
+fn embed_on(loaded: &Loaded, run: &Run<'_>, texts: &Texts) -> Found<Vec<Vec<f32>>> {
     let model = &loaded.model;
     let most = model.info().embedding;
     if model.pooling() == Pooling::Rank {
@@ -179,7 +171,7 @@ fn embed_on(loaded: &Loaded, cut: &Cut, texts: &Texts) -> Found<Vec<Vec<f32>>> {
     if texts.truncate {
         shorten(loaded, &mut encoded);
     }
-    let (mut vectors, tokens) = vectors(loaded, cut, &encoded)?;
+    let (mut vectors, tokens) = vectors(loaded, run, &encoded)?;
     for vector in &mut vectors {
         vector.truncate(texts.dimensions.unwrap_or(vector.len()));
         if texts.normalise {
@@ -189,7 +181,7 @@ fn embed_on(loaded: &Loaded, cut: &Cut, texts: &Texts) -> Found<Vec<Vec<f32>>> {
     Ok((vectors, tokens))
 }
 
-fn rank_on(loaded: &Loaded, cut: &Cut, ranking: &Ranking) -> Found<Vec<f32>> {
+fn rank_on(loaded: &Loaded, run: &Run<'_>, ranking: &Ranking) -> Found<Vec<f32>> {
     let tokenizer = loaded.model.tokenizer();
     let query = encode_plain(tokenizer, &ranking.query);
     let is_cross_encoder = loaded.model.pooling() == Pooling::Rank;
@@ -203,7 +195,7 @@ fn rank_on(loaded: &Loaded, cut: &Cut, ranking: &Ranking) -> Found<Vec<f32>> {
         std::iter::once(query).chain(documents).collect()
     };
     shorten(loaded, &mut texts);
-    let (mut vectors, tokens) = vectors(loaded, cut, &texts)?;
+    let (mut vectors, tokens) = vectors(loaded, run, &texts)?;
     let scores = if is_cross_encoder {
         vectors.iter().map(|classes| sigmoid(classes[0])).collect()
     } else {
@@ -215,13 +207,15 @@ fn rank_on(loaded: &Loaded, cut: &Cut, ranking: &Ranking) -> Found<Vec<f32>> {
 }
 
 /// Computes what the model's file says is to be made of texts.
-fn vectors(loaded: &Loaded, cut: &Cut, texts: &[EmbedText]) -> Found<Vec<Vec<f32>>> {
+fn vectors(loaded: &Loaded, run: &Run<'_>, texts: &[EmbedText]) -> Found<Vec<Vec<f32>>> {
     let tokens = texts.iter().map(|text| text.tokens.len()).sum();
     if tokens > TOKENS_MAX {
         return Err(EmbeddingError::Tokens { found: tokens });
     }
+    loaded.model.check_texts(texts)?;
+    run.meter.due(tokens as u64);
     let tallied = loaded.tally().begin(tokens);
-    let vectors = loaded.model.embed(texts, None, cut.token())?;
+    let vectors = loaded.model.embed(texts, None, run.cut.token())?;
     tallied.embedded();
     Ok((vectors, tokens))
 }

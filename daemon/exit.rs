@@ -79,6 +79,19 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// What is wrong with the configuration, for programs; of anything else it names no file.
+    pub(crate) fn problem(&self) -> ManifestProblem {
+        match self {
+            Self::Config(error) => error.problem(),
+            other => ManifestProblem {
+                file: PathBuf::new(),
+                place: None,
+                message: other.to_string(),
+                serving_old: false,
+            },
+        }
+    }
+
     fn code(&self) -> u8 {
         match self {
             Self::Config(_)

@@ -23,7 +23,7 @@ use tokio::time::timeout;
 use crate::models::{Cut, Job, JobError, JobEvent, Loaded, ModelError, Models, Ticket};
 use meter::Meter;
 use question::Prepared;
-pub(crate) use question::{Chat, Input, Question, Reasoning};
+pub(crate) use question::{Chat, Form, Input, Question, Reasoning, ToolShape};
 pub(crate) use reading::{prompt, read};
 
 /// Why a question is not answered.
@@ -54,10 +54,8 @@ pub(crate) enum AskError {
     Sampling(#[from] ParamError),
     #[error("tool_choice: there is no tool {name:?} among the tools")]
     NoSuchTool { name: String },
-    #[error(transparent)]
-    Grammar(#[from] GrammarError),
-    #[error("the parameters of a tool: {0}")]
-    ToolGrammar(#[source] GrammarError),
+    #[error("{field}: {error}")]
+    Grammar { field: String, error: GrammarError },
     #[error("preparing the prompt failed, see the log of m40d")]
     Internal,
 }
@@ -350,9 +348,9 @@ impl AskError {
     pub(crate) fn code(&self) -> ErrorCode {
         match self {
             Self::Model(error) => error.code(),
-            Self::Internal
-            | Self::Grammar(GrammarError::NoThread { .. })
-            | Self::ToolGrammar(GrammarError::NoThread { .. }) => ErrorCode::Internal,
+            Self::Internal | Self::Grammar { error: GrammarError::NoThread { .. }, .. } => {
+                ErrorCode::Internal
+            }
             _ => ErrorCode::InvalidRequest,
         }
     }

@@ -24,6 +24,7 @@ use crate::gpu::GpuOptions;
 #[cfg(feature = "cuda")]
 use crate::gpu::card::{Card, CardCache, CardModel, SEQUENCES};
 use crate::model::{Device, EngineOptions, LoadError};
+use crate::passes::DecodePasses;
 use crate::pulse::Pulse;
 
 /// Tokens of a prompt computed at a time, at most: enough to amortise unpacking weights, few enough
@@ -371,6 +372,15 @@ impl Runner {
             (Self::Gpu(model), Cache::Gpu(_)) => model.bench(options, on_line),
             #[cfg(feature = "cuda")]
             _ => unreachable!("a session's cache is of its own model"),
+        }
+    }
+
+    /// Passes of decoding so far.
+    pub(crate) fn decode_passes(&self) -> DecodePasses {
+        match self {
+            Self::Cpu(model) => model.decode_passes(),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(model) => model.decode_passes(),
         }
     }
 

@@ -24,6 +24,7 @@ use crate::backend::{Output, lock};
 use crate::bench::{BenchOptions, CpuSubject, OnLine, bench};
 use crate::duty::Duty;
 use crate::generate::{CancelToken, GenerateError};
+use crate::passes::{DecodePasses, PassCounter};
 use batch::{Batch, Job, Next, compute};
 use prefixes::Prefixes;
 
@@ -44,6 +45,7 @@ pub(crate) struct CpuModel {
     sessions: AtomicU64,
     prefixes: Arc<Mutex<Prefixes>>,
     shared: Mutex<Shared>,
+    passes: PassCounter,
     /// A pass has ended, or might be due.
     changed: Condvar,
 }
@@ -106,6 +108,7 @@ impl CpuModel {
             duty,
             sessions: AtomicU64::new(0),
             shared: Mutex::new(Shared { batch, running: false, done: vec![] }),
+            passes: PassCounter::default(),
             changed: Condvar::new(),
         }
     }
@@ -215,6 +218,10 @@ impl CpuModel {
         let ended = Instant::now();
         self.duty.ran(ended - begun, ended);
         drop(executor);
+        let streams = jobs.iter().filter(|job| job.is_stream() && job.failure.is_none()).count();
+        if streams > 0 {
+            self.passes.count(1, streams);
+        }
         let mut shared = lock(&self.shared);
         shared.running = false;
         shared.batch.ran(&jobs, ended - begun, ended);
@@ -228,6 +235,11 @@ impl CpuModel {
         lock(&self.shared).batch.heard(cache.session);
         // Others may have waited for nobody else.
         self.changed.notify_all();
+    }
+
+    /// As [`Runner::decode_passes`](crate::backend::Runner::decode_passes).
+    pub(crate) fn decode_passes(&self) -> DecodePasses {
+        self.passes.read()
     }
 
     /// As [`Runner::bench`](crate::backend::Runner::bench).

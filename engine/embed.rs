@@ -113,13 +113,21 @@ impl Model {
         if pooling == Pooling::Rank && self.info().classes == 0 {
             return Err(EmbedError::NoClassifier);
         }
-        texts.iter().enumerate().try_for_each(|(index, text)| self.check(index, &text.tokens))?;
+        self.check_texts(texts)?;
         let _working = self.pulse().work();
         let vectors = self.runner().embed(texts, pooling, cancel)?;
         match vectors.iter().position(|vector| vector.iter().any(|x| !x.is_finite())) {
             Some(index) => Err(EmbedError::NotNumbers { index }),
             None => Ok(vectors),
         }
+    }
+
+    /// Whether [`Self::embed`] takes the texts.
+    ///
+    /// # Errors
+    /// When one is empty, longer than the context, or has a token that there is not.
+    pub fn check_texts(&self, texts: &[EmbedText]) -> Result<(), EmbedError> {
+        texts.iter().enumerate().try_for_each(|(index, text)| self.check(index, &text.tokens))
     }
 
     fn check(&self, index: usize, tokens: &[u32]) -> Result<(), EmbedError> {

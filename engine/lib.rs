@@ -34,6 +34,7 @@ mod generate;
 mod gpu;
 mod mapping;
 mod model;
+mod passes;
 mod pulse;
 mod session;
 mod stop;
@@ -43,7 +44,7 @@ mod tests;
 pub use abilities::Abilities;
 #[cfg(feature = "cuda")]
 pub use bench::bench_executor;
-pub use bench::{BenchLine, BenchOptions, BenchRow, OnLine, Spread};
+pub use bench::{BenchLine, BenchOptions, BenchRow, BenchTest, OnLine, Spread};
 pub use duty::Duty;
 pub use embed::{EmbedError, EmbedText};
 pub use generate::{
@@ -61,4 +62,5 @@ pub use model::{
     Device, Engine, EngineOptions, LoadError, Model, ModelInfo, ModelOptions, has_chat_template,
     model_files,
 };
+pub use passes::DecodePasses;
 pub use session::Session;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use m40_cpu::{Numerics, PrepareError};
 use m40_gguf::{Gguf, GgufError, TensorType, split};
-use m40_grammar::{Constraint, Grammar, GrammarError, Vocabulary};
+use m40_grammar::{Compiler, Constraint, Grammar, GrammarError, Vocabulary};
 use m40_program::{BuildError, BuildOptions, Head, KvType, Pooling, Program, build};
 use m40_sched::Footprint;
 use m40_tokenizer::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
@@ -18,6 +18,7 @@ use crate::backend::{Backend, Runner};
 use crate::duty::Duty;
 use crate::gpu::{GpuError, GpuMemory, GpuOptions};
 use crate::mapping;
+use crate::passes::DecodePasses;
 use crate::pulse::Pulse;
 use crate::session::Session;
 
@@ -281,8 +282,8 @@ impl Engine {
         let loaded = self.backend.load(path, program, gguf, info.context, &pulse);
         drop(working);
         let (runner, footprint) = loaded?;
-        let (tokenizer, vocabulary) = (Arc::new(tokenizer), OnceLock::new());
-        let inner = Inner { info, tokenizer, vocabulary, template, runner, footprint, pulse };
+        let (tokenizer, grammars) = (Arc::new(tokenizer), OnceLock::new());
+        let inner = Inner { info, tokenizer, grammars, template, runner, footprint, pulse };
         Ok(Model(Arc::new(inner)))
     }
 
@@ -496,7 +497,7 @@ struct Inner {
     info: ModelInfo,
     tokenizer: Arc<Tokenizer>,
     /// Made when the first grammar is compiled.
-    vocabulary: OnceLock<Result<Vocabulary, GrammarError>>,
+    grammars: OnceLock<Result<Compiler, GrammarError>>,
     template: ChatTemplate,
     runner: Runner,
     footprint: Footprint,
@@ -526,20 +527,25 @@ impl Model {
         &self.0.template
     }
 
-    /// Compiles a grammar for answers of this model. The first one takes tens of milliseconds more, for
-    /// the vocabulary.
+    /// Compiles a grammar for answers of this model, unless it did of late. The first one takes tens of
+    /// milliseconds more, for the vocabulary.
     ///
     /// # Errors
     /// See [`GrammarError`]: what of the grammar is wrong, or more than is allowed.
     pub fn grammar(&self, grammar: &Grammar) -> Result<Constraint, GrammarError> {
-        let made = || Vocabulary::new(Arc::clone(&self.0.tokenizer));
-        self.0.vocabulary.get_or_init(made).as_ref().map_err(Clone::clone)?.compile(grammar)
+        let made = || Vocabulary::new(Arc::clone(&self.0.tokenizer)).map(Compiler::new);
+        self.0.grammars.get_or_init(made).as_ref().map_err(Clone::clone)?.compile(grammar)
     }
 
     /// Whether a constraint came of [`Self::grammar`].
     pub(crate) fn compiled(&self, constraint: &Constraint) -> bool {
-        let vocabulary = self.0.vocabulary.get().and_then(|made| made.as_ref().ok());
-        vocabulary.is_some_and(|vocabulary| constraint.is_for(vocabulary))
+        let grammars = self.0.grammars.get().and_then(|made| made.as_ref().ok());
+        grammars.is_some_and(|grammars| constraint.is_for(grammars.vocabulary()))
+    }
+
+    /// Passes of decoding since it was loaded.
+    pub fn decode_passes(&self) -> DecodePasses {
+        self.runner().decode_passes()
     }
 
     /// A new conversation.

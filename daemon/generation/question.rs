@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use m40_grammar::Grammar;
+use m40_grammar::{Constraint, Grammar};
 use m40_manifest::{Definition, Text};
 use m40_reply::{Format, Reader, ToolChoice, Tools};
 use m40_tokenizer::{ChatTemplate, FillIn, Special, TemplateError, TemplateInput, Tokenizer};
@@ -23,7 +23,15 @@ pub(crate) struct Question {
     /// Most tokens of prompt and answer together, where that is less than the model's context.
     pub context_max: Option<u32>,
     /// What the answer has to look like; any text where nothing says.
-    pub grammar: Option<Grammar>,
+    pub form: Option<Form>,
+}
+
+/// What an answer has to look like.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Form {
+    pub grammar: Grammar,
+    /// The field of the request that says so.
+    pub field: &'static str,
 }
 
 /// What is to be answered or gone on from.
@@ -53,8 +61,9 @@ pub(crate) struct Chat {
     /// `arguments` that are objects; a tool's has `name` or `tool_call_id`.
     pub messages: Value,
     pub tools: Tools,
+    pub tool_shape: ToolShape,
     pub tool_choice: ToolChoice,
-    /// Whether an answer that must call tools has a single call.
+    /// Whether an answer that is held to calls has a single one.
     pub one_call: bool,
     pub reasoning: Reasoning,
     /// The chat template of this request, if it brings its own.
@@ -63,6 +72,29 @@ pub(crate) struct Chat {
     pub extra: Map<String, Value>,
     /// Whether the oldest messages may be left out where not all fit the context.
     pub shortens: bool,
+}
+
+/// Where in a tool a request has its schema.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum ToolShape {
+    /// In `function.parameters`.
+    #[default]
+    Nested,
+    /// In `parameters`.
+    Flat,
+    /// In `input_schema`.
+    Anthropic,
+}
+
+impl ToolShape {
+    /// The field of the tool.
+    pub(super) fn schema_field(self) -> &'static str {
+        match self {
+            Self::Nested => "function.parameters",
+            Self::Flat => "parameters",
+            Self::Anthropic => "input_schema",
+        }
+    }
 }
 
 /// Whether a model is to reason before it answers, where its template knows a way to say so.
@@ -141,16 +173,33 @@ impl Question {
             let room = context - prompt.len() as u32;
             params.max_tokens = Some(params.max_tokens.map_or(room, |most| most.min(room)));
         }
-        params.constraint = match reading.as_ref().and_then(|reading| reading.grammar.as_ref()) {
-            // A call is not what the answer would have to look like.
-            Some(calls) => Some(loaded.model.grammar(calls).map_err(AskError::ToolGrammar)?),
-            None => self.grammar.as_ref().map(|asked| loaded.model.grammar(asked)).transpose()?,
-        };
+        params.constraint = self.constraint(loaded, reading.as_ref())?;
         let reader = reading.map(|reading| {
             params.keep_special.extend(reading.marks);
             reading.reader
         });
         Ok(Prepared { prompt, reader, params })
+    }
+
+    /// What holds the answer to its form. A call that must come is not what an answer would have to look
+    /// like; where one only may, the answer has the form that was asked for.
+    fn constraint(
+        &self,
+        loaded: &Loaded,
+        reading: Option<&Reading>,
+    ) -> Result<Option<Constraint>, AskError> {
+        let calls = reading.and_then(|reading| reading.calls.as_ref());
+        match (&self.form, calls, &self.input) {
+            (form, Some(calls), Input::Chat(chat)) if form.is_none() || chat.must_call() => {
+                let held = loaded.model.grammar(calls);
+                held.map(Some).map_err(|error| chat.tool_error(loaded, error))
+            }
+            (Some(Form { grammar, field }), ..) => {
+                let refused = |error| AskError::Grammar { field: (*field).to_owned(), error };
+                loaded.model.grammar(grammar).map(Some).map_err(refused)
+            }
+            (None, ..) => Ok(None),
+        }
     }
 
     fn encode(

@@ -1,10 +1,12 @@
 //! Tools and reasoning of a conversation: how its answer is read, and what holds it to calls.
 
-use m40_grammar::Grammar;
+use m40_grammar::{Grammar, GrammarError};
 use m40_reply::{Format, Reader, ToolChoice, Tools};
 use m40_tokenizer::Tokenizer;
+use serde_json::json;
 
 use super::{AskError, Chat};
+use crate::models::Loaded;
 
 /// How an answer is read.
 #[derive(Debug)]
@@ -12,8 +14,8 @@ pub(super) struct Reading {
     pub reader: Reader,
     /// Control tokens that the reader must see.
     pub marks: Vec<u32>,
-    /// Of answers that must call tools.
-    pub grammar: Option<Grammar>,
+    /// What calls are held to.
+    pub calls: Option<Grammar>,
 }
 
 impl Chat {
@@ -44,7 +46,27 @@ impl Chat {
         let parallel = !self.one_call;
         let grammar = format.grammar(&tools, &self.tool_choice, parallel, prompt, &is_control);
         let reader = format.reader(&tools, prompt);
-        Ok(Reading { reader, marks, grammar: grammar.map(Grammar::Lark) })
+        Ok(Reading { reader, marks, calls: grammar.map(Grammar::Lark) })
+    }
+
+    /// Whether the answer is a call, whatever the model would say.
+    pub(super) fn must_call(&self) -> bool {
+        matches!(self.tool_choice, ToolChoice::Required | ToolChoice::Named(_))
+    }
+
+    /// The error for tools that calls cannot be held to: what is wrong with the first whose schema is.
+    pub(super) fn tool_error(&self, loaded: &Loaded, error: GrammarError) -> AskError {
+        for (at, tool) in self.tools.iter().enumerate() {
+            let mut schema = tool.parameters.clone();
+            if let Some(schema) = schema.as_object_mut().filter(|_| !tool.strict) {
+                schema.insert("x-guidance".to_owned(), json!({"lenient": true}));
+            }
+            if let Err(error) = loaded.model.grammar(&Grammar::JsonSchema(schema)) {
+                let field = format!("tools[{at}].{}", self.tool_shape.schema_field());
+                return AskError::Grammar { field, error };
+            }
+        }
+        AskError::Grammar { field: "tools".to_owned(), error }
     }
 }
 
@@ -54,7 +76,7 @@ mod tests {
     use m40_sched::sampler::SamplingParams;
     use m40_testkit::models;
     use m40llm::{CancelToken, Engine, EngineOptions, GenerateParams, ModelOptions};
-    use serde_json::{Value, json};
+    use serde_json::Value;
 
     use super::*;
 
@@ -84,12 +106,12 @@ mod tests {
         let format = Format::of_template(template.source());
         let prompt = chat.render(&chat.messages, template, &format).unwrap();
         assert!(prompt.contains("The weather of a city."), "{prompt}");
-        let Reading { mut reader, marks, grammar } =
+        let Reading { mut reader, marks, calls } =
             chat.reading(&format, &prompt, tokenizer).unwrap();
         let params = GenerateParams {
             sampling: SamplingParams::greedy(),
             max_tokens: Some(100),
-            constraint: grammar.map(|grammar| model.grammar(&grammar).unwrap()),
+            constraint: calls.map(|grammar| model.grammar(&grammar).unwrap()),
             keep_special: marks,
             ..GenerateParams::default()
         };

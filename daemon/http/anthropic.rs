@@ -56,10 +56,10 @@ async fn messages(
     params::check_stops(&params.stop)
         .map_err(|message| HttpError::bad_param("stop_sequences", message))?;
     let (stops, one_call) = (params.stop.clone(), request.one_call());
-    let grammar = request.take_grammar()?;
+    let form = request.take_form()?;
     let input = Input::Chat(request.into_chat()?);
     let ticket = context.models.ask(model.as_deref(), urgency).await?;
-    let question = Question { input, params, grammar, ..Question::default() };
+    let question = Question { input, params, form, ..Question::default() };
     let mut answer = Answer::new(&context.models, ticket, question)?;
     let id = request_id::fresh("msg_");
     let message = Message::new(id, answer.model().to_owned(), stops, one_call);

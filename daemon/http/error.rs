@@ -388,11 +388,10 @@ impl From<AskError> for HttpError {
             AskError::Encoder { .. } => bad("model", None),
             AskError::Template(_) => Self::bad_request(message),
             AskError::NoSuchTool { .. } => bad("tool_choice", None),
-            AskError::Grammar(GrammarError::NoThread { .. })
-            | AskError::ToolGrammar(GrammarError::NoThread { .. })
-            | AskError::Internal => Self::internal(),
-            AskError::Grammar(_) => bad("response_format", None),
-            AskError::ToolGrammar(_) => bad("tools", None),
+            AskError::Grammar { error: GrammarError::NoThread { .. }, .. } | AskError::Internal => {
+                Self::internal()
+            }
+            AskError::Grammar { field, .. } => bad(&field, None),
         }
     }
 }

@@ -2,10 +2,13 @@
 
 mod card;
 
+use std::fmt;
 use std::sync::atomic::AtomicU64;
 
 use m40_control::{CardStatus, ModelEntry, Vram};
-use prometheus_client::encoding::EncodeLabelSet;
+use m40llm::DecodePasses;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
@@ -22,6 +25,29 @@ struct Held {
     kind: &'static str,
 }
 
+/// How many sequences passes had, as a histogram for each model.
+#[derive(Debug)]
+struct BatchSizes(Vec<(String, DecodePasses)>);
+
+impl EncodeMetric for BatchSizes {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
+        for (model, passes) in &self.0 {
+            let bound = |most: Option<usize>| most.map_or(f64::MAX, |most| most as f64);
+            let buckets: Vec<_> =
+                passes.buckets().map(|(most, count)| (bound(most), count)).collect();
+            let (sum, count) = (passes.rows as f64, passes.counts.iter().sum());
+            let labels = of(model);
+            let mut encoder = encoder.encode_family(&labels)?;
+            encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+        }
+        Ok(())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
+}
+
 /// What was seen.
 #[derive(Debug, Default)]
 pub(crate) struct Look {
@@ -29,6 +55,8 @@ pub(crate) struct Look {
     pub models: Vec<ModelEntry>,
     pub memory: Option<Vram>,
     pub card: Option<CardStatus>,
+    /// Of the models in memory that generate, by name.
+    pub passes: Vec<(String, DecodePasses)>,
     /// Bytes of files that were fetched.
     pub fetched_bytes: u64,
 }
@@ -37,6 +65,8 @@ impl Look {
     pub(super) fn registry(&self) -> Registry {
         let mut registry = Registry::with_prefix("m40d");
         self.add_requests(&mut registry);
+        let sizes = BatchSizes(self.passes.clone());
+        registry.register("decode_batch_size", "Sequences in a pass of decoding", sizes);
         self.add_memory(&mut registry);
         self.add_downloads(&mut registry);
         if let Some(card) = &self.card {

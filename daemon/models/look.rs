@@ -9,6 +9,7 @@ use m40_control::{
 };
 use m40_sched::residency::{self, Ask, Class, Residence};
 use m40_sched::{Account, ModelName, Parts};
+use m40llm::DecodePasses;
 
 use super::desk::{Desk, Known, Progress, Seen};
 use super::{ModelError, Models, entry, serves};
@@ -95,10 +96,23 @@ impl Models {
     pub(crate) fn look(&self) -> Look {
         Look {
             models: self.active().into_iter().chain(self.coming()).collect(),
+            passes: self.decode_passes(),
             memory: Some(self.vram()),
             card: self.care().status(),
             fetched_bytes: self.inner.store.pulls().fetched_bytes(),
         }
+    }
+
+    /// Passes of the models in memory that generate.
+    fn decode_passes(&self) -> Vec<(String, DecodePasses)> {
+        self.with_desk(|desk, _| {
+            let passes = |status: residency::ModelStatus| {
+                let model = &desk.loaded_of(status.model.as_str())?.model;
+                let passes = model.info().generates.then(|| model.decode_passes())?;
+                Some((status.model.to_string(), passes))
+            };
+            desk.statuses().into_iter().filter_map(passes).collect()
+        })
     }
 
     /// A model that the scheduler knows, or that cannot be loaded.

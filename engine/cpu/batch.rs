@@ -70,7 +70,8 @@ impl Job {
         self.position..self.position + self.tokens.len()
     }
 
-    fn is_stream(&self) -> bool {
+    /// Whether it goes on with one token.
+    pub(super) fn is_stream(&self) -> bool {
         self.tokens.len() == 1
     }
 

@@ -36,6 +36,7 @@ use super::GpuError;
 use super::going::Tell;
 use crate::backend::PROMPT_ROWS;
 use crate::generate::{CancelToken, GenerateError};
+use crate::passes::PassCounter;
 
 /// Passes between two slices, at most.
 const PASSES_BETWEEN: u32 = 64;
@@ -219,6 +220,8 @@ pub(super) struct Batcher<P: Passes> {
     heard: Vec<Message<P>>,
     /// Whether the launch is as short as prompts that wait want it.
     short: bool,
+    /// Those of decoding.
+    counter: Arc<PassCounter>,
 }
 
 impl<P: Passes> Batcher<P> {
@@ -238,7 +241,13 @@ impl<P: Passes> Batcher<P> {
             since_slice: PASSES_BETWEEN,
             heard: vec![],
             short: false,
+            counter: Arc::default(),
         }
+    }
+
+    /// What counts its passes of decoding.
+    pub(super) fn counter(&self) -> Arc<PassCounter> {
+        Arc::clone(&self.counter)
     }
 
     pub(super) fn take(&mut self, message: Message<P>) {
@@ -482,6 +491,7 @@ impl<P: Passes> Batcher<P> {
             self.tell(jobs)?;
             self.choose(&rows, jobs, passes, hear)?
         };
+        self.counter.count(ran, rows.len());
         self.since_slice = self.since_slice.saturating_add(ran);
         self.pace.ran(ran, self.passes.now() - begun);
         jobs.iter_mut().for_each(|job| job.computed = 1);

@@ -32,6 +32,7 @@ use crate::bench::{BenchOptions, OnLine, bench};
 use crate::duty::Duty;
 use crate::generate::{Cancel, GenerateError};
 use crate::model::LoadError;
+use crate::passes::DecodePasses;
 use crate::pulse::Pulse;
 
 /// Conversations of a model at a time. They share its KV cache; a place costs little.
@@ -275,6 +276,11 @@ impl CardModel {
     /// As [`Runner::rest`](crate::backend::Runner::rest).
     pub(crate) fn rest(&self, cache: &mut CardCache) {
         self.owner.rest(&mut cache.seat);
+    }
+
+    /// As [`Runner::decode_passes`](crate::backend::Runner::decode_passes).
+    pub(crate) fn decode_passes(&self) -> DecodePasses {
+        self.owner.decode_passes()
     }
 
     /// As [`Runner::bench`](crate::backend::Runner::bench): on the model's thread, which hears after

@@ -1,5 +1,6 @@
 //! The thread that has a model, and how sessions ask it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
 use std::thread::{self, JoinHandle};
@@ -12,6 +13,7 @@ use super::batch::{Answer, Batcher, Job, Message, Next, Passes, Task};
 use super::going::Going;
 use crate::backend::Output;
 use crate::generate::{CancelToken, GenerateError};
+use crate::passes::{DecodePasses, PassCounter};
 
 /// Messages that wait for the thread before sessions wait to send more.
 const MESSAGES: usize = 64;
@@ -25,6 +27,7 @@ pub(super) struct Owner<P: Passes> {
     sessions: AtomicU64,
     /// Answers that were begun.
     answers: AtomicU64,
+    counter: Arc<PassCounter>,
 }
 
 /// A session's place with its model's owner.
@@ -97,10 +100,17 @@ impl<P: Passes> Owner<P> {
     pub(super) fn start(passes: P, ahead: u32) -> io::Result<Self> {
         let (messages, inbox) = sync_channel(MESSAGES);
         let batcher = Batcher::new(passes, ahead);
+        let counter = batcher.counter();
         let thread = thread::Builder::new().name("m40-passes".into());
         let thread = thread.spawn(move || serve(batcher, &inbox))?;
         let (sessions, answers) = (AtomicU64::new(0), AtomicU64::new(0));
-        Ok(Self { messages: Some(messages), thread: Some(thread), sessions, answers })
+        let thread = Some(thread);
+        Ok(Self { messages: Some(messages), thread, sessions, answers, counter })
+    }
+
+    /// Passes of decoding so far.
+    pub(super) fn decode_passes(&self) -> DecodePasses {
+        self.counter.read()
     }
 
     /// A place for one more session.

@@ -314,7 +314,7 @@ fn nonsense_is_refused_with_what_was_expected() {
 }
 
 #[test]
-fn who_leaves_gives_the_place_back() {
+fn who_leaves_gives_the_place_back_and_pays_for_what_was_begun() {
     // Long enough a text for a while of passes, cut short when the connection closes.
     let builder = builder().config("[models]\ncontext_tokens_max = 8000");
     let model = TinyModel::new("llama").context(8000);
@@ -338,5 +338,13 @@ fn who_leaves_gives_the_place_back() {
     until("the request runs", runs);
     drop(stream);
     until("the request is over", || !runs());
+    until("it is counted", || {
+        let metrics = daemon.get("/metrics").body;
+        let counted = |line: &str| metrics.lines().any(|found| found == line);
+        counted(&format!("m40d_prompt_tokens_total{{model_name=\"tiny\"}} {}", 30 * 7900))
+            && counted(
+                "m40d_request_success_total{model_name=\"tiny\",finished_reason=\"abort\"} 1",
+            )
+    });
     check_healthy(&mut daemon);
 }

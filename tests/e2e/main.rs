@@ -5,6 +5,7 @@
 mod access;
 mod activation;
 mod anthropic;
+mod bench;
 mod card;
 mod chat;
 mod concurrency;
@@ -16,6 +17,7 @@ mod guard;
 mod hostile;
 mod lifecycle;
 mod llamacpp;
+mod logs;
 mod manifests;
 mod metrics;
 mod models;
@@ -30,6 +32,7 @@ mod sources;
 mod stored;
 mod terminal;
 mod tls;
+mod tools;
 mod watchdog;
 
 use std::path::{Path, PathBuf};

@@ -43,6 +43,11 @@ fn metrics_count_what_was_answered_and_show_what_is_held() {
     // Less where a piece has several tokens.
     let between = figure(&text, "m40d_inter_token_latency_seconds_count{model_name=\"tiny\"}");
     assert!(between.is_some_and(|count| count <= 8.0), "{text}");
+    let passes = |part: &str| {
+        figure(&text, &format!("m40d_decode_batch_size_{part}{{model_name=\"tiny\"}}"))
+    };
+    assert!(passes("sum").is_some_and(|rows| (8.0..=10.0).contains(&rows)), "{text}");
+    assert_eq!(passes("sum"), passes("count"), "each was alone");
     let vram = ctl(&daemon, &["vram", "--json"]).ok().json();
     let held = |kind: &str| {
         let line = format!("m40d_model_memory_bytes{{model_name=\"tiny\",kind=\"{kind}\"}}");

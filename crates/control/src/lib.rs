@@ -29,7 +29,9 @@
 //! links the engine, prints nothing and reads no environment: [`paths::Env`] is handed in.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod card;
+mod check;
 #[cfg(feature = "client")]
 mod client;
 mod error;
@@ -42,7 +44,9 @@ mod residency;
 mod stored;
 mod types;
 
+pub use bench::*;
 pub use card::*;
+pub use check::*;
 #[cfg(feature = "client")]
 pub use client::{Client, ClientError, Events};
 pub use error::{ApiError, ErrorCode};

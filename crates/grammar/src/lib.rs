@@ -2,7 +2,7 @@
 //! expression, a Lark or a GBNF grammar.
 //!
 //! A [`Vocabulary`] is made once per model and compiles a [`Grammar`] to a [`Constraint`], which any
-//! number of answers start from; each answer has its own [`Progress`], which bans tokens and is told
+//! number of answers start from, and a [`Compiler`] keeps for the next request; each answer has its own [`Progress`], which bans tokens and is told
 //! which one was chosen. The parsing and the masks are llguidance's; this crate has what is ours: the
 //! model's tokens, the limits of what a request may ask, and GBNF.
 //!
@@ -16,12 +16,14 @@
 mod constraint;
 mod error;
 mod gbnf;
+mod kept;
 mod lark;
 mod schema;
 mod vocabulary;
 
 pub use constraint::{Constraint, Progress};
 pub use error::GrammarError;
+pub use kept::Compiler;
 pub use vocabulary::Vocabulary;
 
 /// The form that an answer must have.

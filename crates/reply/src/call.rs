@@ -89,9 +89,10 @@ fn object(after: After, mut cursor: Cursor<'_>, tools: &Tools) -> Result<Head, N
     let (mut name, mut arguments) = (None, None);
     cursor.pass("{")?;
     loop {
-        let key = cursor.string()?;
+        // As it is written: nobody spells these with escapes.
+        let key = cursor.value()?;
         cursor.pass(":")?;
-        match key.as_str() {
+        match key.trim_matches('"') {
             "name" if name.is_none() => {
                 let tool = cursor.string()?;
                 tools.get(&tool).ok_or(Not::Ever)?;

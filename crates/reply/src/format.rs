@@ -121,7 +121,7 @@ impl Format {
         }
     }
 
-    fn syntaxes(&self) -> &'static [Syntax] {
+    pub(crate) fn syntaxes(&self) -> &'static [Syntax] {
         match self.calls() {
             Family::Harmony => &[],
             Family::Plain | Family::Hermes => syntax::HERMES,

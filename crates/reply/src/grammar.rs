@@ -1,40 +1,27 @@
-//! Grammars of answers that must call tools.
+//! Grammars of answers that must call tools, or whose calls must be as their tools say.
 //!
 //! They are written in llguidance's dialect of Lark. Arguments are as the schema of the tool says, with
 //! white space as models are shown it; properties that the schema does not have are left out unless it
-//! asks for them. A model that reasons may do so first, unless the prompt says that it has.
+//! asks for them. A model that reasons may do so first, unless the prompt says that it has. What is text
+//! never holds what the reader would take for the beginning of a call.
 
 use serde_json::{Value, json};
 
-use crate::format::{Family, Format};
-use crate::syntax::{
-    DEEPSEEK_CALL, DEEPSEEK_CALL_END, DEEPSEEK_CALLS, DEEPSEEK_CALLS_END, DEEPSEEK_SEP,
-};
+use crate::format::{Family, Format, Think};
+use crate::harmony;
+use crate::layout::{Layout, Part};
 use crate::{Tool, ToolChoice, Tools};
 
-/// A part of how calls are written.
-enum Part {
-    /// A mark, which may be a special token.
-    Mark(&'static str),
-    Text(String),
-    /// The arguments of the call.
-    Arguments,
-}
-
-use Part::{Arguments, Mark};
-
-/// How calls are written.
-struct Layout {
-    begin: Vec<Part>,
-    call: fn(&str) -> Vec<Part>,
-    /// Between two calls; `None` where there is only one.
-    between: Option<&'static str>,
-    end: Vec<Part>,
-}
+/// Any text, as a regular expression.
+const ANY: &str = r"(.|\n)*";
+/// What the object of a call begins with.
+const OBJECT: &str = r#"\s*(\[\s*)?\{\s*"(name|arguments|parameters|id|type)""#;
 
 impl Format {
     /// The grammar of answers that call tools as `choice` says, in llguidance's dialect of Lark; `None`
-    /// where no call is asked for. `prompt_tail` is the end of the prompt,
+    /// where any text will do: no call is asked for, and no tool is `strict`. Where the choice is the
+    /// model's and a tool is strict, an answer is text, and from where it begins to call as the grammar
+    /// says, whichever tool it calls. `prompt_tail` is the end of the prompt,
     /// `is_control` says which [marks](Self::markers) are control tokens of the model: those are named
     /// (`<|name|>`, or `<[NAME]>` for `[NAME]`), others are texts.
     pub fn grammar(
@@ -45,190 +32,191 @@ impl Format {
         prompt_tail: &str,
         is_control: &dyn Fn(&str) -> bool,
     ) -> Option<String> {
+        let must = !matches!(choice, ToolChoice::Auto);
         let wanted: Vec<&Tool> = match choice {
-            ToolChoice::None | ToolChoice::Auto => return None,
-            ToolChoice::Required => tools.iter().collect(),
+            ToolChoice::None => return None,
+            ToolChoice::Auto if !tools.iter().any(|tool| tool.strict) => return None,
+            ToolChoice::Auto | ToolChoice::Required => tools.iter().collect(),
             ToolChoice::Named(name) => tools.get(name).into_iter().collect(),
         };
         if wanted.is_empty() {
             return None;
         }
         let layout = self.layout();
-        let parts = |parts: &[Part]| -> String {
-            parts.iter().map(|part| part.to_lark("", is_control)).collect()
-        };
-        let (begin, end) = (parts(&layout.begin), parts(&layout.end));
-        let more = match layout.between.filter(|_| parallel) {
-            Some("") => "call*".to_owned(),
-            Some(between) => format!("({} call)*", quoted(between)),
-            None => String::new(),
-        };
-        let mut lark = self.reasoning(prompt_tail, is_control);
+        let mut lark = Lark { text: String::new(), is_control };
+        match self.family {
+            Family::Harmony => harmony_start(&mut lark, must),
+            _ => self.start(&mut lark, &layout, must, prompt_tail),
+        }
+        calls(&mut lark, &layout, parallel);
         let names: Vec<String> = (0..wanted.len()).map(|n| format!("call_{n}")).collect();
-        let mut rule = |name: &str, body: &str| {
-            lark.push_str(name);
-            lark.push_str(": ");
-            lark.push_str(body.trim());
-            lark.push('\n');
-        };
-        rule("calls", &format!("{begin}call {more} {end}"));
-        rule("call", &names.join(" | "));
+        lark.rule("call", &names.join(" | "));
         for (n, tool) in wanted.iter().enumerate() {
             let arguments = format!("arguments_{n}");
-            let call = (layout.call)(&tool.name);
-            let body: String =
-                call.iter().map(|part| part.to_lark(&arguments, is_control)).collect();
-            rule(&format!("call_{n}"), &body);
-            rule(&arguments, &format!("%json {}", schema(tool)));
+            let body = lark.parts((layout.call)(&tool.name).iter(), &arguments);
+            lark.rule(&format!("call_{n}"), &body);
+            lark.rule(&arguments, &format!("%json {}", schema(tool)));
         }
-        Some(lark)
+        Some(lark.text)
     }
 
-    /// The rule `start`: `calls`, after reasoning where there may be some.
-    fn reasoning(&self, prompt_tail: &str, is_control: &dyn Fn(&str) -> bool) -> String {
-        let mark = |mark| Mark(mark).to_lark("", is_control);
+    /// The rule `start`: calls, or text before them, after reasoning where there may be some.
+    fn start(&self, lark: &mut Lark<'_>, layout: &Layout, must: bool, prompt_tail: &str) {
         let tail = prompt_tail.trim_end();
-        let (open, close, after) = match self.think {
-            _ if self.family == Family::Harmony => {
-                let open = format!("{}\"analysis\" {}", mark("<|channel|>"), mark("<|message|>"));
-                (open, "<|end|>", format!("{}\"assistant\"", mark("<|start|>")))
-            }
-            Some(think) if !tail.ends_with(think.close) => {
-                (mark(think.open), think.close, "/\\n*/".to_owned())
-            }
-            _ => return "start: calls\n".to_owned(),
+        let think = self.think.filter(|think| !tail.ends_with(think.close));
+        let opened = think.is_some_and(|think| tail.ends_with(think.open));
+        let first = match think {
+            None => String::new(),
+            Some(_) if opened => "thought ".to_owned(),
+            Some(think) => format!("({}thought)? ", lark.mark(think.open)),
         };
-        let opened = self.think.is_some_and(|think| tail.ends_with(think.open));
-        let first = if opened { "thought".to_owned() } else { format!("({open}thought)?") };
-        let (text, close) = match is_control(close) {
-            true => ("TEXT".to_owned(), mark(close)),
-            // What ends the text is part of it.
-            false => (format!("text[suffix={}]", quoted(close)), String::new()),
-        };
-        let name = text.split('[').next().unwrap_or_default();
-        format!("start: {first} calls\nthought: {name} {close}{after}\n{text}: /(.|\\n)*/\n")
-    }
-
-    fn layout(&self) -> Layout {
-        let simple = |call, between| Layout { begin: vec![], call, between, end: vec![] };
-        match self.calls() {
-            Family::Plain | Family::Hermes => simple(
-                |name| {
-                    let [before, after] = object(name, "arguments");
-                    let (before, after) = (format!("\n{before}"), format!("{after}\n"));
-                    vec![
-                        Mark("<tool_call>"),
-                        Part::Text(before),
-                        Arguments,
-                        Part::Text(after),
-                        Mark("</tool_call>"),
-                    ]
-                },
-                Some("\n"),
-            ),
-            Family::Llama | Family::Gemma => simple(
-                |name| {
-                    let [before, after] = object(name, "parameters");
-                    vec![Part::Text(before), Arguments, Part::Text(after)]
-                },
-                None,
-            ),
-            Family::Mistral { named: false } => Layout {
-                begin: vec![Mark("[TOOL_CALLS]"), text(" [")],
-                call: |name| {
-                    let [before, after] = object(name, "arguments");
-                    vec![Part::Text(before), Arguments, Part::Text(after)]
-                },
-                between: Some(", "),
-                end: vec![text("]")],
-            },
-            Family::Mistral { named: true } => simple(
-                |name| vec![Mark("[TOOL_CALLS]"), text(name), Mark("[ARGS]"), Arguments],
-                Some(""),
-            ),
-            Family::DeepSeek { fenced: true } => Layout {
-                begin: vec![Mark(DEEPSEEK_CALLS)],
-                call: |name| {
-                    vec![
-                        Mark(DEEPSEEK_CALL),
-                        text("function"),
-                        Mark(DEEPSEEK_SEP),
-                        Part::Text(format!("{name}\n```json\n")),
-                        Arguments,
-                        text("\n```"),
-                        Mark(DEEPSEEK_CALL_END),
-                    ]
-                },
-                between: Some("\n"),
-                end: vec![Mark(DEEPSEEK_CALLS_END)],
-            },
-            Family::DeepSeek { fenced: false } => Layout {
-                begin: vec![Mark(DEEPSEEK_CALLS)],
-                call: |name| {
-                    vec![
-                        Mark(DEEPSEEK_CALL),
-                        text(name),
-                        Mark(DEEPSEEK_SEP),
-                        Arguments,
-                        Mark(DEEPSEEK_CALL_END),
-                    ]
-                },
-                between: Some(""),
-                end: vec![Mark(DEEPSEEK_CALLS_END)],
-            },
-            Family::Harmony => simple(
-                |name| {
-                    vec![
-                        Mark("<|channel|>"),
-                        Part::Text(format!("commentary to=functions.{name} ")),
-                        Mark("<|constrain|>"),
-                        text("json"),
-                        Mark("<|message|>"),
-                        Arguments,
-                    ]
-                },
-                None,
-            ),
+        lark.rule("start", &format!("{first}{}", if must { "calls" } else { "said" }));
+        if let Some(think) = think {
+            let close = ended(lark, "reasoned", think.close, &without(&[think.close]));
+            lark.rule("thought", &format!("{close}/\\n*/"));
+        }
+        if !must {
+            self.said(lark, layout, think.filter(|_| !opened));
         }
     }
 
-    /// A call as the model writes it.
-    pub(crate) fn call(&self, name: &str, arguments: &str) -> String {
-        let parts = (self.layout().call)(name);
-        let text = |part: &Part| match part {
-            Mark(mark) => (*mark).to_owned(),
-            Part::Text(text) => text.clone(),
-            Arguments => arguments.to_owned(),
-        };
-        parts.iter().map(text).collect()
+    /// The rule `said`: text without calls, or calls where they may begin. `think` is what the answer may
+    /// begin with instead.
+    fn said(&self, lark: &mut Lark<'_>, layout: &Layout, think: Option<Think>) {
+        let trigger = layout.trigger();
+        let mut begin: Vec<String> = vec![];
+        let mut anywhere: Vec<String> = vec![];
+        for syntax in self.syntaxes() {
+            anywhere.extend(syntax.outer.map(literal));
+            match (syntax.open, &syntax.shape) {
+                ("", _) => begin.push(OBJECT.to_owned()),
+                // Code of any kind stands after such a mark.
+                (open @ "```json", _) => anywhere.push(format!("{}{OBJECT}", literal(open))),
+                (open, _) => anywhere.push(literal(open)),
+            }
+        }
+        begin.extend(think.map(|think| format!("\\s*{}", literal(think.open))));
+        if !anywhere.is_empty() {
+            begin.push(format!("{ANY}({})", anywhere.join("|")));
+        }
+        let text = format!("/{ANY}/ & ~/({}){ANY}/", begin.join("|"));
+        match trigger {
+            None => lark.rule("said", "TEXT | calls"),
+            // The calls have the mark, unless the text before them ends with it.
+            Some(mark) if (lark.is_control)(mark) => lark.rule("said", "TEXT calls?"),
+            Some(mark) => {
+                lark.rule("said", "TEXT | before called");
+                lark.rule(&format!("before[suffix={}]", quoted(mark)), "TEXT");
+            }
+        }
+        lark.rule("TEXT", &text);
     }
 }
 
-impl Part {
-    /// The part in Lark, and a space.
-    fn to_lark(&self, arguments: &str, is_control: &dyn Fn(&str) -> bool) -> String {
-        match self {
-            Mark(mark) if !is_control(mark) => format!("{} ", quoted(mark)),
-            Mark(mark) if mark.starts_with('<') => format!("{mark} "),
-            Mark(mark) => format!("<{mark}> "),
+/// The rule `start` of harmony: messages to the user or to itself, then the last or a call.
+fn harmony_start(lark: &mut Lark<'_>, must: bool) {
+    let [channel, message, start] =
+        [harmony::CHANNEL, harmony::MESSAGE, harmony::START].map(|mark| lark.mark(mark));
+    let text = without(&harmony::MESSAGE_ENDS);
+    let (first, last, channels) = match must {
+        true => ("aside?", "calls".to_owned(), r#""analysis""#),
+        false => {
+            let last = format!("calls | {channel}\"final\" {message}TEXT");
+            ("aside*", last, r#"("analysis" | "commentary")"#)
+        }
+    };
+    lark.rule("start", &format!("{first} last"));
+    lark.rule("last", &last);
+    let close = ended(lark, "told", harmony::END, &text);
+    lark.rule("aside", &format!("{channel}{channels} {message}{close}{start}\"assistant\""));
+    if !must {
+        lark.rule("TEXT", &text);
+    }
+}
+
+/// The rules `calls`, and `called`, which has not what they begin with.
+fn calls(lark: &mut Lark<'_>, layout: &Layout, parallel: bool) {
+    let open = lark.parts(layout.open.iter(), "");
+    let more = match layout.between.filter(|_| parallel) {
+        Some("") => format!("({open}call)* "),
+        Some(between) => format!("({} {open}call)* ", quoted(between)),
+        None => String::new(),
+    };
+    let before = layout.begin.iter().chain(&layout.open);
+    let trigger = layout.trigger();
+    let begin = trigger.map(|mark| lark.mark(mark)).unwrap_or_default();
+    lark.rule("calls", &format!("{begin}called"));
+    let before = lark.parts(before.skip(usize::from(trigger.is_some())), "");
+    let end = lark.parts(layout.end.iter(), "");
+    lark.rule("called", &format!("{before}call {more}{end}"));
+}
+
+/// A text and the mark that ends it, in rules that begin with `name`.
+fn ended(lark: &mut Lark<'_>, name: &str, mark: &str, text: &str) -> String {
+    if (lark.is_control)(mark) {
+        let token = name.to_uppercase();
+        lark.rule(&token, text);
+        format!("{token} {}", lark.mark(mark))
+    } else {
+        lark.rule(&format!("{name}[suffix={}]", quoted(mark)), text);
+        format!("{name} ")
+    }
+}
+
+/// Text in which none of these is, however it is spelt.
+fn without(marks: &[&str]) -> String {
+    let marks: Vec<String> = marks.iter().map(|mark| literal(mark)).collect();
+    format!("/{ANY}/ & ~/{ANY}({}){ANY}/", marks.join("|"))
+}
+
+/// A grammar that is being written.
+struct Lark<'c> {
+    text: String,
+    is_control: &'c dyn Fn(&str) -> bool,
+}
+
+impl Lark<'_> {
+    fn rule(&mut self, name: &str, body: &str) {
+        self.text.extend([name, ": ", body.trim(), "\n"]);
+    }
+
+    /// A mark in Lark, and a space.
+    fn mark(&self, mark: &str) -> String {
+        if !(self.is_control)(mark) {
+            format!("{} ", quoted(mark))
+        } else if mark.starts_with('<') {
+            format!("{mark} ")
+        } else {
+            format!("<{mark}> ")
+        }
+    }
+
+    fn parts<'p>(&self, parts: impl Iterator<Item = &'p Part>, arguments: &str) -> String {
+        let part = |part: &Part| match part {
+            Part::Mark(mark) => self.mark(mark),
+            Part::May(mark) => format!("({})? ", self.mark(mark).trim_end()),
             Part::Text(text) => format!("{} ", quoted(text)),
-            Arguments => format!("{arguments} "),
-        }
+            Part::Arguments => format!("{arguments} "),
+        };
+        parts.map(part).collect()
     }
-}
-
-fn text(text: &str) -> Part {
-    Part::Text(text.to_owned())
-}
-
-/// What is before the arguments in the object of a call, and after.
-fn object(name: &str, key: &str) -> [String; 2] {
-    [format!("{{\"name\": {}, \"{key}\": ", quoted(name)), "}".to_owned()]
 }
 
 /// A string of Lark, which is one of JSON.
 fn quoted(text: &str) -> String {
     Value::from(text).to_string()
+}
+
+/// A regular expression that matches just this text.
+fn literal(text: &str) -> String {
+    let mut regex = String::new();
+    for c in text.chars() {
+        if r"\.+*?()|[]{}^$/".contains(c) {
+            regex.push('\\');
+        }
+        regex.push(c);
+    }
+    regex
 }
 
 /// The schema of a tool's arguments, with what the parser is to know of them.
@@ -272,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_call_that_must_come_has_a_grammar() {
+    fn only_calls_that_must_come_or_are_strict_have_a_grammar() {
         assert_eq!(grammar(HERMES, &ToolChoice::Auto, "", false), None);
         assert_eq!(grammar(HERMES, &ToolChoice::None, "", false), None);
         let named = grammar(HERMES, &ToolChoice::Named("now".into()), "", false).unwrap();
@@ -285,9 +273,9 @@ mod tests {
             let lark = grammar(template, &ToolChoice::Required, "", control).unwrap();
             lark.lines().find(|line| line.starts_with("call_0")).unwrap().to_owned()
         };
-        let texts = r#"call_0: "[TOOL_CALLS]" "weather" "[ARGS]" arguments_0"#;
+        let texts = r#"call_0: "weather" "[ARGS]" arguments_0"#;
         assert_eq!(of("[TOOL_CALLS] [ARGS]", false), texts);
-        let named = r#"call_0: <[TOOL_CALLS]> "weather" <[ARGS]> arguments_0"#;
+        let named = r#"call_0: "weather" <[ARGS]> arguments_0"#;
         assert_eq!(of("[TOOL_CALLS] [ARGS]", true), named);
         let harmony = of("<|channel|><|message|>", true);
         assert!(harmony.contains("<|constrain|> \"json\" <|message|> arguments_0"), "{harmony}");
@@ -297,18 +285,19 @@ mod tests {
     fn reasoning_may_come_first_where_it_has_not_been() {
         let start = |tail, control| {
             let lark = grammar(HERMES, &ToolChoice::Required, tail, control).unwrap();
-            lark.lines()
-                .take_while(|line| !line.starts_with("calls"))
-                .collect::<Vec<_>>()
-                .join("; ")
+            lark.lines().take_while(|line| !line.starts_with("call")).collect::<Vec<_>>().join("; ")
         };
+        let thought = r"/(.|\n)*/ & ~/(.|\n)*(<\/think>)(.|\n)*/";
         assert_eq!(
             start("<|im_start|>assistant\n", false),
-            r#"start: ("<think>" thought)? calls; thought: text /\n*/; text[suffix="</think>"]: /(.|\n)*/"#
+            format!(
+                "start: (\"<think>\" thought)? calls; reasoned[suffix=\"</think>\"]: {thought}; \
+                 thought: reasoned /\\n*/"
+            )
         );
         assert_eq!(
             start("<think>\n", true),
-            r"start: thought calls; thought: TEXT </think> /\n*/; TEXT: /(.|\n)*/"
+            format!("start: thought calls; REASONED: {thought}; thought: REASONED </think> /\\n*/")
         );
         assert_eq!(start("<think>\n\n</think>\n\n", false), "start: calls");
     }

@@ -10,14 +10,15 @@ use crate::Tools;
 use crate::json::{Followed, Scan};
 use crate::pieces::{Pieces, drain, find};
 
-const START: &str = "<|start|>";
-const CHANNEL: &str = "<|channel|>";
+pub(crate) const START: &str = "<|start|>";
+pub(crate) const CHANNEL: &str = "<|channel|>";
 const CONSTRAIN: &str = "<|constrain|>";
-const MESSAGE: &str = "<|message|>";
+pub(crate) const MESSAGE: &str = "<|message|>";
+pub(crate) const END: &str = "<|end|>";
 /// What ends a message.
-const ENDS: [&str; 3] = ["<|end|>", "<|call|>", "<|return|>"];
+const ENDS: [&str; 3] = [END, "<|call|>", "<|return|>"];
 /// What a message goes to.
-const MESSAGE_ENDS: [&str; 5] = [ENDS[0], ENDS[1], ENDS[2], START, CHANNEL];
+pub(crate) const MESSAGE_ENDS: [&str; 5] = [ENDS[0], ENDS[1], ENDS[2], START, CHANNEL];
 /// What a header begins with; the prompt has the start of the first.
 const BEGINNINGS: [&str; 3] = [START, CHANNEL, "to="];
 /// The tools of a request are in this namespace.

@@ -6,6 +6,7 @@ mod format;
 mod grammar;
 mod harmony;
 mod json;
+mod layout;
 mod offer;
 mod pieces;
 mod python;

@@ -60,6 +60,8 @@ const FORMATS: [(&str, &str, &str); 8] = [
 ];
 
 const HARMONY: &str = "<|channel|><|message|>";
+const HARMONY_CALL: &str = "<|channel|>commentary to=functions.weather <|constrain|>json<|message|>\
+                            {\"city\": \"Ulm\", \"days\": 3}";
 
 fn tools() -> Tools {
     let tool = |name: &str, parameters| Tool {
@@ -88,6 +90,11 @@ struct Model {
 
 impl Model {
     fn new(controls: &[&str]) -> Self {
+        Self::with(controls, &[])
+    }
+
+    /// With tokens of more than a byte, too.
+    fn with(controls: &[&str], words: &[&str]) -> Self {
         // Byte-level BPE spells the bytes that do not print by characters from 256 on.
         let prints = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
         let mut other = 256;
@@ -97,8 +104,12 @@ impl Model {
         };
         let mut tokens: Vec<String> = (0..256).map(byte).map(String::from).collect();
         tokens.push("<|im_end|>".to_owned());
-        tokens.extend(controls.iter().map(|text| (*text).to_owned()));
-        let types = (0..tokens.len()).map(|id| if id < 256 { 1 } else { 3_i32 });
+        tokens.extend(controls.iter().chain(words).map(|text| (*text).to_owned()));
+        let types = (0..tokens.len()).map(|id| match id {
+            ..256 => 1,
+            _ if id <= 256 + controls.len() => 3,
+            _ => 4_i32,
+        });
         let file = GgufBuilder::new()
             .meta("tokenizer.ggml.model", "gpt2")
             .meta("tokenizer.ggml.pre", "gpt-2")
@@ -135,7 +146,7 @@ impl Model {
         let mut progress = constraint.start();
         for token in self.tokenizer.encode(text, Special { add: false, parse: true }) {
             let mut logits = vec![0.0; self.tokenizer.vocab_size()];
-            progress.mask(&mut logits).expect("there is a way on");
+            progress.mask(&mut logits).unwrap_or_else(|e| panic!("{e} at {token}: {text}"));
             if logits[token as usize] != 0.0 {
                 return (false, false);
             }
@@ -158,8 +169,13 @@ impl Model {
             progress.mask(&mut logits).expect("there is a way on");
             let allowed: Vec<u32> =
                 (0..).zip(logits).filter(|(_, l)| *l == 0.0).map(|(t, _)| t).collect();
-            let token = allowed[rng.usize(..allowed.len())];
-            if token == 256 {
+            // All bytes together as often as all marks and words.
+            let first = allowed.partition_point(|token| *token < 256);
+            let (bytes, others) = allowed.split_at(first);
+            let drawn =
+                if others.is_empty() || (!bytes.is_empty() && rng.bool()) { bytes } else { others };
+            let token = drawn[rng.usize(..drawn.len())];
+            if self.tokenizer.is_end_of_generation(token) {
                 return text + &stream.finish();
             }
             progress.accept(token).expect("it may come");
@@ -189,11 +205,47 @@ fn calls(format: &Format, tail: &str, answer: &str) -> Vec<(String, Value)> {
     calls
 }
 
+/// The calls of an answer that may say other things.
+fn calls_in(format: &Format, tail: &str, answer: &str) -> Vec<(String, Value)> {
+    let mut reader = format.reader(&tools(), tail);
+    let mut pieces = reader.push(answer);
+    pieces.extend(reader.finish());
+    let (mut calls, mut text) = (vec![], String::new());
+    for piece in pieces {
+        match piece {
+            Piece::Call { name } => calls.push((name, Value::Null)),
+            Piece::Arguments(more) => text += &more,
+            Piece::CallEnd => {
+                let arguments = serde_json::from_str(&std::mem::take(&mut text));
+                calls.last_mut().expect("a call has begun").1 = arguments.expect("JSON");
+            }
+            Piece::Content(_) | Piece::Reasoning(_) => {}
+        }
+    }
+    assert!(text.is_empty(), "a call does not end: {answer}");
+    calls
+}
+
+fn is_strict(name: &str, arguments: &Value) -> bool {
+    let object = arguments.as_object().expect("arguments are an object");
+    match name {
+        "now" => object.is_empty(),
+        "weather" => {
+            object.len() == 2
+                && ["Ulm", "Köln"].iter().any(|city| object["city"] == *city)
+                && object["days"].as_i64().is_some_and(|days| (1..=14).contains(&days))
+        }
+        _ => false,
+    }
+}
+
 /// Without control tokens, and with all marks being some.
 fn models(format: &Format) -> [Model; 2] {
-    let markers: Vec<_> =
-        format.markers().into_iter().filter(|mark| mark.starts_with(['<', '['])).collect();
-    [Model::new(&[]), Model::new(&markers)]
+    [Model::new(&[]), Model::new(&marks(format))]
+}
+
+fn marks(format: &Format) -> Vec<&'static str> {
+    format.markers().into_iter().filter(|mark| mark.starts_with(['<', '['])).collect()
 }
 
 #[test]
@@ -255,4 +307,118 @@ fn a_model_may_reason_before_it_calls() {
     assert_eq!(model.takes(&grammar, &format!("{thought}{call}")), (true, true));
     let said = "<|channel|>final<|message|>No";
     assert_eq!(model.takes(&grammar, said), (false, false));
+}
+
+#[test]
+fn a_model_that_may_call_writes_text_or_calls_that_are_strict() {
+    let formats = FORMATS.into_iter().chain([(HARMONY, "<|start|>assistant", HARMONY_CALL)]);
+    for (template, tail, answer) in formats {
+        let format = Format::of_template(template);
+        let (text, talks) = match template {
+            HARMONY => ("<|channel|>final<|message|>I cannot.", None),
+            "<|python_tag|>" | "<start_of_turn>" => ("I cannot.", None),
+            _ => ("I cannot.", Some("I'll < look.\n")),
+        };
+        for model in models(&format) {
+            let may = model.compile(&format, &ToolChoice::Auto, true, tail);
+            assert_eq!(model.takes(&may, text), (true, true), "{template}");
+            assert_eq!(model.takes(&may, answer), (true, true), "{answer}");
+            if let Some(talk) = talks {
+                let both = format!("{talk}{answer}");
+                assert_eq!(model.takes(&may, &both), (true, true), "{both}");
+                let both = format!("{talk}{}", answer.replace("weather", "wetter"));
+                assert_eq!(model.takes(&may, &both), (false, false), "{both}");
+            }
+            for (right, wrong) in [("Ulm", "Rom"), ("3", "99"), ("weather", "other")] {
+                let other = answer.replace(right, wrong);
+                assert_eq!(model.takes(&may, &other), (false, false), "{other}");
+            }
+            let one = model.compile(&format, &ToolChoice::Auto, false, tail);
+            assert_eq!(model.takes(&one, answer).0, !answer.contains("now"), "{answer}");
+        }
+    }
+}
+
+#[test]
+fn whatever_may_come_has_no_call_that_is_not_strict() {
+    // Of these calls are made, and what only looks like some.
+    let words = [
+        "{\"name\": \"",
+        "{\"",
+        "name\": ",
+        "weather",
+        "now",
+        "\", \"arguments\": ",
+        "\", \"parameters\": ",
+        "{\"city\": \"Ulm\"",
+        "{}",
+        "{}}",
+        ", \"days\": 3}",
+        ", \"days\": 99}",
+        "```json\n",
+        "```tool_code\n",
+        "now()\n```",
+        "<function=now>",
+        "function",
+        "<think>",
+        "</think>",
+        "commentary to=functions.now ",
+        "final",
+        "assistant",
+        "json",
+    ];
+    let mut rng = fastrand::Rng::with_seed(7);
+    let formats = FORMATS.into_iter().chain([(HARMONY, "<|start|>assistant", HARMONY_CALL)]);
+    let mut found = 0;
+    for (template, tail, _) in formats {
+        let format = Format::of_template(template);
+        let mut spelt: Vec<&str> = words.into_iter().chain(marks(&format)).collect();
+        spelt.sort_unstable();
+        spelt.dedup();
+        let others: Vec<&str> =
+            words.into_iter().filter(|word| !marks(&format).contains(word)).collect();
+        for model in [Model::with(&marks(&format), &others), Model::with(&[], &spelt)] {
+            for parallel in [true, false] {
+                let may = model.compile(&format, &ToolChoice::Auto, parallel, tail);
+                for _ in 0..30 {
+                    let answer = model.draw(&may, &format, &mut rng);
+                    let calls = calls_in(&format, tail, &answer);
+                    assert!(calls.iter().all(|(name, of)| is_strict(name, of)), "{answer:?}");
+                    assert!(parallel || calls.len() < 2, "{answer:?}");
+                    found += calls.len();
+                }
+            }
+        }
+    }
+    assert!(found > 20, "{found}");
+}
+
+#[test]
+fn a_model_that_may_call_may_reason_and_speak_of_calls_there() {
+    let call = "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>";
+    for (tail, open) in [("<think>\n", ""), ("", "<think>\n")] {
+        let format = Format::of_template(FORMATS[0].0);
+        // A control token has no place in thoughts.
+        for (model, mark) in models(&format).into_iter().zip(["<tool_call>", "<tool_"]) {
+            let before = format!("{open}Shall I {mark}?\n</think>\n\n");
+            let may = model.compile(&format, &ToolChoice::Auto, true, tail);
+            for said in ["No.", call, "", &format!("So:\n\n{call}")] {
+                let answer = format!("{before}{said}");
+                assert_eq!(model.takes(&may, &answer), (true, true), "{answer}");
+            }
+            let example = format!("{before}Write <tool_call>.");
+            assert_eq!(model.takes(&may, &example), (false, false));
+        }
+    }
+}
+
+#[test]
+fn tools_that_are_not_strict_leave_the_answer_free() {
+    let loose = tools().iter().map(|tool| Tool { strict: false, ..tool.clone() }).collect();
+    let loose = Tools::new(loose).unwrap();
+    for (template, tail, _) in FORMATS {
+        let format = Format::of_template(template);
+        assert_eq!(format.grammar(&loose, &ToolChoice::Auto, true, tail, &|_| false), None);
+        assert!(format.grammar(&tools(), &ToolChoice::Auto, true, tail, &|_| false).is_some());
+    }
 }

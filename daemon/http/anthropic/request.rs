@@ -7,7 +7,7 @@ use m40_reply::{Tool, ToolChoice, Tools};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::generation::{Chat, Reasoning};
+use crate::generation::{Chat, Form, Reasoning, ToolShape};
 use crate::http::error::HttpError;
 
 /// The fields of a request; those about sampling are read beside.
@@ -92,16 +92,17 @@ struct OutputFormat {
 
 impl Request {
     /// What the answer has to look like.
-    pub(super) fn take_grammar(&mut self) -> Result<Option<Grammar>, HttpError> {
+    pub(super) fn take_form(&mut self) -> Result<Option<Form>, HttpError> {
+        const FIELD: &str = "output_config.format";
         let format = self.output_config.as_mut().and_then(|config| config.format.take());
         match format.map(|format| (format.kind, format.schema)) {
             None => Ok(None),
             Some((kind, Some(schema))) if kind == "json_schema" => {
-                Ok(Some(Grammar::JsonSchema(schema)))
+                Ok(Some(Form { grammar: Grammar::JsonSchema(schema), field: FIELD }))
             }
             Some(_) => {
                 let message = "must be of type \"json_schema\", with a schema";
-                Err(HttpError::bad_param("output_config.format", message))
+                Err(HttpError::bad_param(FIELD, message))
             }
         }
     }
@@ -130,6 +131,7 @@ impl Request {
         Ok(Chat {
             messages: Value::Array(told.messages),
             tools,
+            tool_shape: ToolShape::Anthropic,
             tool_choice,
             one_call,
             reasoning: reasoning(self.thinking, self.output_config.and_then(|c| c.effort))?,
@@ -453,8 +455,9 @@ mod tests {
 
         let schema = json!({"type": "object"});
         let mut request = with(json!({"format": {"type": "json_schema", "schema": schema}}));
-        assert_eq!(request.take_grammar().unwrap(), Some(Grammar::JsonSchema(schema)));
-        assert_eq!(with(json!({})).take_grammar().unwrap(), None);
-        assert!(with(json!({"format": {"type": "regex"}})).take_grammar().is_err());
+        let form = request.take_form().unwrap().map(|form| form.grammar);
+        assert_eq!(form, Some(Grammar::JsonSchema(schema)));
+        assert_eq!(with(json!({})).take_form().unwrap(), None);
+        assert!(with(json!({"format": {"type": "regex"}})).take_form().is_err());
     }
 }

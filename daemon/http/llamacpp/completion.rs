@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::completion_reply::Reply;
-use crate::generation::{Answer, Event, Input, Question};
+use crate::generation::{Answer, Event, Form, Input, Question};
 use crate::http::error::HttpError;
 use crate::http::{Context, HEAD_WAIT, PING_INTERVAL, body, params};
 
@@ -80,15 +80,16 @@ impl Between {
 }
 
 impl Request {
-    fn grammar(&mut self) -> Result<Option<Grammar>, HttpError> {
+    fn form(&mut self) -> Result<Option<Form>, HttpError> {
+        let form = |grammar, field| Ok(Some(Form { grammar, field }));
         let grammar = self.grammar.take().filter(|grammar| !grammar.is_empty());
         let schema = self.json_schema.take().filter(|schema| !schema.is_null());
         match (grammar, schema) {
             (Some(_), Some(_)) => {
                 Err(HttpError::bad_param("grammar", "cannot be had beside json_schema"))
             }
-            (Some(grammar), None) => Ok(Some(Grammar::Gbnf(grammar))),
-            (None, Some(schema)) => Ok(Some(Grammar::JsonSchema(schema))),
+            (Some(grammar), None) => form(Grammar::Gbnf(grammar), "grammar"),
+            (None, Some(schema)) => form(Grammar::JsonSchema(schema), "json_schema"),
             (None, None) => Ok(None),
         }
     }
@@ -141,10 +142,10 @@ async fn answer(
     if let Some(n) = request.n_predict {
         params.max_tokens = u32::try_from(n).ok();
     }
-    let grammar = request.grammar()?;
+    let form = request.form()?;
     let ticket = context.models.ask(request.model.as_deref(), urgency).await?;
     let (stops, probs) = (params.stop.clone(), params.logprobs.is_some());
-    let question = Question { input, params, grammar, ..Question::default() };
+    let question = Question { input, params, form, ..Question::default() };
     let about = |error| HttpError::from(error).about("messages", name);
     let mut answer = Answer::new(&context.models, ticket, question).map_err(about)?;
     let reply = Reply::new(answer.model().to_owned(), stops, probs);

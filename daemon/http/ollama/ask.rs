@@ -16,7 +16,7 @@ use super::keep_alive::KeepAlive;
 use super::options::Options;
 use super::reply::{self, Kind, Reply};
 use super::{HttpError, is_empty, names};
-use crate::generation::{Answer, Input, Question, Reasoning};
+use crate::generation::{Answer, Form, Input, Question, Reasoning};
 use crate::http::{Context, HEAD_WAIT};
 use crate::models::{ModelError, Ticket, Urgency};
 
@@ -74,11 +74,12 @@ impl Fields {
         Ok(Asked { asked, name, fields: self, kind, since })
     }
 
-    fn grammar(&self) -> Result<Option<Grammar>, HttpError> {
+    fn form(&self) -> Result<Option<Form>, HttpError> {
+        let form = |grammar| Ok(Some(Form { grammar, field: "format" }));
         match &self.format {
             nothing if is_empty(nothing) => Ok(None),
-            Value::String(word) if word == "json" => Ok(Some(Grammar::Json)),
-            schema @ Value::Object(_) => Ok(Some(Grammar::JsonSchema(schema.clone()))),
+            Value::String(word) if word == "json" => form(Grammar::Json),
+            schema @ Value::Object(_) => form(Grammar::JsonSchema(schema.clone())),
             other => {
                 let expected = "expected \"json\" or a valid JSON Schema object";
                 Err(HttpError::bad_request(format!("invalid format: {other}; {expected}")))
@@ -165,7 +166,7 @@ impl Asked {
         let options = self.fields.options.clone().unwrap_or_default();
         let options = Options::read(&options, defaults.unwrap_or_default())?;
         let context_max = options.context_max;
-        let grammar = self.fields.grammar()?;
+        let form = self.fields.form()?;
         let mut params = options.params();
         params.logprobs = self.fields.logprobs()?;
         // What was text as it is has no tokens to go on from for who sends no template either.
@@ -173,7 +174,7 @@ impl Asked {
         let mut reply = Reply::new(self.kind, self.asked.clone(), self.since);
         reply.logprobs = params.logprobs.is_some();
         reply.goes_on = goes_on;
-        let question = Question { input, before, params, context_max, grammar };
+        let question = Question { input, before, params, context_max, form };
         let ticket = self.ticket(context).await?;
         let mut answer = Answer::new(&context.models, ticket, question)?;
         if self.fields.stream.unwrap_or(true) {

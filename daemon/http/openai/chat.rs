@@ -13,7 +13,7 @@ use super::format::ResponseFormat;
 use super::messages::{self, Message};
 use super::tools::{self, NestedTool};
 use super::{Answers, answers, reasoning, sse};
-use crate::generation::{Chat, Input, Question};
+use crate::generation::{Chat, Form, Input, Question};
 use crate::http::error::HttpError;
 use crate::http::{Context, HEAD_WAIT, params};
 
@@ -59,8 +59,9 @@ pub(super) async fn complete(
     let include_usage = StreamOptions::include_usage(request.stream_options.as_ref());
     let (chat, format) = request.into_chat()?;
     let grammar = format.and_then(ResponseFormat::grammar);
+    let form = grammar.map(|grammar| Form { grammar, field: "response_format" });
     let input = Input::Chat(chat);
-    let question = Question { input, params, grammar, ..Question::default() };
+    let question = Question { input, params, form, ..Question::default() };
     let questions = answers::times(&question, n);
     let mut answers = Answers::ask(&context.models, model.as_deref(), urgency, questions).await?;
     let reply = Reply::new(answers.model(), n, include_usage);

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use super::format::TextFormat;
 use super::tools::{self, FlatTool};
 use super::{Answers, reasoning, sse};
-use crate::generation::{Chat, Input, Question};
+use crate::generation::{Chat, Form, Input, Question, ToolShape};
 use crate::http::error::HttpError;
 use crate::http::{Context, HEAD_WAIT, params};
 use events::Events;
@@ -73,8 +73,9 @@ pub(super) async fn respond(
     let asked = Asked::new(&request, &params.sampling);
     let (model, streamed) = (request.model.clone(), request.stream.unwrap_or(false));
     let grammar = format_of(request.text.as_ref())?.and_then(TextFormat::grammar);
+    let form = grammar.map(|grammar| Form { grammar, field: "text.format" });
     let input = Input::Chat(request.into_chat()?);
-    let question = Question { input, params, grammar, ..Question::default() };
+    let question = Question { input, params, form, ..Question::default() };
     let about = |error| HttpError::from(error).about("messages", "input");
     let mut answers =
         Answers::ask(&context.models, model.as_deref(), urgency, vec![question]).await?;
@@ -125,6 +126,7 @@ impl Request {
             reasoning: reasoning::of_effort(effort, "reasoning.effort")?,
             tool_choice: tools::choice(self.tool_choice.as_ref(), &tools)?,
             tools,
+            tool_shape: ToolShape::Flat,
             one_call: self.parallel_tool_calls == Some(false),
             messages: input::to_template(self.instructions, self.input)?,
             ..Chat::default()

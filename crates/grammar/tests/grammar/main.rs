@@ -3,6 +3,7 @@
 mod gbnf;
 mod hostile;
 mod json;
+mod kept;
 mod texts;
 
 use std::sync::{Arc, LazyLock};

@@ -12,14 +12,16 @@ PROFILE := release
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-build: nvrtc ## build the release binaries: target/release/m40d and m40ctl
-	cargo build --locked --release --bins
+build: nvrtc ## build target/release/m40d, m40ctl and the library for C
+	cargo build --locked --release --bins --lib
 
 install: ## install below DESTDIR and PREFIX (/usr/local) what `make build` has built; PROFILE=debug what tests use
-	packaging/install target/$(PROFILE)
+	packaging/install m40d target/$(PROFILE)
+	packaging/install dev target/$(PROFILE)
 
-package: $(if $(filter release,$(PROFILE)),build) ## make a Debian package, target/m40d_VERSION_ARCH.deb, of a release build
-	packaging/package target/$(PROFILE) target
+package: $(if $(filter release,$(PROFILE)),build) ## make Debian packages, target/m40d_*.deb and libm40llm-dev_*.deb
+	packaging/package m40d target/$(PROFILE) target
+	packaging/package dev target/$(PROFILE) target
 
 demo: nvrtc ## start the daemon, load a real model and let it answer a question
 	tests/demo

@@ -6,6 +6,7 @@ pub(crate) mod adopt;
 pub(crate) mod bench;
 pub(crate) mod completions;
 pub(crate) mod config;
+pub(crate) mod doctor;
 pub(crate) mod key;
 pub(crate) mod list;
 pub(crate) mod load;
@@ -62,6 +63,7 @@ pub(crate) async fn run(
         Command::Queue => queue::run(client, output).await,
         Command::Cancel(args) => queue::cancel(args, client, output).await,
         Command::Top(args) => top::run(args, client, output).await,
+        Command::Doctor => doctor::run(client, env, output).await,
         Command::Logs(args) => logs::run(args, client, output).await,
         Command::Config(args) => config::run(args, env, output),
         Command::Key(args) => key::run(args, output),

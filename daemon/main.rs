@@ -6,8 +6,8 @@
 //! connections · [`tls`] their certificate · [`keys`] who may · [`caller`] who asks · [`http`] what clients
 //! on the network speak · [`control`] what `m40ctl` speaks · [`manifests`] which models there are ·
 //! [`models`] what is loaded · [`generation`] one answer · [`embedding`] vectors · [`store`] what is on
-//! disk · [`pulls`] what comes there from elsewhere · [`watchdog`] whether the engine gets on ·
-//! [`care`] how hot the card is.
+//! disk · [`pulls`] what comes there from elsewhere · [`watchdog`] whether the engine gets on · [`care`]
+//! how hot the card is.
 #![forbid(unsafe_code)]
 
 mod bench;

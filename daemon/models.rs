@@ -172,11 +172,6 @@ impl Models {
         }
     }
 
-    /// The card, as it is looked after.
-    pub(crate) fn care(&self) -> &Care {
-        &self.inner.care
-    }
-
     /// What computes.
     pub(crate) fn engine(&self) -> &Engine {
         self.inner.opener.engine()
@@ -185,6 +180,11 @@ impl Models {
     /// As [`Engine::stalled`].
     pub(crate) fn stalled(&self) -> Option<Duration> {
         self.engine().stalled()
+    }
+
+    /// The card, as it is looked after.
+    pub(crate) fn care(&self) -> &Care {
+        &self.inner.care
     }
 
     /// What computes, in words.

@@ -150,15 +150,14 @@ impl Backend {
             Self::Cpu { threads, numerics, duty } => {
                 let footprint = footprint::on_cpu(&program, &gguf, context);
                 let how = (*threads, *numerics);
-                let runner = on_cpu(path, program, gguf, context, how, (pulse, duty))?;
+                let runner = on_cpu(path, program, gguf, context, how, pulse, duty)?;
                 Ok((runner, footprint))
             }
             #[cfg(feature = "cuda")]
             Self::Gpu(card) if is_encoder(&program) => {
                 let how = (card.threads(), Numerics::Fast);
-                // The card is no cooler if it waits.
-                let duty = &Duty::default();
-                let runner = on_cpu(path, program, gguf, context, how, (pulse, duty))?;
+                // The card is no cooler for it.
+                let runner = on_cpu(path, program, gguf, context, how, pulse, &Duty::default())?;
                 Ok((runner, footprint::beside_gpu(context)))
             }
             #[cfg(feature = "cuda")]
@@ -203,7 +202,8 @@ fn on_cpu(
     gguf: Gguf<Mmap>,
     context: u32,
     (threads, numerics): (usize, Numerics),
-    (pulse, duty): (&Arc<Pulse>, &Duty),
+    pulse: &Arc<Pulse>,
+    duty: &Duty,
 ) -> Result<Runner, LoadError> {
     let options = ExecutorOptions { threads: Some(threads), numerics, isa: None };
     let mut executor = Executor::new(program.into(), gguf.into(), options)

@@ -50,8 +50,8 @@ pub enum Device {
 #[derive(Clone, Debug)]
 pub struct Engine {
     backend: Backend,
-    duty: Duty,
     pulse: Arc<Pulse>,
+    duty: Duty,
 }
 
 /// How to load one model.
@@ -221,7 +221,7 @@ impl Engine {
     pub fn new(options: EngineOptions) -> Result<Self, GpuError> {
         let pulse = Arc::default();
         let duty = Duty::new(&pulse);
-        Ok(Self { backend: Backend::open(&options, &duty)?, duty, pulse })
+        Ok(Self { backend: Backend::open(&options, &duty)?, pulse, duty })
     }
 
     /// An engine on a GPU that is open already, with the kernels of [`kernel_image`](crate::kernel_image)
@@ -237,22 +237,13 @@ impl Engine {
     ) -> Result<Self, GpuError> {
         let pulse = Arc::default();
         let duty = Duty::new(&pulse);
-        Ok(Self { backend: Backend::on_device(device, options, threads, &duty)?, duty, pulse })
+        let backend = Backend::on_device(device, options, threads, &duty)?;
+        Ok(Self { backend, pulse, duty })
     }
 
     /// What models run on, for people: `cpu, 2 threads, avx512-vnni`.
     pub fn device(&self) -> String {
         self.backend.describe()
-    }
-
-    /// The share of the time in which passes of its models may run.
-    pub fn duty(&self) -> &Duty {
-        &self.duty
-    }
-
-    /// Where the GPU is on the PCI bus, as in `0000:03:00.0`; `None` on the CPU.
-    pub fn pci_address(&self) -> Option<String> {
-        self.backend.pci_address()
     }
 
     /// How long nothing has got on that is in hand: no op of a pass on the CPU, no pass or token of a
@@ -268,6 +259,16 @@ impl Engine {
     #[cfg(debug_assertions)]
     pub fn hang(&self) {
         self.pulse.hang();
+    }
+
+    /// The share of the time in which passes of its models may run.
+    pub fn duty(&self) -> &Duty {
+        &self.duty
+    }
+
+    /// Where the GPU is on the PCI bus, as in `0000:03:00.0`; `None` on the CPU.
+    pub fn pci_address(&self) -> Option<String> {
+        self.backend.pci_address()
     }
 
     /// Opens a model. Of a split model, any of its files may be named. A `tokenizer.json` beside

@@ -36,7 +36,7 @@ struct CheckArgs {
 
 pub(crate) fn run(args: &ConfigArgs, env: &Env, output: &mut Output) -> Result<(), CommandError> {
     let Action::Check(CheckArgs { file }) = &args.action;
-    let check = check(file.as_deref(), env)?;
+    let check = check(file.as_deref(), systems_folder(file.as_deref(), env))?;
     if output.json {
         output.value(&check)?;
     } else {
@@ -73,18 +73,20 @@ fn summary(check: &ConfigCheck) -> String {
     format!("good: {config}; {models}{folder}")
 }
 
-/// Has m40d check a configuration file, or the one that it finds.
+/// Has m40d check a configuration file, or the one that it finds; `folder` is that of the configuration
+/// where it is not this user's.
 ///
 /// It is m40d that knows what its configuration may say: whatever else read the file would know it
 /// twice, and a daemon that runs may be another version, or not run because of the mistake.
-pub(super) fn check(file: Option<&Path>, env: &Env) -> Result<ConfigCheck, CommandError> {
+pub(super) fn check(
+    file: Option<&Path>,
+    folder: Option<&Path>,
+) -> Result<ConfigCheck, CommandError> {
     let program = m40d();
     let mut command = Command::new(&program);
     command.arg("--check-config=json");
-    let systems = Path::new(paths::SYSTEM_CONFIG);
-    if file.map_or_else(|| is_systems(env), |file| file.starts_with(systems)) {
-        // Manifests are beside it, whoever asks.
-        command.env("CONFIGURATION_DIRECTORY", systems);
+    if let Some(folder) = folder {
+        command.env("CONFIGURATION_DIRECTORY", folder);
     }
     if let Some(file) = file {
         command.arg("--config").arg(file);
@@ -107,10 +109,14 @@ fn m40d() -> PathBuf {
     beside.filter(|path| path.is_file()).unwrap_or_else(|| "m40d".into())
 }
 
-/// Whether this user has no configuration, and the system has.
-fn is_systems(env: &Env) -> bool {
-    let own = paths::config_dir(env).is_ok_and(|dir| dir.is_dir());
-    !own && Path::new(paths::SYSTEM_CONFIG).is_dir()
+/// The system's folder, if the file is in it, or there is none and only the system has a configuration.
+pub(super) fn systems_folder(file: Option<&Path>, env: &Env) -> Option<&'static Path> {
+    let folder = Path::new(paths::SYSTEM_CONFIG);
+    let is_its = match file {
+        Some(file) => file.starts_with(folder),
+        None => !paths::config_dir(env).is_ok_and(|dir| dir.is_dir()) && folder.is_dir(),
+    };
+    is_its.then_some(folder)
 }
 
 #[cfg(test)]

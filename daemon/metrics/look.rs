@@ -54,9 +54,9 @@ pub(crate) struct Look {
     /// The models that are not merely stored, and those that are on their way here.
     pub models: Vec<ModelEntry>,
     pub memory: Option<Vram>,
-    pub card: Option<CardStatus>,
     /// Of the models in memory that generate, by name.
     pub passes: Vec<(String, DecodePasses)>,
+    pub card: Option<CardStatus>,
     /// Bytes of files that were fetched.
     pub fetched_bytes: u64,
 }

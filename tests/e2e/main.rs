@@ -10,6 +10,7 @@ mod card;
 mod chat;
 mod concurrency;
 mod config;
+mod doctor;
 mod embeddings;
 mod errors;
 mod generate;

@@ -29,7 +29,7 @@ pub(crate) fn programs() -> &'static Path {
 pub(crate) fn script(name: &str) -> Command {
     let mut command =
         Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging").join(name));
-    command.arg(programs());
+    command.arg("m40d").arg(programs());
     command
 }
 

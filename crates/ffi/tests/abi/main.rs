@@ -36,16 +36,21 @@ fn run(command: &mut Command) -> Output {
     output
 }
 
-/// The program in C, compiled with all warnings.
-fn client(to: &Path) -> PathBuf {
-    let program = to.join("client");
+/// Installs the library below a folder, as the package does.
+fn install(below: &Path) {
+    let mut install = Command::new(here().join("../../packaging/install"));
+    install.arg("dev").arg(library().parent().expect("it lies in a folder"));
+    run(install.env("DESTDIR", below).env("PREFIX", "/usr"));
+}
+
+/// The program in C, compiled with all warnings against what is installed below a folder.
+fn client(below: &Path) -> PathBuf {
+    let program = below.join("client");
+    let usr = below.join("usr");
     let mut compiler = Command::new("cc");
     compiler.args(["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-pthread", "-o"]);
     compiler.arg(&program).arg(here().join("tests/abi/client.c"));
-    compiler.arg("-I").arg(here().join("include"));
-    // As it is installed.
-    std::fs::copy(library(), to.join("libm40llm.so.1")).expect("the library is there");
-    compiler.arg(to.join("libm40llm.so.1"));
+    compiler.arg("-I").arg(usr.join("include")).arg("-L").arg(usr.join("lib")).arg("-lm40llm");
     run(&mut compiler);
     program
 }
@@ -89,8 +94,9 @@ fn a_program_in_c_generates_and_embeds() {
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("tiny.gguf");
     std::fs::write(&model, TinyModel::new("llama").build()).unwrap();
+    install(dir.path());
     let mut client = Command::new(client(dir.path()));
-    client.env("LD_LIBRARY_PATH", dir.path());
+    client.env("LD_LIBRARY_PATH", dir.path().join("usr/lib"));
     let said = String::from_utf8(run(client.arg(&model)).stdout).unwrap();
     assert!(said.ends_with("ok\n"), "{said}");
 }

@@ -26,7 +26,7 @@ const SIGNALS: [(&str, &str); 2] = [
     ),
 ];
 
-const ENVIRONMENT: [(&str, &str); 5] = [
+const ENVIRONMENT: [(&str, &str); 6] = [
     (
         "CONFIGURATION_DIRECTORY, STATE_DIRECTORY, CACHE_DIRECTORY, RUNTIME_DIRECTORY",
         "folders that are used instead of those below; systemd sets them",
@@ -37,6 +37,7 @@ const ENVIRONMENT: [(&str, &str); 5] = [
         "through whom models are fetched, unless the configuration says it",
     ),
     ("CUDA_VISIBLE_DEVICES", "which GPU is the first; CUDA's documentation has its meaning"),
+    ("M40_NVML", "the library that is asked how the card is, in place of libnvidia-ml.so.1"),
     ("M40_NVRTC", "NVRTC 12, the library that compiles kernels, where it is not where m40d looks"),
 ];
 

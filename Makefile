@@ -2,19 +2,31 @@
 # work on a fresh machine that has Rust (rustup), a C compiler and Python's pip.
 
 SHELL := /bin/bash
+export DESTDIR PREFIX
 
-.PHONY: help build demo test sm52 models clients nvrtc nvdisasm bench bench-gpu bench-http bench-pull lint reference verify-unit clean
+# Which of cargo's profiles the programs are of that are installed and packaged.
+PROFILE := release
+
+.PHONY: help build install package demo test sm52 models clients nvrtc nvdisasm bench bench-gpu bench-http bench-pull lint reference verify-unit clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-build: nvrtc ## build the release binaries: target/release/m40d and m40ctl
-	cargo build --locked --release --bins
+build: nvrtc ## build target/release/m40d, m40ctl and the library for C
+	cargo build --locked --release --bins --lib
+
+install: ## install below DESTDIR and PREFIX (/usr/local) what `make build` has built; PROFILE=debug what tests use
+	packaging/install m40d target/$(PROFILE)
+	packaging/install dev target/$(PROFILE)
+
+package: $(if $(filter release,$(PROFILE)),build) ## make Debian packages, target/m40d_*.deb and libm40llm-dev_*.deb
+	packaging/package m40d target/$(PROFILE) target
+	packaging/package dev target/$(PROFILE) target
 
 demo: nvrtc ## start the daemon, load a real model and let it answer a question
 	tests/demo
 
-test: models clients nvrtc nvdisasm lint verify-unit ## everything: models, lints, tests, machine code, the unit file
+test: models clients nvrtc nvdisasm lint verify-unit ## everything: models, lints, tests, machine code, the units
 	cargo test --locked
 	tests/inspect-sm52
 	kernels/inspect-sm52 --check
@@ -51,10 +63,11 @@ lint: nvrtc ## formatting and lints
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
-reference: ## write the help texts and the man page of m40ctl anew
-	M40_WRITE_REFERENCE=1 cargo test --locked --bin m40ctl reference
+reference: ## write the help texts, the man pages that are made of the code and the header for C anew
+	M40_WRITE_REFERENCE=1 cargo test --locked --bin m40ctl --bin m40d reference
+	M40_WRITE_REFERENCE=1 cargo test --locked --test abi the_header
 
-verify-unit: ## check the systemd unit where systemd is installed
+verify-unit: ## check the systemd units where systemd is installed
 	tests/verify-unit
 
 clean: ## remove everything that was built

@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueHint};
 
 use crate::commands::{
-    adopt, bench, completions, key, load, plan, prune, pull, queue, reload, rm, run, show, top,
-    unload, verify,
+    adopt, bench, completions, config, key, load, log_level, logs, plan, prune, pull, queue,
+    reload, rm, run, show, top, unload, verify,
 };
 use crate::error::Kind;
 use crate::output::Color;
@@ -23,7 +23,7 @@ const GLOBAL: &str = "Options of every command";
 #[command(name = "m40ctl", version, after_help = exit_codes())]
 pub(crate) struct Cli {
     /// Control socket of the daemon [default: $M40_SOCKET, else the user's, else the system's]
-    #[arg(long, global = true, value_name = "PATH", help_heading = GLOBAL)]
+    #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath, help_heading = GLOBAL)]
     pub socket: Option<PathBuf>,
     /// Print JSON for programs instead of text for people
     #[arg(long, global = true, help_heading = GLOBAL)]
@@ -53,6 +53,7 @@ pub(crate) enum Command {
     Run(run::RunArgs),
     Bench(bench::BenchArgs),
     Reload(reload::ReloadArgs),
+    LogLevel(log_level::LogLevelArgs),
     /// Show the models in memory, and what each does
     Ps,
     /// Show who holds which bytes of the memory that models share
@@ -62,6 +63,15 @@ pub(crate) enum Command {
     Queue,
     Cancel(queue::CancelArgs),
     Top(top::TopArgs),
+    /// Look at all that m40d needs, and say what is wrong and what helps
+    ///
+    /// Each line is ok, a note, a warning or a problem, with what was found and its cure: of the driver and
+    /// the card, the unit, the configuration and its manifests, the disk, and who may use m40d. It works
+    /// with and without a running daemon, and as any user; root sees most. The exit code is 1 if there is
+    /// a problem.
+    Doctor,
+    Logs(logs::LogsArgs),
+    Config(config::ConfigArgs),
     Key(key::KeyArgs),
     Completions(completions::CompletionsArgs),
 }

@@ -5,9 +5,13 @@ mod bar;
 pub(crate) mod adopt;
 pub(crate) mod bench;
 pub(crate) mod completions;
+pub(crate) mod config;
+pub(crate) mod doctor;
 pub(crate) mod key;
 pub(crate) mod list;
 pub(crate) mod load;
+pub(crate) mod log_level;
+pub(crate) mod logs;
 pub(crate) mod plan;
 pub(crate) mod prune;
 pub(crate) mod pull;
@@ -52,12 +56,16 @@ pub(crate) async fn run(
         Command::Bench(args) => bench::run(args, client, output).await,
         Command::Run(args) => run::run(args, client, env, output).await,
         Command::Reload(args) => reload::run(args, client, output).await,
+        Command::LogLevel(args) => log_level::run(args, client, output).await,
         Command::Ps => vram::ps(client, output).await,
         Command::Vram => vram::run(client, output).await,
         Command::Plan(args) => plan::run(args, client, output).await,
         Command::Queue => queue::run(client, output).await,
         Command::Cancel(args) => queue::cancel(args, client, output).await,
         Command::Top(args) => top::run(args, client, output).await,
+        Command::Doctor => doctor::run(client, env, output).await,
+        Command::Logs(args) => logs::run(args, client, output).await,
+        Command::Config(args) => config::run(args, env, output),
         Command::Key(args) => key::run(args, output),
         Command::Completions(args) => completions::run(args),
     }

@@ -56,10 +56,10 @@ impl Kind {
     /// What it means, for who reads exit codes.
     pub(crate) const fn meaning(self) -> &'static str {
         match self {
-            Self::Refused => "refused, as things are",
+            Self::Refused => "refused, as things are, or a problem was found",
             Self::Usage => "wrong command line",
-            Self::BadData => "not a usable model, or a wrong manifest",
-            Self::NotFound => "no such model or file",
+            Self::BadData => "not a usable model, or a wrong manifest or configuration",
+            Self::NotFound => "no such model, file or program",
             Self::Unavailable => "m40d is not running",
             Self::Internal => "m40d or m40ctl failed",
             Self::NoSpace => "not enough space on the disk",
@@ -181,7 +181,12 @@ impl From<ApiError> for CommandError {
             ErrorCode::Conflict | ErrorCode::Aborted | ErrorCode::TooLarge => Kind::Refused,
             _ => Kind::Internal,
         };
-        Self::new(kind, error.message)
+        let failed = Self::new(kind, error.message);
+        // What the daemon refuses it says with what to do; of its own mistakes it knows no more.
+        match kind {
+            Kind::Internal => failed.hint("`m40ctl logs` says more"),
+            _ => failed,
+        }
     }
 }
 
@@ -195,7 +200,7 @@ impl From<ClientError> for CommandError {
             ClientError::Permission { .. } => Self::new(Kind::Permission, message)
                 .hint("become root or a member of the socket's group"),
             ClientError::Connect { .. } | ClientError::Http(_) | ClientError::Closed => {
-                Self::new(Kind::Unavailable, message).hint("the log of m40d may say more")
+                Self::new(Kind::Unavailable, message).hint("`m40ctl logs` may say more")
             }
             _ => Self::new(Kind::Internal, message).hint("is it the same version as this m40ctl?"),
         }

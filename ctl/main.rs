@@ -57,7 +57,7 @@ fn run(cli: &Cli) -> Result<(), CommandError> {
     let socket = match (&cli.socket, &cli.command) {
         (Some(socket), _) => socket.clone(),
         // It needs no daemon, nor a home of its user to look for one in.
-        (None, Command::Completions(_) | Command::Key(_)) => PathBuf::new(),
+        (None, Command::Completions(_) | Command::Config(_) | Command::Key(_)) => PathBuf::new(),
         (None, _) => paths::client_socket(&env, &|path| path.exists())?,
     };
     let client = Client::new(socket);

@@ -1,46 +1,28 @@
 //! The help texts and the man page that are in the repository: these tests hold them to what the
 //! command line is. `make reference` writes them anew.
 
-use std::path::Path;
-
 use clap::{Command, CommandFactory};
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
+use m40_testkit::reference;
 
 use crate::cli::Cli;
 use crate::error::Kind;
 
 const HELP: &str = "tests/data/m40ctl-help.txt";
 const MAN: &str = "packaging/man/m40ctl.1";
-/// Set by `make reference`.
-const WRITE: &str = "M40_WRITE_REFERENCE";
 /// What clap takes for a width where there is no terminal.
 const COLUMNS: usize = 100;
 
-/// Holds a file of the repository to what it ought to be.
 #[track_caller]
 fn check(file: &str, expected: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
-    if std::env::var_os(WRITE).is_some() {
-        std::fs::write(&path, expected).unwrap();
-        return;
-    }
-    let found = std::fs::read_to_string(&path).unwrap_or_default();
-    let differ =
-        found.lines().zip(expected.lines()).position(|(found, expected)| found != expected);
-    let line = 1 + differ.unwrap_or_else(|| found.lines().count().min(expected.lines().count()));
-    assert!(
-        found == expected,
-        "{file}:{line} is not what m40ctl says now: look at the change that `make reference` makes\n\
-         found    {:?}\nexpected {:?}",
-        found.lines().nth(line - 1),
-        expected.lines().nth(line - 1),
-    );
+    reference::check(env!("CARGO_MANIFEST_DIR"), file, expected);
 }
 
-/// The commands below `m40ctl`, `help` excepted.
-fn commands(root: &Command) -> impl Iterator<Item = &Command> {
-    root.get_subcommands().filter(|command| command.get_name() != "help")
+/// The commands below `m40ctl`, each before those below it, `help` excepted.
+fn commands(root: &Command) -> Vec<&Command> {
+    let own = root.get_subcommands().filter(|command| command.get_name() != "help");
+    own.flat_map(|command| std::iter::once(command).chain(commands(command))).collect()
 }
 
 fn built() -> Command {
@@ -75,7 +57,7 @@ fn man_page() -> String {
     man.render_synopsis_section(&mut page).unwrap();
     man.render_description_section(&mut page).unwrap();
     man.render_options_section(&mut page).unwrap();
-    let sections = commands(&root).map(section);
+    let sections = commands(&root).into_iter().map(section);
     let commands = format!(".SH COMMANDS\n{}", sections.collect::<String>());
     // What defines an apostrophe is needed once.
     let page = String::from_utf8(page).unwrap();
@@ -149,6 +131,7 @@ fn ending() -> String {
         roff.control("TP", []).text([roman(name)]).text([roman(meaning)]);
     }
     roff.control("SH", ["SEE ALSO"]);
-    roff.control("BR", ["m40d-manifest", "(5)"]);
+    let pages = [("m40d", "(8), "), ("m40d.toml", "(5), "), ("m40d-manifest", "(5)")];
+    roff.text(pages.map(|(page, rest)| [bold(page), roman(rest)]).concat());
     roff.to_roff()
 }

@@ -1,5 +1,7 @@
 //! What a daemon and its models are doing, as lines: `status` and `top` show the same.
 
+mod card;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -9,6 +11,8 @@ use serde::Serialize;
 
 use crate::output::mib;
 use crate::text::{Align, Line, Table};
+
+pub(crate) use card::{card, care};
 
 /// The columns of models, with what is at which edge.
 const COLUMNS: [(&str, Align); 9] = [

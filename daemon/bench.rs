@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use m40_control::{ApiError, BenchEvent, BenchRequest, BenchRow, ErrorCode};
+use m40_control::{ApiError, BenchEvent, BenchRequest, BenchRow, BenchTest, BenchWhat, ErrorCode};
 use m40llm::{BenchLine, BenchOptions, GenerateError};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -11,6 +11,9 @@ use crate::net::Phase;
 
 /// Numbers in a list, at most.
 const LIST_MAX: usize = 16;
+
+/// Tokens that each sequence is given unless that is said: what others measure too.
+const TOKENS: u32 = 128;
 
 /// Why a benchmark is not begun.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +24,8 @@ pub(crate) enum BenchError {
     Batch { found: u32 },
     #[error("{list} has {found} numbers, it may have {LIST_MAX} at most")]
     List { list: &'static str, found: usize },
+    #[error("{key} has 0 tokens, it has at least one")]
+    NoTokens { key: &'static str },
 }
 
 impl From<BenchError> for ApiError {
@@ -45,6 +50,17 @@ pub(crate) fn options(request: &BenchRequest) -> Result<BenchOptions, BenchError
         }
         Ok(numbers.iter().map(|&number| number as usize).collect())
     };
+    let tokens = request.tokens.unwrap_or(TOKENS);
+    if tokens == 0 {
+        return Err(BenchError::NoTokens { key: "tokens" });
+    }
+    options.tokens = tokens as usize;
+    if let Some(prompts) = &request.prompts {
+        if prompts.contains(&0) {
+            return Err(BenchError::NoTokens { key: "prompts" });
+        }
+        options.prompts = list("prompts", prompts)?;
+    }
     if let Some(depths) = &request.depths {
         options.depths = list("depths", depths)?;
     }
@@ -100,10 +116,10 @@ pub(crate) fn start(
 
 fn event(line: BenchLine) -> BenchEvent {
     match line {
-        BenchLine::LeftOut { what, why } => BenchEvent::LeftOut { what, why },
+        BenchLine::LeftOut { test, why } => BenchEvent::LeftOut { what: what(test), why },
         BenchLine::Row(row) => BenchEvent::Row {
             row: BenchRow {
-                what: row.what,
+                what: what(row.test),
                 unit: row.unit.to_owned(),
                 mean: row.value.mean,
                 min: row.value.min,
@@ -114,5 +130,24 @@ fn event(line: BenchLine) -> BenchEvent {
                 m40_tokens_per_s: row.m40_tokens_per_s,
             },
         },
+    }
+}
+
+fn what(test: m40llm::BenchTest) -> BenchWhat {
+    let of_device = |test| BenchWhat { test, tokens: None, batch: None, depth: None };
+    // None of these exceeds what a request may say.
+    let number = |n: usize| Some(u32::try_from(n).unwrap_or(u32::MAX));
+    let pass = |test, tokens, batch, depth| {
+        let (tokens, batch, depth) = (number(tokens), number(batch), number(depth));
+        BenchWhat { test, tokens, batch, depth }
+    };
+    match test {
+        m40llm::BenchTest::Copy => of_device(BenchTest::Copy),
+        m40llm::BenchTest::Barrier => of_device(BenchTest::Barrier),
+        m40llm::BenchTest::Beside(_) => of_device(BenchTest::Other),
+        m40llm::BenchTest::Prompt { tokens, depth } => pass(BenchTest::Pp, tokens, 1, depth),
+        m40llm::BenchTest::Decode { tokens, sequences, depth } => {
+            pass(BenchTest::Tg, tokens, sequences, depth)
+        }
     }
 }

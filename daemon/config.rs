@@ -3,8 +3,11 @@
 //! Every key has its unit in its name and a default; `etc/m40d.toml` lists them all and a test
 //! keeps it equal to the defaults. An unknown key is an error, so that a typo is never silent.
 
+mod care;
 mod http;
 mod raw;
+#[cfg(test)]
+mod reference;
 mod secret;
 mod store;
 
@@ -13,10 +16,14 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use m40_control::ManifestProblem;
 use m40_control::paths::{self, Env};
+use m40_manifest::mistake::Mistake;
 use m40_sched::Rules;
 
 use crate::exit::Failure;
+use crate::logging::Filter;
+pub(crate) use care::{Care, Watched};
 pub(crate) use http::{Http, HttpConflict, MetricsFor, Origins, is_this_machine};
 use raw::RawConfig;
 pub(crate) use store::Store;
@@ -30,6 +37,7 @@ pub(crate) struct Config {
     pub control: Control,
     pub device: Device,
     pub gpu: m40llm::GpuOptions,
+    pub care: Care,
     /// Threads to compute with; `None` means as many as the process may use.
     pub threads: Option<usize>,
     /// Most context of a model; `None` means the engine's own limit.
@@ -43,8 +51,7 @@ pub(crate) struct Config {
     pub shutdown_grace: Duration,
     pub state_dir: PathBuf,
     pub manifests_dir: PathBuf,
-    /// An `EnvFilter` directive list that was checked to parse.
-    pub log_filter: String,
+    pub log_filter: Filter,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -103,10 +110,22 @@ impl From<KvType> for m40llm::KvType {
 pub(crate) enum ConfigError {
     #[error("cannot read the configuration {}: {source}", file.display())]
     Read { file: PathBuf, source: io::Error },
-    #[error("{}:{line}:{column}: {message}", file.display())]
-    Syntax { file: PathBuf, line: usize, column: usize, message: String },
+    #[error("{0}")]
+    Wrong(ManifestProblem),
     #[error("{}: {conflict}", file.display())]
     Http { file: PathBuf, conflict: HttpConflict },
+}
+
+impl ConfigError {
+    /// The same for programs.
+    pub(crate) fn problem(&self) -> ManifestProblem {
+        let (file, message) = match self {
+            Self::Wrong(problem) => return problem.clone(),
+            Self::Read { file, source } => (file, format!("cannot be read: {source}")),
+            Self::Http { file, conflict } => (file, conflict.to_string()),
+        };
+        ManifestProblem { file: file.clone(), place: None, message, serving_old: false }
+    }
 }
 
 impl Config {
@@ -124,10 +143,9 @@ impl Config {
             }
             Err(source) => return Err(ConfigError::Read { file, source }.into()),
         };
-        let raw = raw::parse(&text).map_err(|mistake| {
-            let place = mistake.place.map_or((1, 1), |place| (place.line, place.column));
-            let (file, (line, column), message) = (file.clone(), place, mistake.message);
-            ConfigError::Syntax { file, line, column, message }
+        let raw = raw::parse(&text).map_err(|Mistake { place, message }| {
+            let file = file.clone();
+            ConfigError::Wrong(ManifestProblem { file, place, message, serving_old: false })
         })?;
         Self::resolve(raw, Some(file), env)
     }
@@ -156,6 +174,14 @@ impl Config {
                 vram_bytes: Some(raw.gpu.vram_mib_max.get() << 20).filter(|&bytes| bytes > 0),
                 decode: raw.gpu.decode.into(),
             },
+            care: Care {
+                card: raw.gpu.care,
+                limit_c: Some(raw.gpu.temperature_c_max.to_u32()).filter(|&limit| limit > 0),
+                park_after: Some(seconds(raw.gpu.park_after_s.get()))
+                    .filter(|time| !time.is_zero()),
+                library: None,
+            }
+            .with(env),
             threads: Some(raw.engine.threads.to_usize()).filter(|&threads| threads > 0),
             context_tokens_max: Some(raw.models.context_tokens_max.to_u32())
                 .filter(|&tokens| tokens > 0),
@@ -173,7 +199,7 @@ impl Config {
             shutdown_grace: seconds(raw.limits.shutdown_grace_s.get()),
             state_dir,
             manifests_dir,
-            log_filter: raw.log.level.0,
+            log_filter: raw.log.level,
         })
     }
 
@@ -184,7 +210,7 @@ impl Config {
             ("http", self.http != other.http),
             ("control", self.control != other.control),
             ("engine.device", self.device != other.device),
-            ("gpu", self.gpu != other.gpu),
+            ("gpu", self.gpu != other.gpu || self.care != other.care),
             ("engine.threads", self.threads != other.threads),
             ("models.context_tokens_max", self.context_tokens_max != other.context_tokens_max),
             ("models.kv_type", self.kv_type != other.kv_type),
@@ -275,6 +301,20 @@ mod tests {
         assert!(error.contains("`graph`") && error.contains("`persistent`"), "{error}");
         let error = load("[gpu]\nvram_mib_max = 65537\n").unwrap_err().to_string();
         assert!(error.contains("from 0 to 65536"), "{error}");
+    }
+
+    #[test]
+    fn the_card_that_is_looked_after_is_the_one_that_computes_or_one_that_is_named() {
+        let care = |text: &str| load(&format!("[gpu]\n{text}\n")).map(|config| config.care);
+        let default = care("").unwrap();
+        assert_eq!((default.card, default.limit_c), (Watched::Auto, None));
+        assert_eq!(default.park_after, Some(Duration::from_secs(300)));
+        let set = care("care = \"3b:00.0\"\ntemperature_c_max = 75\npark_after_s = 0").unwrap();
+        assert_eq!(set.card, Watched::At("0000:3b:00.0".parse().unwrap()));
+        assert_eq!((set.limit_c, set.park_after), (Some(75), None));
+        assert_eq!(care("care = \"off\"").unwrap().card, Watched::Off);
+        let error = care("care = \"first\"").unwrap_err().to_string();
+        assert!(error.contains("m40d.toml:2:8: ") && error.contains("lspci"), "{error}");
     }
 
     #[test]

@@ -2,6 +2,9 @@
 //!
 //! Everything here is for those who may use the socket; [`crate::socket::Access`] says who.
 
+#[cfg(debug_assertions)]
+mod faults;
+mod log;
 mod pull;
 mod residency;
 mod resume;
@@ -35,6 +38,7 @@ use crate::bench;
 use crate::doors::Doors;
 use crate::exit::Failure;
 use crate::http::{BodyError, BodyLimits, read_json};
+use crate::logging::{Filter, Levels};
 use crate::manifests::Manifests;
 use crate::models::{Models, Urgency};
 use crate::net::{Peer, Phase};
@@ -57,12 +61,15 @@ pub(crate) struct Context {
     pub http_address: String,
     pub control_socket: PathBuf,
     pub config_file: Option<PathBuf>,
+    pub levels: Levels,
+    /// What is logged from the start on.
+    pub log_filter: Filter,
     pub state_dir: PathBuf,
 }
 
 /// The routes of the control socket.
 pub(crate) fn router(context: Context) -> Router {
-    Router::new()
+    let routes = Router::new()
         .route("/status", get(status))
         .route("/models", get(models))
         .route("/models/pull", post(pull::pull))
@@ -77,9 +84,13 @@ pub(crate) fn router(context: Context) -> Router {
         .route("/models/bench", post(bench_model))
         .route("/run", post(run::run))
         .route("/reload", post(reload))
+        .route("/log", get(log::level).post(log::set_level))
         .route("/queue", get(residency::queue))
         .route("/queue/cancel", post(residency::cancel))
-        .route("/vram", get(residency::vram))
+        .route("/vram", get(residency::vram));
+    #[cfg(debug_assertions)]
+    let routes = routes.merge(faults::routes());
+    routes
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn_with_state(context.clone(), check_peer))
@@ -119,8 +130,11 @@ async fn check_peer(
     }
 }
 
-async fn status(State(context): State<Context>) -> Json<Status> {
-    Json(Status {
+async fn status(State(context): State<Context>) -> Result<Json<Status>, Refused> {
+    let care = context.models.care().clone();
+    // Asking a card takes a while.
+    let card = tokio::task::spawn_blocking(move || care.status()).await.map_err(|_| internal())?;
+    Ok(Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         uptime_s: context.started.elapsed().as_secs(),
@@ -132,9 +146,10 @@ async fn status(State(context): State<Context>) -> Json<Status> {
         state_dir: context.state_dir,
         manifests_dir: context.manifests.dir().to_path_buf(),
         manifest_problems: context.manifests.current().problems().to_vec(),
+        card,
         stopping: *context.models.phase().borrow() != Phase::Serving,
         models: context.models.active().into_iter().chain(context.models.coming()).collect(),
-    })
+    }))
 }
 
 async fn models(State(context): State<Context>) -> Result<Json<ModelList>, Refused> {

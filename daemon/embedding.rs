@@ -5,7 +5,7 @@ mod meter;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use m40llm::{EmbedError, EmbedText, Pooling, Special, Tokenizer};
+use m40llm::{EmbedError, EmbedText, GenerateError, Pooling, Special, Tokenizer};
 
 use crate::models::{Cut, Loaded, ModelError, Reason, Ticket};
 use meter::Meter;
@@ -142,9 +142,13 @@ async fn compute_in_turn<T: Send + 'static>(
     meter.began(waited);
     let cut = Arc::clone(&run.cut);
     let _abandon = Abandon(Arc::clone(&cut));
+    let models = run.models();
     let counted = Arc::clone(meter);
     let work = move |loaded: &Loaded, cut: &Cut| work(loaded, &Run { cut, meter: &counted });
     let computed = run.compute(work).await.ok_or(EmbeddingError::Panicked)?;
+    if let Err(EmbeddingError::Embed(EmbedError::Pass(GenerateError::Gpu(error)))) = &computed {
+        models.device_failed(error.clone());
+    }
     match (computed, cut.reason()) {
         (Err(EmbeddingError::Embed(EmbedError::Cancelled)), Some(reason)) => {
             Err(EmbeddingError::CutShort(reason))

@@ -10,7 +10,7 @@
 //! | 71 | the GPU stopped working for the process: a restart may help |
 //! | 73 | a folder, file or socket cannot be created |
 //! | 77 | not permitted to bind the address |
-//! | 78 | the configuration, or for `--check-config` a manifest, is wrong; or it asks for a device that this build does not have |
+//! | 78 | the configuration, or for `--check-config` a manifest, is wrong; or it asks for a device that this build does not have; or a socket of the service manager cannot be used |
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,6 +21,7 @@ use m40_control::ManifestProblem;
 use m40_control::paths::PathError;
 
 use crate::config::ConfigError;
+use crate::inherited::InheritedError;
 use crate::keys::KeysError;
 use crate::tls::TlsError;
 
@@ -37,6 +38,8 @@ pub(crate) enum Failure {
     Device(m40llm::GpuError),
     #[error("the GPU failed: {0}")]
     DeviceLost(m40llm::GpuError),
+    #[error(transparent)]
+    Inherited(#[from] InheritedError),
     #[error(transparent)]
     Gpu(#[from] m40llm::GpuError),
     #[error("control.group: there is no group {group:?}: create it or name another")]
@@ -76,11 +79,25 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// What is wrong with the configuration, for programs; of anything else it names no file.
+    pub(crate) fn problem(&self) -> ManifestProblem {
+        match self {
+            Self::Config(error) => error.problem(),
+            other => ManifestProblem {
+                file: PathBuf::new(),
+                place: None,
+                message: other.to_string(),
+                serving_old: false,
+            },
+        }
+    }
+
     fn code(&self) -> u8 {
         match self {
             Self::Config(_)
             | Self::Manifests(_)
             | Self::Paths(_)
+            | Self::Inherited(_)
             | Self::NoGroup { .. }
             | Self::Token { .. }
             | Self::NoCredentials { .. }

@@ -1,20 +1,18 @@
 //! Start, signals, stop.
 //!
-//! Start: own the state folder, open the engine, bind HTTP, bind the control socket, and only
-//! then say READY. Stop, on SIGTERM or SIGINT: accept nothing more, let running answers finish
-//! within `limits.shutdown_grace_s`, cut the rest short with an error that says why, exit 0. A
+//! Start: take over the sockets of the service manager, own the state folder, open the engine, bind
+//! what was not handed over, and only then say READY. Stop, on SIGTERM or SIGINT: accept nothing more
+//! (what comes to a socket of the service manager waits for the next daemon), let running answers
+//! finish within `limits.shutdown_grace_s`, cut the rest short with an error that says why, exit 0. A
 //! second signal ends the wait. A GPU that stops working for the process stops the daemon in the
 //! same way, with an exit code that has systemd start it again.
 
-use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use m40_control::paths::Env;
 use m40_manifest::Catalog;
 use m40llm::{Engine, EngineOptions};
-use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
@@ -23,18 +21,18 @@ use crate::config::{Config, Device};
 use crate::doors::Doors;
 use crate::exit::Failure;
 use crate::http::{BodyLimits, Guard};
+use crate::inherited::Inherited;
+use crate::listeners::Listeners;
+use crate::logging::Levels;
 use crate::manifests::Manifests;
 use crate::models::{self, Models};
 use crate::net::{self, Phase, TlsListener};
-use crate::socket::{self, Access, SocketFile};
+use crate::socket::Access;
 use crate::store::Store;
-use crate::{control, http, memory, systemd};
+use crate::{control, http, memory, systemd, watchdog};
 
 /// How long clients have to take the last bytes of what was cut short.
 const FLUSH_TIME: Duration = Duration::from_secs(1);
-
-/// How many connections may wait to be accepted.
-const BACKLOG: u32 = 1024;
 
 /// How long opening a GPU may take: for a card other than the M40 its driver compiles the kernels
 /// first.
@@ -50,23 +48,36 @@ const MEMORY_BYTES: u64 = 4 << 30;
 const CONTROL_CONNECTIONS_MAX: usize = 64;
 
 /// Runs the daemon until it is told to stop.
-pub(crate) fn run(config: Config, env: &Env) -> Result<(), Failure> {
-    let access = Access::new(&config.control)?;
-    let doors = Doors::open(&config.http, env)?;
-    let store = Store::open(&config.state_dir, config.store.settings(env)?)?;
-    let engine = open_engine(&config)?;
+pub(crate) fn run(config: Config, levels: Levels, env: &Env) -> Result<(), Failure> {
+    let inherited = Inherited::take()?;
+    let opened = Opened {
+        access: Access::new(&config.control)?,
+        doors: Doors::open(&config.http, env)?,
+        store: Store::open(&config.state_dir, config.store.settings(env)?)?,
+        engine: open_engine(&config)?,
+        levels,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(THREADS_MAX)
         .build()
         .map_err(|source| Failure::System { action: "start the runtime", source })?;
     let result = runtime.block_on(async {
-        let bound = Bound::new(&config, &access).await?;
-        serve(config, env, access, engine, store, doors, bound).await
+        let listeners = Listeners::new(&config, &opened.access, inherited)?;
+        serve(config, env, opened, listeners).await
     });
     // A load that cannot be interrupted must not hold up the exit.
     runtime.shutdown_background();
     result
+}
+
+/// What there is before anything runs.
+struct Opened {
+    access: Access,
+    doors: Doors,
+    store: Store,
+    engine: Engine,
+    levels: Levels,
 }
 
 fn open_engine(config: &Config) -> Result<Engine, Failure> {
@@ -81,49 +92,13 @@ fn open_engine(config: &Config) -> Result<Engine, Failure> {
     Engine::new(options).map_err(Failure::Device)
 }
 
-/// Everything that listens.
-struct Bound {
-    http: TcpListener,
-    http_address: SocketAddr,
-    control: UnixListener,
-    control_file: SocketFile,
-}
-
-impl Bound {
-    async fn new(config: &Config, access: &Access) -> Result<Self, Failure> {
-        let http = bind_http(config.http.listen)?;
-        let http_address = http
-            .local_addr()
-            .map_err(|source| Failure::System { action: "read the bound address", source })?;
-        let (control, control_file) = socket::bind(&config.control, access)?;
-        Ok(Self { http, http_address, control, control_file })
-    }
-}
-
-fn bind_http(address: SocketAddr) -> Result<TcpListener, Failure> {
-    let bind = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        // So that a restart need not wait for old connections to time out.
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)
-    };
-    bind().map_err(|source: io::Error| match source.kind() {
-        io::ErrorKind::AddrInUse => Failure::AddressInUse { address },
-        io::ErrorKind::PermissionDenied => Failure::AddressForbidden { address },
-        _ => Failure::Listen { address, source },
-    })
-}
-
 async fn serve(
     config: Config,
     env: &Env,
-    access: Access,
-    engine: Engine,
-    store: Store,
-    doors: Doors,
-    bound: Bound,
+    opened: Opened,
+    listeners: Listeners,
 ) -> Result<(), Failure> {
+    let Opened { access, engine, store, doors, levels } = opened;
     let mut signals = Signals::new()?;
     let (phase, phase_receiver) = watch::channel(Phase::Serving);
     let limits = models::Limits {
@@ -131,11 +106,13 @@ async fn serve(
         rules: config.rules.clone(),
         context_tokens_max: config.context_tokens_max,
         kv_type: config.kv_type,
+        care: config.care.clone(),
     };
     let manifests = Manifests::open(&config.manifests_dir);
     let pulls = store.pulls().clone();
     let models = Models::new(engine, store.clone(), &manifests, limits, phase_receiver.clone());
-    let Bound { http, http_address, control, control_file } = bound;
+    let Listeners { http, control, control_file, config: effective } = listeners;
+    let http_address = effective.http.listen;
     let (alive, connections) = mpsc::channel(1);
     let http_limits = net::Limits {
         connections_max: config.http.connections_max,
@@ -149,9 +126,8 @@ async fn serve(
         write_timeout: None,
         ..http_limits
     };
-    let context =
-        control_context(&config, &models, &manifests, store, access, &doors, http_address);
-    let guard = Guard::new(&config.http, doors.keys.clone());
+    let context = control_context(&effective, &models, &manifests, store, access, &doors, levels);
+    let guard = Guard::new(&effective.http, doors.keys.clone());
     let http_router = http::router(http_context(&config, &models, context.clone()), guard);
     control::resume(&context);
     let control_router = control::router(context);
@@ -165,6 +141,7 @@ async fn serve(
     };
     tokio::spawn(net::serve(control, control_router, control_limits, phase_receiver, alive));
 
+    watchdog::start(&models);
     tokio::spawn(manifests.clone().follow());
     tokio::spawn(judge_arrivals(pulls.arrivals(), manifests.clone()));
     tokio::spawn(pulls.follow(manifests.subscribe()));
@@ -181,11 +158,14 @@ async fn serve(
         error = models.device_lost() => Some(error),
     };
 
-    systemd::stopping();
+    // First of all: from now on nothing is accepted.
+    phase.send_replace(Phase::Draining);
+    systemd::stopping(config.shutdown_grace.saturating_add(3 * FLUSH_TIME));
     info!("stopping");
-    // First of all, so that a new daemon may be started and clients see that this one is gone.
+    // So that a new daemon may be started and clients see that this one is gone.
     drop(control_file);
     drain(&models, &phase, connections, config.shutdown_grace, &mut signals).await;
+    models.care().end();
     info!("stopped");
     lost.map_or(Ok(()), |error| Err(Failure::DeviceLost(error)))
 }
@@ -222,7 +202,7 @@ fn control_context(
     store: Store,
     access: Access,
     doors: &Doors,
-    http_address: SocketAddr,
+    levels: Levels,
 ) -> control::Context {
     control::Context {
         models: models.clone(),
@@ -232,9 +212,11 @@ fn control_context(
         access,
         doors: doors.clone(),
         started: Instant::now(),
-        http_address: http_address.to_string(),
+        http_address: config.http.listen.to_string(),
         control_socket: config.control.socket.clone(),
         config_file: config.file.clone(),
+        levels,
+        log_filter: config.log_filter.clone(),
         state_dir: config.state_dir.clone(),
     }
 }
@@ -351,7 +333,6 @@ async fn drain(
     grace: Duration,
     signals: &mut Signals,
 ) {
-    phase.send_replace(Phase::Draining);
     models.drain();
     // Nothing is ever sent: the channel ends when the last connection is gone.
     let finished = async {
@@ -360,14 +341,17 @@ async fn drain(
             () = async { models.jobs().none().await; tokio::time::sleep(FLUSH_TIME).await } => {}
         }
     };
-    tokio::select! {
-        () = finished => {}
-        () = tokio::time::sleep(grace) => warn!("the grace is over, cutting answers short"),
-        () = signals.stop() => warn!("told to stop again, cutting answers short"),
-    }
+    let why_cut = tokio::select! {
+        () = finished => None,
+        () = tokio::time::sleep(grace) => Some("the grace is over"),
+        () = signals.stop() => Some("told to stop again"),
+    };
     models.stop();
-    // Those that are cut short are told why; who does not listen is dropped.
-    let _ = tokio::time::timeout(FLUSH_TIME, connections.recv()).await;
+    if let Some(why) = why_cut {
+        warn!("{why}, cutting answers short");
+        // They are told why; who does not listen is dropped.
+        let _ = tokio::time::timeout(FLUSH_TIME, connections.recv()).await;
+    }
     phase.send_replace(Phase::Closing);
     systemd::status("stopped");
 }

@@ -22,7 +22,6 @@ use tokio::sync::watch;
 use tokio::task::JoinError;
 use tracing::{info, warn};
 
-use crate::exit::Failure;
 use events::Events;
 use scan::Disk;
 use watches::Watches;
@@ -67,16 +66,12 @@ struct Inner {
     watches: Mutex<Watches>,
 }
 
-/// Checks the manifests of a folder, which need not be there. Blocking.
-///
-/// # Errors
-/// [`Failure::Manifests`], with all that is wrong.
-pub(crate) fn check(dir: &Path) -> Result<(), Failure> {
+/// The names of the models that the manifests of a folder define, which need not be there, and all that is
+/// wrong. Blocking.
+pub(crate) fn check(dir: &Path) -> (Vec<String>, Vec<ManifestProblem>) {
     let (catalog, _) = read(dir, What::Everything, &Catalog::default(), &Events::default());
-    match catalog.problems() {
-        [] => Ok(()),
-        problems => Err(Failure::Manifests(problems.to_vec())),
-    }
+    let names = catalog.models().map(|model| model.definition.name.clone()).collect();
+    (names, catalog.problems().to_vec())
 }
 
 impl Manifests {

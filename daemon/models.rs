@@ -34,7 +34,7 @@ mod weigh;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use m40_control::{ErrorCode, ModelEntry, ModelRef, ModelState, model_name_of_file};
 use m40_manifest::Catalog;
@@ -46,6 +46,8 @@ use tokio::task::spawn_blocking;
 use tracing::{error, info};
 
 use crate::caller::Caller;
+use crate::care::Care;
+use crate::config;
 use crate::manifests::Manifests;
 use crate::metrics::Metrics;
 use crate::net::Phase;
@@ -54,7 +56,7 @@ use capabilities::Looks;
 use desk::{Desk, Known, Outside, Want};
 pub(crate) use error::{LoadFailure, ModelError};
 pub(crate) use facts::Facts;
-use job::lock;
+pub(crate) use job::lock;
 pub(crate) use job::{Cut, Job, JobCount, JobError, JobEvent, Reason};
 use loaded::Departure;
 pub(crate) use loaded::Loaded;
@@ -70,6 +72,8 @@ pub(crate) struct Limits {
     pub rules: Rules,
     pub context_tokens_max: Option<u32>,
     pub kv_type: KvType,
+    /// How the card is looked after that they run on.
+    pub care: config::Care,
 }
 
 /// All models, stored and loaded. A cheap handle.
@@ -92,6 +96,7 @@ struct Inner {
     metrics: Metrics,
     /// Why the GPU no longer works for this process.
     device_lost: watch::Sender<Option<GpuError>>,
+    care: Care,
 }
 
 impl Models {
@@ -108,6 +113,8 @@ impl Models {
         let desk = Desk::new(limits.rules, budget, metrics.clone());
         let wake = desk.wake();
         let (departures, departed) = mpsc::unbounded_channel();
+        let (jobs, device_lost) = (JobCount::default(), watch::Sender::new(None));
+        let care = Care::begin(&limits.care, &engine, &jobs, device_lost.clone());
         let inner = Inner {
             opener: Opener::new(engine, limits.context_tokens_max, limits.kv_type),
             looks: Looks::default(),
@@ -116,10 +123,11 @@ impl Models {
             catalog: manifests.subscribe(),
             desk: Mutex::new(desk),
             departures,
-            jobs: JobCount::default(),
+            jobs,
             phase,
             metrics,
-            device_lost: watch::Sender::new(None),
+            device_lost,
+            care,
         };
         let models = Self { inner: Arc::new(inner) };
         tokio::spawn(models.clone().keep(wake, departed));
@@ -163,6 +171,21 @@ impl Models {
                 std::future::pending::<()>().await;
             }
         }
+    }
+
+    /// What computes.
+    pub(crate) fn engine(&self) -> &Engine {
+        self.inner.opener.engine()
+    }
+
+    /// As [`Engine::stalled`].
+    pub(crate) fn stalled(&self) -> Option<Duration> {
+        self.engine().stalled()
+    }
+
+    /// The card, as it is looked after.
+    pub(crate) fn care(&self) -> &Care {
+        &self.inner.care
     }
 
     /// What computes, in words.
@@ -317,6 +340,8 @@ impl Models {
         if let Some(caller) = Caller::current() {
             urgency.class = caller.cap(urgency.class);
         }
+        let admitted = self.inner.care.admit(urgency.time, self.phase()).await;
+        urgency.time = admitted.map_err(ModelError::Ended)?;
         loop {
             if *self.inner.phase.borrow() != Phase::Serving {
                 return Err(ModelError::Ended(Reason::Stopping));
@@ -521,6 +546,7 @@ mod tests {
             rules: Rules::default(),
             context_tokens_max: None,
             kv_type: KvType::F16,
+            care: config::Care::default(),
         };
         let engine = Engine::new(EngineOptions::default()).unwrap();
         let manifests = Manifests::open(&dir.path().join("models.d"));

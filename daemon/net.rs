@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::convert::Infallible;
 use std::future::{Future, Ready, ready};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
@@ -15,7 +16,10 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Extension;
+use axum::http::HeaderValue;
+use axum::http::header::CONNECTION;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -147,8 +151,10 @@ pub(crate) async fn serve<L: Accept>(
     let clients = Clients::new(limits.client_connections_max);
     loop {
         let accepted = tokio::select! {
-            accepted = accept_one(&listener, &permits) => accepted,
+            // What comes after the end began is for whoever listens on the socket then.
+            biased;
             _ = phase.wait_for(|phase| *phase != Phase::Serving) => return,
+            accepted = accept_one(&listener, &permits) => accepted,
         };
         let Some((opening, peer, permit)) = accepted else { continue };
         let Some(counted) = clients.count(&peer) else {
@@ -240,16 +246,35 @@ async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 ) {
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(limits.write_timeout);
+    let (asked, mut was_asked) = watch::channel(false);
+    let router = TowerToHyperService::new(router);
+    let now = phase.clone();
+    let service = service_fn(move |request| {
+        asked.send_replace(true);
+        let (response, now) = (router.call(request), now.clone());
+        async move {
+            let mut response = response.await?;
+            if *now.borrow() != Phase::Serving {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        }
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
         .max_headers(HEADERS_MAX)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(Box::pin(stream)), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = reached(&mut phase, Phase::Draining) => {
+        // Who was accepted is answered, and be it that the daemon stops: hyper would close a connection
+        // on which nothing has come yet.
+        () = async {
+            reached(&mut phase, Phase::Draining).await;
+            let _ = was_asked.wait_for(|asked| *asked).await;
+        } => {
             connection.as_mut().graceful_shutdown();
             tokio::select! {
                 ended = connection.as_mut() => ended,

@@ -7,8 +7,7 @@ use tracing::warn;
 
 /// Start-up takes longer than usual: for what, and how long at most.
 pub(crate) fn starting(status: &str, most: Duration) {
-    let most = u32::try_from(most.as_micros()).unwrap_or(u32::MAX);
-    tell(&[NotifyState::Status(status), NotifyState::ExtendTimeoutUsec(most)]);
+    tell(&[NotifyState::Status(status), NotifyState::ExtendTimeoutUsec(micros(most))]);
 }
 
 /// Start-up is complete.
@@ -29,9 +28,32 @@ pub(crate) fn reloading() {
     }
 }
 
-/// Stopping begins.
-pub(crate) fn stopping() {
-    tell(&[NotifyState::Stopping, NotifyState::Status("finishing running answers")]);
+/// Stopping begins, and takes so long at most, whatever the unit has for it.
+pub(crate) fn stopping(most: Duration) {
+    let status = NotifyState::Status("finishing running answers");
+    tell(&[NotifyState::Stopping, status, NotifyState::ExtendTimeoutUsec(micros(most))]);
+}
+
+/// How often at least the service manager wants [`alive`]; `None` where it does not.
+pub(crate) fn watchdog_time() -> Option<Duration> {
+    sd_notify::watchdog_enabled().filter(|time| !time.is_zero())
+}
+
+/// The daemon works.
+pub(crate) fn alive() {
+    tell(&[NotifyState::Watchdog]);
+}
+
+/// It does not, for so long.
+pub(crate) fn hangs(time: Duration) {
+    status(&format!(
+        "the engine hangs: it has work and has not got on for {:.1} s",
+        time.as_secs_f64()
+    ));
+}
+
+fn micros(time: Duration) -> u32 {
+    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }
 
 fn tell(states: &[NotifyState<'_>]) {

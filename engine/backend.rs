@@ -4,9 +4,7 @@
 //! conversation. Sessions see nothing else of either.
 
 use std::path::Path;
-#[cfg(feature = "cuda")]
-use std::sync::Arc;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use m40_cpu::{Executor, ExecutorOptions, Isa, Numerics, available_threads};
 use m40_gguf::Gguf;
@@ -16,6 +14,7 @@ use memmap2::Mmap;
 
 use crate::bench::{BenchOptions, OnLine};
 use crate::cpu::{self, CpuCache, CpuModel};
+use crate::duty::Duty;
 use crate::embed::{EmbedError, EmbedText};
 use crate::footprint;
 use crate::generate::{CancelToken, GenerateError, GenerateParams};
@@ -26,6 +25,7 @@ use crate::gpu::GpuOptions;
 use crate::gpu::card::{Card, CardCache, CardModel, SEQUENCES};
 use crate::model::{Device, EngineOptions, LoadError};
 use crate::passes::DecodePasses;
+use crate::pulse::Pulse;
 
 /// Tokens of a prompt computed at a time, at most: enough to amortise unpacking weights, few enough
 /// that cancelling is prompt.
@@ -35,19 +35,21 @@ pub(crate) const PROMPT_ROWS: usize = 512;
 #[derive(Clone, Debug)]
 pub(crate) enum Backend {
     /// The CPU.
-    Cpu { threads: usize, numerics: Numerics },
+    Cpu { threads: usize, numerics: Numerics, duty: Duty },
     /// The first GPU.
     #[cfg(feature = "cuda")]
     Gpu(Arc<Card>),
 }
 
 impl Backend {
-    pub(crate) fn open(options: &EngineOptions) -> Result<Self, GpuError> {
+    pub(crate) fn open(options: &EngineOptions, duty: &Duty) -> Result<Self, GpuError> {
         let threads = options.threads.unwrap_or_else(available_threads).max(1);
         match options.device {
-            Device::Cpu => Ok(Self::Cpu { threads, numerics: options.numerics }),
+            Device::Cpu => {
+                Ok(Self::Cpu { threads, numerics: options.numerics, duty: duty.clone() })
+            }
             #[cfg(feature = "cuda")]
-            Device::Gpu(options) => Ok(Self::Gpu(Arc::new(Card::open(options, threads)?))),
+            Device::Gpu(options) => Ok(Self::Gpu(Arc::new(Card::open(options, threads, duty)?))),
             #[cfg(not(feature = "cuda"))]
             Device::Gpu(_) => Err(GpuError::NoBackend),
         }
@@ -58,15 +60,16 @@ impl Backend {
         device: m40_cuda::Device,
         options: GpuOptions,
         threads: Option<usize>,
+        duty: &Duty,
     ) -> Result<Self, GpuError> {
         let threads = threads.unwrap_or_else(available_threads).max(1);
-        Ok(Self::Gpu(Arc::new(Card::on(device, options, threads)?)))
+        Ok(Self::Gpu(Arc::new(Card::on(device, options, threads, duty)?)))
     }
 
     /// What models run on, for people.
     pub(crate) fn describe(&self) -> String {
         match self {
-            Self::Cpu { threads, numerics } => {
+            Self::Cpu { threads, numerics, .. } => {
                 let arithmetic = match numerics {
                     Numerics::Fast => Isa::detect().to_string(),
                     Numerics::Oracle => "oracle".into(),
@@ -76,6 +79,15 @@ impl Backend {
             }
             #[cfg(feature = "cuda")]
             Self::Gpu(card) => card.describe(),
+        }
+    }
+
+    /// Where the GPU is on the PCI bus.
+    pub(crate) fn pci_address(&self) -> Option<String> {
+        match self {
+            Self::Cpu { .. } => None,
+            #[cfg(feature = "cuda")]
+            Self::Gpu(card) => Some(card.pci_address()),
         }
     }
 
@@ -118,35 +130,39 @@ impl Backend {
         match self {
             Self::Cpu { .. } => Ok(footprint::on_cpu(&program, gguf, context)),
             #[cfg(feature = "cuda")]
-            Self::Gpu(_) if is_for_embeddings(&program) => Ok(footprint::beside_gpu(context)),
+            Self::Gpu(_) if is_encoder(&program) => Ok(footprint::beside_gpu(context)),
             #[cfg(feature = "cuda")]
             Self::Gpu(card) => Ok(card.plan(path, program, context)?.1.footprint()),
         }
     }
 
-    /// Makes a model ready to run, for conversations of `context` tokens, and says what it takes.
+    /// Makes a model ready to run, for conversations of `context` tokens, and says what it takes. What is
+    /// done of that, and of passes on the CPU, are steps of `pulse`.
     pub(crate) fn load(
         &self,
         path: &Path,
         program: Program,
         gguf: Gguf<Mmap>,
         context: u32,
+        pulse: &Arc<Pulse>,
     ) -> Result<(Runner, Footprint), LoadError> {
         match self {
-            Self::Cpu { threads, numerics } => {
+            Self::Cpu { threads, numerics, duty } => {
                 let footprint = footprint::on_cpu(&program, &gguf, context);
-                let runner = on_cpu(path, program, gguf, context, (*threads, *numerics))?;
+                let how = (*threads, *numerics);
+                let runner = on_cpu(path, program, gguf, context, how, pulse, duty)?;
                 Ok((runner, footprint))
             }
             #[cfg(feature = "cuda")]
-            Self::Gpu(card) if is_for_embeddings(&program) => {
+            Self::Gpu(card) if is_encoder(&program) => {
                 let how = (card.threads(), Numerics::Fast);
-                let runner = on_cpu(path, program, gguf, context, how)?;
+                // The card is no cooler for it.
+                let runner = on_cpu(path, program, gguf, context, how, pulse, &Duty::default())?;
                 Ok((runner, footprint::beside_gpu(context)))
             }
             #[cfg(feature = "cuda")]
             Self::Gpu(card) => {
-                let (model, memory) = card.load(path, program, &gguf, context)?;
+                let (model, memory) = card.load(path, program, &gguf, context, pulse)?;
                 Ok((Runner::Gpu(model), memory.footprint()))
             }
         }
@@ -160,11 +176,12 @@ impl Backend {
         gguf: Gguf<Mmap>,
         context: u32,
     ) -> Result<(), LoadError> {
+        let pulse = Arc::default();
         match self {
-            Self::Cpu { .. } => self.load(path, program, gguf, context).map(|_| ()),
+            Self::Cpu { .. } => self.load(path, program, gguf, context, &pulse).map(|_| ()),
             #[cfg(feature = "cuda")]
-            Self::Gpu(_) if is_for_embeddings(&program) => {
-                self.load(path, program, gguf, context).map(|_| ())
+            Self::Gpu(_) if is_encoder(&program) => {
+                self.load(path, program, gguf, context, &pulse).map(|_| ())
             }
             #[cfg(feature = "cuda")]
             Self::Gpu(card) => card.plan(path, program, context).map(|_| ()),
@@ -172,12 +189,11 @@ impl Backend {
     }
 }
 
-/// Whether a model is made for embeddings: an encoder, or one whose file says how a text's vector is
-/// made. Those run on the CPU whatever the others run on: no kernel lets a token see those after it, and
-/// the card gives no hidden states away.
+/// Whether a model is an encoder. Those run on the CPU whatever the others run on: no kernel lets a token
+/// see those after it.
 #[cfg(feature = "cuda")]
-fn is_for_embeddings(program: &Program) -> bool {
-    !matches!(program.head, m40_program::Head::Logits(_)) || program.description.pooling.is_some()
+fn is_encoder(program: &Program) -> bool {
+    !matches!(program.head, m40_program::Head::Logits(_))
 }
 
 fn on_cpu(
@@ -186,11 +202,15 @@ fn on_cpu(
     gguf: Gguf<Mmap>,
     context: u32,
     (threads, numerics): (usize, Numerics),
+    pulse: &Arc<Pulse>,
+    duty: &Duty,
 ) -> Result<Runner, LoadError> {
     let options = ExecutorOptions { threads: Some(threads), numerics, isa: None };
-    let executor = Executor::new(program.into(), gguf.into(), options)
+    let mut executor = Executor::new(program.into(), gguf.into(), options)
         .map_err(|source| LoadError::Prepare { path: path.into(), source })?;
-    Ok(Runner::Cpu(Box::new(CpuModel::new(executor, context as usize))))
+    let pulse = Arc::clone(pulse);
+    executor.on_step(move || pulse.step());
+    Ok(Runner::Cpu(Box::new(CpuModel::new(executor, context as usize, duty.clone()))))
 }
 
 /// A prompt, and how it is to go on.
@@ -331,7 +351,7 @@ impl Runner {
         match self {
             Self::Cpu(model) => model.embed(texts, pooling, cancel),
             #[cfg(feature = "cuda")]
-            Self::Gpu(_) => Err(EmbedError::OnGpu),
+            Self::Gpu(model) => model.embed(texts, pooling, cancel),
         }
     }
 

@@ -4,7 +4,10 @@
 //! Every figure is measured several times, warm: what comes first is not counted. Next to decoding
 //! stands what a Tesla M40 will make of it, by `m40_gpu::predict`: a prediction from machine code.
 
+use std::fmt;
 use std::ops::ControlFlow;
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use m40_cpu::{Executor, KvCache, Row as CpuRow};
@@ -25,8 +28,8 @@ const CPU_KV_BYTES: u64 = 2 << 30;
 pub struct BenchOptions {
     /// How often each figure is measured, at least once.
     pub repeats: usize,
-    /// Tokens of a prompt.
-    pub prompt: usize,
+    /// Tokens of prompts, each at least one.
+    pub prompts: Vec<usize>,
     /// Tokens that each sequence is given at a time, at least one.
     pub tokens: usize,
     /// Tokens that sequences hold before.
@@ -42,7 +45,7 @@ impl Default for BenchOptions {
     fn default() -> Self {
         Self {
             repeats: 5,
-            prompt: 512,
+            prompts: vec![512],
             tokens: 32,
             depths: vec![0, 4096],
             batches: vec![1, 2, 4, 8, 16, 32],
@@ -82,11 +85,52 @@ impl Spread {
     }
 }
 
+/// What a figure is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BenchTest {
+    /// A copy on the device, which bounds how fast it reads weights.
+    Copy,
+    /// A barrier across the device.
+    Barrier,
+    /// Something that its caller measures beside a model, by its name.
+    Beside(&'static str),
+    /// A prompt, in a sequence of its own.
+    Prompt {
+        /// Its tokens.
+        tokens: usize,
+        /// Tokens that the sequence holds before.
+        depth: usize,
+    },
+    /// Tokens that sequences are given one after another.
+    Decode {
+        /// Tokens of each sequence.
+        tokens: usize,
+        /// Sequences at a time.
+        sequences: usize,
+        /// Tokens that each holds before.
+        depth: usize,
+    },
+}
+
+/// As in `prefill 512`, `prefill 512 at 4096` and `decode 8 at 4096`, which are 8 sequences.
+impl fmt::Display for BenchTest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Copy => f.write_str("copy"),
+            Self::Barrier => f.write_str("barrier"),
+            Self::Beside(name) => f.write_str(name),
+            Self::Prompt { tokens, depth: 0 } => write!(f, "prefill {tokens}"),
+            Self::Prompt { tokens, depth } => write!(f, "prefill {tokens} at {depth}"),
+            Self::Decode { sequences, depth, .. } => write!(f, "decode {sequences} at {depth}"),
+        }
+    }
+}
+
 /// A line of the table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BenchRow {
-    /// What was measured, as in `decode 8 at 4096`: sequences, and the tokens that each held.
-    pub what: String,
+    /// What was measured.
+    pub test: BenchTest,
     /// Unit of the figure: `tokens/s` of all sequences together, `GB/s` or `us`.
     pub unit: &'static str,
     /// The figure.
@@ -103,9 +147,9 @@ pub struct BenchRow {
 
 impl BenchRow {
     /// A figure and nothing beside it.
-    pub fn plain(what: &str, unit: &'static str, value: Spread) -> Self {
+    pub fn plain(test: BenchTest, unit: &'static str, value: Spread) -> Self {
         Self {
-            what: what.to_owned(),
+            test,
             unit,
             value,
             per_sequence: None,
@@ -124,7 +168,7 @@ pub enum BenchLine {
     /// Something does not fit the model's context or its memory.
     LeftOut {
         /// What.
-        what: String,
+        test: BenchTest,
         /// Why.
         why: String,
     },
@@ -145,8 +189,8 @@ pub(crate) trait Subject {
     fn page(&self) -> usize;
     /// How often weights are read for a token of each of so many sequences.
     fn passes(&self, sequences: usize) -> usize;
-    /// How long a prompt takes in a sequence of its own.
-    fn prompt(&mut self, tokens: &[u32]) -> Result<Duration, GenerateError>;
+    /// How long a prompt takes in a sequence of its own that holds `depth` tokens; there are no others.
+    fn prompt(&mut self, tokens: &[u32], depth: usize) -> Result<Duration, GenerateError>;
     /// Makes these sequences, of so many tokens each, the only ones.
     fn begin(&mut self, sequences: usize, depth: usize) -> Result<(), GenerateError>;
     /// How long so many tokens of each sequence take; it holds `depth` again afterwards.
@@ -175,7 +219,7 @@ pub fn bench_executor(
     options: &BenchOptions,
     on_line: &mut OnLine<'_>,
 ) -> Result<(), GenerateError> {
-    bench(&mut card::CardSubject::new(executor), options, on_line)
+    bench(&mut card::CardSubject::new(executor, Arc::default()), options, on_line)
 }
 
 /// Measures all there is; ends early when told so.
@@ -187,17 +231,21 @@ pub(crate) fn bench(
     let repeats = options.repeats.max(1);
     let mut tell = |row| on_line(BenchLine::Row(row));
     let copy = figures(repeats, || Ok(subject.copy_rate()?.map(|rate| rate / 1e9)))?;
-    if copy.is_some_and(|copy| tell(BenchRow::plain("copy", "GB/s", copy)).is_break()) {
+    if copy.is_some_and(|copy| tell(BenchRow::plain(BenchTest::Copy, "GB/s", copy)).is_break()) {
         return Ok(());
     }
     let barrier = figures(repeats, || Ok(subject.barrier()?.map(|time| time.as_secs_f64() * 1e6)))?;
-    if barrier.is_some_and(|time| tell(BenchRow::plain("barrier", "us", time)).is_break()) {
-        return Ok(());
-    }
-    if prompt(subject, options, on_line)?.is_break() {
+    let row = |time| BenchRow::plain(BenchTest::Barrier, "us", time);
+    if barrier.is_some_and(|time| tell(row(time)).is_break()) {
         return Ok(());
     }
     for &depth in &options.depths {
+        for &tokens in &options.prompts {
+            let line = prompt(subject, options, (tokens.max(1), depth))?;
+            if on_line(line).is_break() {
+                return Ok(());
+            }
+        }
         for &sequences in &options.batches {
             let line = decode(subject, options, (sequences, depth), copy.map(|copy| copy.mean))?;
             if on_line(line).is_break() {
@@ -220,21 +268,22 @@ fn figures(
 fn prompt(
     subject: &mut dyn Subject,
     options: &BenchOptions,
-    on_line: &mut OnLine<'_>,
-) -> Result<ControlFlow<()>, GenerateError> {
-    let what = format!("prefill {}", options.prompt);
-    if let Some(why) = too_large(subject, 1, options.prompt) {
-        return Ok(on_line(BenchLine::LeftOut { what, why }));
+    (length, depth): (usize, usize),
+) -> Result<BenchLine, GenerateError> {
+    let test = BenchTest::Prompt { tokens: length, depth };
+    if let Some(why) = too_large(subject, 1, depth.saturating_add(length)) {
+        return Ok(BenchLine::LeftOut { test, why });
     }
     let vocab = subject.program().description.vocab;
-    let tokens: Vec<_> = (0..options.prompt).map(|i| token(i, vocab)).collect();
-    subject.prompt(&tokens)?;
-    let rate = || Ok(Some(tokens.len() as f64 / subject.prompt(&tokens)?.as_secs_f64()));
+    let tokens: Vec<_> = (0..length).map(|i| token(i, vocab)).collect();
+    subject.prompt(&tokens, depth)?;
+    let rate = || Ok(Some(length as f64 / subject.prompt(&tokens, depth)?.as_secs_f64()));
     let rate = figures(options.repeats.max(1), rate)?.expect("measured at least once");
-    Ok(on_line(BenchLine::Row(BenchRow {
-        m40_tokens_per_s: predicted_prompt(subject.program(), options.prompt),
-        ..BenchRow::plain(&what, "tokens/s", rate)
-    })))
+    let predicted = (depth == 0).then(|| predicted_prompt(subject.program(), length));
+    Ok(BenchLine::Row(BenchRow {
+        m40_tokens_per_s: predicted.flatten(),
+        ..BenchRow::plain(test, "tokens/s", rate)
+    }))
 }
 
 fn decode(
@@ -243,10 +292,10 @@ fn decode(
     (sequences, depth): (usize, usize),
     copy: Option<f64>,
 ) -> Result<BenchLine, GenerateError> {
-    let what = format!("decode {sequences} at {depth}");
     let tokens = options.tokens.max(1);
-    if let Some(why) = too_large(subject, sequences, depth + tokens) {
-        return Ok(BenchLine::LeftOut { what, why });
+    let test = BenchTest::Decode { tokens, sequences, depth };
+    if let Some(why) = too_large(subject, sequences, depth.saturating_add(tokens)) {
+        return Ok(BenchLine::LeftOut { test, why });
     }
     subject.begin(sequences, depth)?;
     subject.decode(tokens, depth)?;
@@ -262,7 +311,7 @@ fn decode(
         weights_gb_per_s: Some(weights),
         copy_share: copy.map(|copy| weights / copy),
         m40_tokens_per_s: predicted(subject.program(), sequences, depth),
-        ..BenchRow::plain(&what, "tokens/s", value)
+        ..BenchRow::plain(test, "tokens/s", value)
     }))
 }
 
@@ -350,18 +399,22 @@ impl Subject for CpuSubject<'_> {
         sequences.div_ceil(SIDE_BY_SIDE)
     }
 
-    fn prompt(&mut self, tokens: &[u32]) -> Result<Duration, GenerateError> {
-        let mut cache = self.executor.cache(tokens.len());
-        let begun = Instant::now();
-        let last = tokens.len() - 1;
-        let row = |(position, &token)| CpuRow {
+    fn prompt(&mut self, tokens: &[u32], depth: usize) -> Result<Duration, GenerateError> {
+        self.caches.clear();
+        let mut cache = self.executor.cache(depth + tokens.len());
+        let row = |position, token| CpuRow {
             token,
             position,
             cache: 0,
             segment: 0,
-            logits: position == last,
+            logits: position + 1 == depth + tokens.len(),
         };
-        let rows: Vec<_> = tokens.iter().enumerate().map(row).collect();
+        // The first pass makes the pages of all positions before its own, which is no part of a prompt.
+        if let Some(last) = depth.checked_sub(1) {
+            self.executor.forward(&[row(last, 0)], &mut [&mut cache]);
+        }
+        let begun = Instant::now();
+        let rows: Vec<_> = (depth..).zip(tokens).map(|(at, &token)| row(at, token)).collect();
         for rows in rows.chunks(crate::backend::PROMPT_ROWS) {
             self.executor.forward(rows, &mut [&mut cache]);
         }
@@ -408,6 +461,7 @@ impl Subject for CpuSubject<'_> {
 pub(crate) mod card {
     //! A model on a GPU.
 
+    use std::sync::Arc;
     use std::time::{Duration, Instant};
 
     use m40_gpu::Sequence;
@@ -418,16 +472,19 @@ pub(crate) mod card {
     use super::{Subject, token};
     use crate::generate::GenerateError;
     use crate::gpu::failed;
+    use crate::pulse::Pulse;
 
     /// Executor, and the sequences that are measured.
     pub(crate) struct CardSubject<'a> {
         executor: &'a mut Executor,
         sequences: Vec<Sequence>,
+        pulse: Arc<Pulse>,
     }
 
     impl<'a> CardSubject<'a> {
-        pub(crate) fn new(executor: &'a mut Executor) -> Self {
-            Self { executor, sequences: vec![] }
+        /// Each measurement is a step of `pulse`.
+        pub(crate) fn new(executor: &'a mut Executor, pulse: Arc<Pulse>) -> Self {
+            Self { executor, sequences: vec![], pulse }
         }
 
         fn sequence(&self) -> Result<Sequence, GenerateError> {
@@ -459,11 +516,15 @@ pub(crate) mod card {
             sequences.div_ceil(self.executor.rows_at_once(sequences).max(1))
         }
 
-        fn prompt(&mut self, tokens: &[u32]) -> Result<Duration, GenerateError> {
+        fn prompt(&mut self, tokens: &[u32], depth: usize) -> Result<Duration, GenerateError> {
+            self.pulse.step();
+            self.sequences.clear();
             let mut sequence = self.sequence()?;
-            let last = tokens.len() - 1;
-            let row =
-                |(position, &token)| Row { token, position, sequence: 0, logits: position == last };
+            self.executor.pretend(&mut sequence, depth).map_err(|error| failed(&error))?;
+            let row = |(i, &token)| {
+                let logits = i == tokens.len() - 1;
+                Row { token, position: depth + i, sequence: 0, logits }
+            };
             let rows: Vec<_> = tokens.iter().enumerate().map(row).collect();
             let begun = Instant::now();
             self.executor.forward(&rows, &mut [&mut sequence]).map_err(|error| failed(&error))?;
@@ -471,6 +532,7 @@ pub(crate) mod card {
         }
 
         fn begin(&mut self, sequences: usize, depth: usize) -> Result<(), GenerateError> {
+            self.pulse.step();
             self.sequences.clear();
             for _ in 0..sequences {
                 let mut sequence = self.sequence()?;
@@ -482,6 +544,7 @@ pub(crate) mod card {
 
         /// More sequences than a pass has rows go through the card in groups, one after another.
         fn decode(&mut self, tokens: usize, depth: usize) -> Result<Duration, GenerateError> {
+            self.pulse.step();
             let vocab = self.program().description.vocab;
             let begun = Instant::now();
             let rows = self.executor.rows_at_once(self.sequences.len()).max(1);
@@ -525,7 +588,7 @@ mod tests {
     fn options(depths: &[usize], batches: &[usize]) -> BenchOptions {
         let (depths, batches) = (depths.to_vec(), batches.to_vec());
         let kv_bytes = CPU_KV_BYTES;
-        BenchOptions { repeats: 2, prompt: 16, tokens: 3, depths, batches, kv_bytes }
+        BenchOptions { repeats: 2, prompts: vec![16], tokens: 3, depths, batches, kv_bytes }
     }
 
     fn lines(options: &BenchOptions) -> Vec<BenchLine> {
@@ -557,17 +620,16 @@ mod tests {
                 left_out => panic!("{left_out:?}"),
             })
             .collect();
-        let names: Vec<_> = rows.iter().map(|row| row.what.as_str()).collect();
-        assert_eq!(
-            names,
-            ["prefill 16", "decode 1 at 0", "decode 3 at 0", "decode 1 at 40", "decode 3 at 40"]
-        );
+        let names: Vec<_> = rows.iter().map(|row| row.test.to_string()).collect();
+        let at_0 = ["prefill 16", "decode 1 at 0", "decode 3 at 0"];
+        let at_40 = ["prefill 16 at 40", "decode 1 at 40", "decode 3 at 40"];
+        assert_eq!(names, [at_0, at_40].concat());
         for row in &rows {
             let Spread { mean, min, max } = row.value;
             assert!(min > 0.0 && min <= mean && mean <= max, "{row:?}");
             assert_eq!(row.copy_share, None);
         }
-        for row in &rows[1..] {
+        for row in rows.iter().filter(|row| matches!(row.test, BenchTest::Decode { .. })) {
             assert!(row.weights_gb_per_s.unwrap() > 0.0, "{row:?}");
             assert_eq!(row.m40_tokens_per_s.is_some(), cfg!(feature = "cuda"));
         }
@@ -579,10 +641,14 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_left_out_and_said() {
         let lines = lines(&options(&[1 << 20], &[1]));
-        let [BenchLine::Row(_), BenchLine::LeftOut { what, why }] = &lines[..] else {
+        let [BenchLine::LeftOut { test: prompt, .. }, BenchLine::LeftOut { test, why }] =
+            &lines[..]
+        else {
             panic!("{lines:?}")
         };
-        assert_eq!(what, "decode 1 at 1048576");
+        let depth = 1 << 20;
+        assert_eq!(*prompt, BenchTest::Prompt { tokens: 16, depth });
+        assert_eq!(*test, BenchTest::Decode { tokens: 3, sequences: 1, depth });
         assert!(why.contains("context"), "{why}");
     }
 
@@ -597,14 +663,15 @@ mod tests {
             let mut left_out = vec![];
             let on_line = &mut |line| {
                 left_out.extend(match line {
-                    BenchLine::LeftOut { what, .. } => Some(what),
+                    BenchLine::LeftOut { test, .. } => Some(test),
                     BenchLine::Row(_) => None,
                 });
                 ControlFlow::Continue(())
             };
             let asked = BenchOptions { kv_bytes, ..asked.clone() };
             session.bench(&asked, on_line).unwrap();
-            assert_eq!(left_out, vec!["decode 9 at 0"; expected]);
+            let most = BenchTest::Decode { tokens: 3, sequences: 9, depth: 0 };
+            assert_eq!(left_out, vec![most; expected]);
         }
     }
 

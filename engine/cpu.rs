@@ -22,6 +22,7 @@ use memmap2::Mmap;
 
 use crate::backend::{Output, lock};
 use crate::bench::{BenchOptions, CpuSubject, OnLine, bench};
+use crate::duty::Duty;
 use crate::generate::{CancelToken, GenerateError};
 use crate::passes::{DecodePasses, PassCounter};
 use batch::{Batch, Job, Next, compute};
@@ -39,6 +40,7 @@ pub(crate) struct CpuModel {
     context: usize,
     /// Whether no token sees those after it.
     is_causal: bool,
+    duty: Duty,
     /// Sessions that there have been.
     sessions: AtomicU64,
     prefixes: Arc<Mutex<Prefixes>>,
@@ -95,7 +97,7 @@ impl CpuCache {
 
 impl CpuModel {
     /// For conversations of at most `context` tokens.
-    pub(crate) fn new(executor: Executor<Mmap>, context: usize) -> Self {
+    pub(crate) fn new(executor: Executor<Mmap>, context: usize, duty: Duty) -> Self {
         let batch = Batch::new(Instant::now());
         Self {
             layers: executor.program().kv.clone(),
@@ -103,6 +105,7 @@ impl CpuModel {
             prefixes: Arc::new(Mutex::new(Prefixes::new(context))),
             executor: Mutex::new(executor),
             context,
+            duty,
             sessions: AtomicU64::new(0),
             shared: Mutex::new(Shared { batch, running: false, done: vec![] }),
             passes: PassCounter::default(),
@@ -184,8 +187,12 @@ impl CpuModel {
             {
                 return job;
             }
-            shared = match shared.batch.next(Instant::now()) {
-                Next::Pass if !shared.running => self.run(shared),
+            let now = Instant::now();
+            shared = match shared.batch.next(now) {
+                Next::Pass if !shared.running => match self.duty.pause(now) {
+                    Some(time) => self.wait(shared, time),
+                    None => self.run(shared),
+                },
                 Next::Wait(time) if !shared.running => self.wait(shared, time),
                 _ => self.changed.wait(shared).unwrap_or_else(PoisonError::into_inner),
             };
@@ -209,6 +216,7 @@ impl CpuModel {
         let begun = Instant::now();
         compute(&mut executor, &mut jobs);
         let ended = Instant::now();
+        self.duty.ran(ended - begun, ended);
         drop(executor);
         let streams = jobs.iter().filter(|job| job.is_stream() && job.failure.is_none()).count();
         if streams > 0 {

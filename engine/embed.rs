@@ -2,7 +2,7 @@
 
 use m40_program::Pooling;
 
-use crate::generate::CancelToken;
+use crate::generate::{CancelToken, GenerateError};
 use crate::model::Model;
 
 /// A text, or a pair of texts, of which a vector is made.
@@ -15,7 +15,7 @@ pub struct EmbedText {
 }
 
 /// Why there are no vectors.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum EmbedError {
     /// There is nothing to make a vector of.
     #[error("text {index} has no tokens: give at least one")]
@@ -47,12 +47,6 @@ pub enum EmbedError {
     /// Only cross-encoders rank.
     #[error("the model has no classifier: it does not rank pairs of texts")]
     NoClassifier,
-    /// The card computes logits only.
-    #[error(
-        "this model generates text on the GPU, where no embeddings are computed: use a model that \
-         is made for embeddings, which runs on the CPU, or the CPU for all models"
-    )]
-    OnGpu,
     /// The caller cancelled, or it took too long for the caller.
     #[error("the embeddings were cancelled")]
     Cancelled,
@@ -63,11 +57,36 @@ pub enum EmbedError {
         index: usize,
     },
     /// A pass failed.
-    #[error("internal error: {reason}")]
-    Pass {
-        /// What it says.
-        reason: String,
-    },
+    #[error(transparent)]
+    Pass(GenerateError),
+}
+
+/// The mean of what has come of a text so far.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Mean {
+    sum: Vec<f64>,
+    count: usize,
+}
+
+impl Mean {
+    pub(crate) fn add(&mut self, state: &[f32]) {
+        self.sum.resize(state.len(), 0.0);
+        self.sum.iter_mut().zip(state).for_each(|(sum, x)| *sum += f64::from(*x));
+        self.count += 1;
+    }
+
+    pub(crate) fn vector(&self) -> Vec<f32> {
+        self.sum.iter().map(|sum| (sum / self.count as f64) as f32).collect()
+    }
+}
+
+/// Whether a text's vector is made of what comes of this token, of so many.
+pub(crate) fn is_wanted(pooling: Pooling, position: usize, tokens: usize) -> bool {
+    match pooling {
+        Pooling::Mean => true,
+        Pooling::Cls | Pooling::Rank => position == 0,
+        Pooling::Last => position + 1 == tokens,
+    }
 }
 
 impl Model {
@@ -79,8 +98,8 @@ impl Model {
 
     /// Makes a vector of each text: [`ModelInfo::embedding`](crate::ModelInfo::embedding) floats, as
     /// they come from the model's last norm, so of any length; with [`Pooling::Rank`] what the
-    /// classifier says, [`ModelInfo::classes`](crate::ModelInfo::classes) floats. Blocks until the end;
-    /// a vector does not depend on the other texts.
+    /// classifier says, [`ModelInfo::classes`](crate::ModelInfo::classes) floats. Blocks until the end.
+    /// A vector does not depend on the other texts, except for how its sums are rounded on a GPU.
     ///
     /// # Errors
     /// See [`EmbedError`]; what is wrong with the texts comes before anything is computed.
@@ -95,6 +114,7 @@ impl Model {
             return Err(EmbedError::NoClassifier);
         }
         self.check_texts(texts)?;
+        let _working = self.pulse().work();
         let vectors = self.runner().embed(texts, pooling, cancel)?;
         match vectors.iter().position(|vector| vector.iter().any(|x| !x.is_finite())) {
             Some(index) => Err(EmbedError::NotNumbers { index }),

@@ -6,6 +6,8 @@ mod batch;
 #[cfg(feature = "cuda")]
 pub(crate) mod card;
 #[cfg(feature = "cuda")]
+mod embed;
+#[cfg(feature = "cuda")]
 mod going;
 #[cfg(feature = "cuda")]
 mod kernels;
@@ -227,6 +229,12 @@ pub enum GpuError {
         /// What it says.
         reason: String,
     },
+    /// The driver says, by itself, that the device failed.
+    #[error("its driver reports {reported}")]
+    Reported {
+        /// What happened.
+        reported: String,
+    },
     /// The driver or the device.
     #[cfg(feature = "cuda")]
     #[error(transparent)]
@@ -241,10 +249,12 @@ impl GpuError {
 
     /// Whether the device stopped working for this process, which then has to be restarted.
     pub fn is_lost(&self) -> bool {
-        #[cfg(feature = "cuda")]
-        return matches!(self, Self::Cuda(CudaError::DeviceLost { .. }));
-        #[cfg(not(feature = "cuda"))]
-        return false;
+        match self {
+            Self::Reported { .. } => true,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(CudaError::DeviceLost { .. }) => true,
+            _ => false,
+        }
     }
 }
 

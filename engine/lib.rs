@@ -27,6 +27,7 @@ mod abilities;
 mod backend;
 mod bench;
 mod cpu;
+mod duty;
 mod embed;
 mod footprint;
 mod generate;
@@ -34,6 +35,7 @@ mod gpu;
 mod mapping;
 mod model;
 mod passes;
+mod pulse;
 mod session;
 mod stop;
 #[cfg(test)]
@@ -42,7 +44,8 @@ mod tests;
 pub use abilities::Abilities;
 #[cfg(feature = "cuda")]
 pub use bench::bench_executor;
-pub use bench::{BenchLine, BenchOptions, BenchRow, OnLine, Spread};
+pub use bench::{BenchLine, BenchOptions, BenchRow, BenchTest, OnLine, Spread};
+pub use duty::Duty;
 pub use embed::{EmbedError, EmbedText};
 pub use generate::{
     CancelToken, Chunk, Completion, FinishReason, GenerateError, GenerateParams, TokenLogprob,

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use m40_cpu::{Numerics, PrepareError};
 use m40_gguf::{Gguf, GgufError, TensorType, split};
@@ -14,9 +15,11 @@ use m40_tokenizer::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
 use memmap2::Mmap;
 
 use crate::backend::{Backend, Runner};
+use crate::duty::Duty;
 use crate::gpu::{GpuError, GpuMemory, GpuOptions};
 use crate::mapping;
 use crate::passes::DecodePasses;
+use crate::pulse::Pulse;
 use crate::session::Session;
 
 /// Context served when the caller names none: enough for chat, small enough for its KV cache.
@@ -47,6 +50,8 @@ pub enum Device {
 #[derive(Clone, Debug)]
 pub struct Engine {
     backend: Backend,
+    pulse: Arc<Pulse>,
+    duty: Duty,
 }
 
 /// How to load one model.
@@ -214,7 +219,8 @@ impl Engine {
     /// # Errors
     /// [`GpuError`], if a GPU was asked for and it cannot be had. The CPU never stands in.
     pub fn new(options: EngineOptions) -> Result<Self, GpuError> {
-        Ok(Self { backend: Backend::open(&options)? })
+        let duty = Duty::default();
+        Ok(Self { backend: Backend::open(&options, &duty)?, pulse: Arc::default(), duty })
     }
 
     /// An engine on a GPU that is open already, with the kernels of [`kernel_image`](crate::kernel_image)
@@ -228,12 +234,39 @@ impl Engine {
         options: GpuOptions,
         threads: Option<usize>,
     ) -> Result<Self, GpuError> {
-        Ok(Self { backend: Backend::on_device(device, options, threads)? })
+        let duty = Duty::default();
+        let backend = Backend::on_device(device, options, threads, &duty)?;
+        Ok(Self { backend, pulse: Arc::default(), duty })
     }
 
     /// What models run on, for people: `cpu, 2 threads, avx512-vnni`.
     pub fn device(&self) -> String {
         self.backend.describe()
+    }
+
+    /// How long nothing has got on that is in hand: no op of a pass on the CPU, no pass or token of a
+    /// session on a GPU, no tensor of a load. None where nothing is in hand. Takes no lock. What is
+    /// longer than any step may take (a load compiles kernels for seconds, a card that is taken by a
+    /// benchmark keeps others waiting while that gets on) says that the engine hangs.
+    pub fn stalled(&self) -> Option<Duration> {
+        self.pulse.stalled()
+    }
+
+    /// Has something be in hand for ever that never gets on, as if a kernel or a thread hung. For tests of
+    /// what watches [`Self::stalled`], in builds that are for tests.
+    #[cfg(debug_assertions)]
+    pub fn hang(&self) {
+        self.pulse.hang();
+    }
+
+    /// The share of the time in which passes of its models may run.
+    pub fn duty(&self) -> &Duty {
+        &self.duty
+    }
+
+    /// Where the GPU is on the PCI bus, as in `0000:03:00.0`; `None` on the CPU.
+    pub fn pci_address(&self) -> Option<String> {
+        self.backend.pci_address()
     }
 
     /// Opens a model. Of a split model, any of its files may be named. A `tokenizer.json` beside
@@ -242,10 +275,15 @@ impl Engine {
     /// # Errors
     /// See [`LoadError`]; each names the file and what to do about it.
     pub fn load(&self, path: &Path, options: &ModelOptions) -> Result<Model, LoadError> {
+        let pulse = Arc::clone(&self.pulse);
+        let working = pulse.work();
         let Opened { gguf, program, info, tokenizer, template } = self.open(path, options)?;
-        let (runner, footprint) = self.backend.load(path, program, gguf, info.context)?;
+        let loaded = self.backend.load(path, program, gguf, info.context, &pulse);
+        drop(working);
+        let (runner, footprint) = loaded?;
         let (tokenizer, grammars) = (Arc::new(tokenizer), OnceLock::new());
-        Ok(Model(Arc::new(Inner { info, tokenizer, grammars, template, runner, footprint })))
+        let inner = Inner { info, tokenizer, grammars, template, runner, footprint, pulse };
+        Ok(Model(Arc::new(inner)))
     }
 
     /// Says what a model is, if [`Self::load`] could load it into enough memory.
@@ -462,6 +500,8 @@ struct Inner {
     template: ChatTemplate,
     runner: Runner,
     footprint: Footprint,
+    /// Of the engine.
+    pulse: Arc<Pulse>,
 }
 
 impl fmt::Debug for Model {
@@ -522,6 +562,11 @@ impl Model {
     /// What it takes of the memory.
     pub fn footprint(&self) -> &Footprint {
         &self.0.footprint
+    }
+
+    /// Where its work is counted.
+    pub(crate) fn pulse(&self) -> &Pulse {
+        &self.0.pulse
     }
 
     /// What computes passes of it.

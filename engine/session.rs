@@ -57,6 +57,8 @@ impl Session {
         on_chunk: &mut dyn FnMut(Chunk),
     ) -> Result<Completion, GenerateError> {
         self.check(prompt, params)?;
+        let model = self.model.clone();
+        let _working = model.pulse().work();
         let done = self.run(prompt, params, cancel, on_chunk);
         self.model.runner().rest(&mut self.cache);
         done
@@ -76,6 +78,7 @@ impl Session {
         }
         self.cache.truncate(0);
         self.tokens.clear();
+        let _working = self.model.pulse().work();
         self.model.runner().bench(&mut self.cache, options, on_line)
     }
 
@@ -187,6 +190,7 @@ impl Session {
         let base = self.tokens.len();
         let take = |output: Output<'_>| run.sample(output);
         let (computed, sampled) = self.model.runner().pass(&mut self.cache, base, tokens, take)?;
+        self.model.pulse().step();
         self.tokens.extend_from_slice(&tokens[..computed]);
         Ok((computed, sampled?))
     }

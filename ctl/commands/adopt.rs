@@ -2,7 +2,7 @@
 
 use std::path::{PathBuf, absolute};
 
-use clap::Args;
+use clap::{Args, ValueHint};
 use m40_control::{AdoptEvent, AdoptRequest, Client, ClientError};
 
 use super::bar::Bar;
@@ -13,6 +13,7 @@ use crate::output::{Output, size};
 #[derive(Debug, Args)]
 pub(crate) struct AdoptArgs {
     /// Ollama's models folder, such as ~/.ollama/models, or ~/.cache/huggingface/hub
+    #[arg(value_hint = ValueHint::DirPath)]
     dir: PathBuf,
 }
 

@@ -30,10 +30,13 @@ struct NewArgs {
 
 pub(crate) fn run(args: &KeyArgs, output: &mut Output) -> Result<(), CommandError> {
     let Action::New(NewArgs { name }) = &args.action;
-    check_key_name(name).map_err(|error| CommandError::new(Kind::Usage, error.to_string()))?;
+    check_key_name(name).map_err(|error| {
+        CommandError::new(Kind::Usage, error.to_string()).hint("as in `m40ctl key new laptop`")
+    })?;
     let mut bits = [0; 32];
     getrandom::fill(&mut bits).map_err(|error| {
         CommandError::new(Kind::Internal, format!("the system has no random numbers: {error}"))
+            .hint("a sandbox may forbid getrandom(2) and hide /dev/urandom")
     })?;
     let key = ApiKey::from_random(bits);
     let line = format!("{name} = {{ sha256 = \"{}\" }}", KeyHash::of(key.text()));

@@ -1,6 +1,6 @@
 //! `m40ctl load`
 
-use clap::Args;
+use clap::{Args, ValueHint};
 use m40_control::{Client, LoadRequest};
 
 use super::model_ref;
@@ -11,7 +11,7 @@ use crate::output::Output;
 #[derive(Debug, Args)]
 pub(crate) struct LoadArgs {
     /// Name of a model, or a GGUF file to use where it is
-    #[arg(value_name = "NAME|FILE")]
+    #[arg(value_name = "NAME|FILE", value_hint = ValueHint::FilePath)]
     model: String,
 }
 

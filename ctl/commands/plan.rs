@@ -1,6 +1,6 @@
 //! `m40ctl plan`
 
-use clap::Args;
+use clap::{Args, ValueHint};
 use m40_control::{Client, Plan, PlanRequest};
 
 use super::model_ref;
@@ -11,7 +11,7 @@ use crate::output::{Output, mib};
 #[derive(Debug, Args)]
 pub(crate) struct PlanArgs {
     /// Name of a model, or a GGUF file to use where it is
-    #[arg(value_name = "NAME|FILE")]
+    #[arg(value_name = "NAME|FILE", value_hint = ValueHint::FilePath)]
     model: String,
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, absolute};
 
-use clap::Args;
+use clap::{Args, ValueHint};
 use m40_control::{Client, ClientError, ModelEntry, PullEvent, PullRequest, PullTarget};
 
 use super::bar::Bar;
@@ -21,7 +21,7 @@ const SOURCES: [&str; 5] = ["https://", "http://", "hf:", "ollama:", "zip+"];
 pub(crate) struct PullArgs {
     /// A URL, hf:org/repo/file.gguf, hf:org/repo:Q4_K_M, ollama:name:tag, zip+ARCHIVE!/member, a GGUF
     /// file, or the name of a model that is known
-    #[arg(value_name = "SOURCE|NAME")]
+    #[arg(value_name = "SOURCE|NAME", value_hint = ValueHint::FilePath)]
     source: String,
     /// Name of the model [default: made of the source]
     #[arg(long)]

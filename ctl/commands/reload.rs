@@ -25,9 +25,11 @@ pub(crate) async fn run(
     } else {
         output.line(reload.to_string().trim_end())?;
     }
-    match reload.problems.len() {
-        0 => Ok(()),
-        1 => Err(CommandError::new(Kind::BadData, "a manifest is wrong")),
-        count => Err(CommandError::new(Kind::BadData, format!("{count} manifests are wrong"))),
-    }
+    let wrong = match reload.problems.len() {
+        0 => return Ok(()),
+        1 => "a manifest is wrong".to_owned(),
+        count => format!("{count} manifests are wrong"),
+    };
+    Err(CommandError::new(Kind::BadData, wrong)
+        .hint("mend what is shown above; saving it is enough"))
 }

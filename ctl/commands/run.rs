@@ -11,7 +11,7 @@ use std::io::{self, IsTerminal, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 use m40_control::paths::{Env, client_state_dir};
 use m40_control::{Client, RunParams};
 
@@ -37,7 +37,7 @@ const PIPED_BYTES_MAX: u64 = 16 << 20;
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
     /// Name of a model, or a GGUF file to use where it is
-    #[arg(value_name = "NAME|FILE")]
+    #[arg(value_name = "NAME|FILE", value_hint = ValueHint::FilePath)]
     model: String,
     /// What to ask; several words are joined
     prompt: Vec<String>,
@@ -96,7 +96,8 @@ pub(crate) async fn run(
     let stdin = io::stdin();
     if prompt.is_empty() && stdin.is_terminal() && output.is_terminal() {
         if output.json {
-            return Err(CommandError::new(Kind::Usage, "--json needs a prompt"));
+            return Err(CommandError::new(Kind::Usage, "--json needs a prompt")
+                .hint("put one behind the model's name, or pipe one in"));
         }
         // Without a home there is no place for a history, and a chat is one all the same.
         let history = client_state_dir(env).ok().filter(|_| !args.no_history);
@@ -134,7 +135,7 @@ fn read_piped() -> Result<String, CommandError> {
     })?;
     if read as u64 > PIPED_BYTES_MAX {
         let message = format!("the prompt is longer than {PIPED_BYTES_MAX} bytes");
-        return Err(CommandError::new(Kind::Usage, message));
+        return Err(CommandError::new(Kind::Usage, message).hint("ask about parts of it"));
     }
     Ok(text)
 }

@@ -40,6 +40,10 @@ fn lines(status: &Status) -> Vec<Line> {
         about("config", config.unwrap_or_else(|| "defaults".into())),
         about("models", status.manifests_dir.to_string_lossy()),
     ];
+    if let Some(card) = &status.card {
+        lines.insert(2, about("card", view::card(card)));
+        lines.extend(view::care(card));
+    }
     lines.extend(status.manifest_problems.iter().map(|problem| {
         let red = AnsiColor::Red.on_default();
         let text = format!("    {problem}; {}", problem.consequence());

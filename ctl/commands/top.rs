@@ -129,7 +129,7 @@ async fn ask(client: &Client) -> Result<Answer, CommandError> {
         Ok(answer) => answer.map_err(|error: ClientError| error.into()),
         Err(_) => {
             let message = format!("m40d has not answered for {} s", ANSWER_MAX.as_secs());
-            Err(CommandError::new(Kind::Unavailable, message))
+            Err(CommandError::new(Kind::Unavailable, message).hint("`m40ctl logs` may say why"))
         }
     }
 }

@@ -54,7 +54,8 @@ pub(crate) async fn run(
                     1 => "a file is damaged".to_owned(),
                     bad => format!("{bad} files are damaged"),
                 };
-                return Err(CommandError::new(Kind::BadData, message));
+                let hint = "`m40ctl pull NAME` gets a model's files again";
+                return Err(CommandError::new(Kind::BadData, message).hint(hint));
             }
             VerifyEvent::Error { error } => {
                 bar.clear(output)?;

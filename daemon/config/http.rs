@@ -62,6 +62,8 @@ impl Default for RawHttp {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Http {
     pub listen: SocketAddr,
+    /// Whether other machines may come without keys.
+    insecure: bool,
     /// The file of API keys; without it nobody needs one.
     pub keys: Option<SecretFile>,
     pub tls: Option<Tls>,
@@ -117,18 +119,15 @@ pub(crate) enum HttpConflict {
 
 impl RawHttp {
     pub(super) fn resolve(self) -> Result<Http, HttpConflict> {
-        let listen = self.listen.0;
-        if self.keys.is_none() && !self.insecure && !is_this_machine(listen.ip()) {
-            return Err(HttpConflict::Exposed(listen));
-        }
         let tls = match (self.tls_certificate, self.tls_key) {
             (None, None) => None,
             (Some(certificate), Some(key)) => Some(Tls { certificate, key }),
             _ => return Err(HttpConflict::HalfTls),
         };
         let seconds = |value: u64| Duration::from_secs(value);
-        Ok(Http {
-            listen,
+        let http = Http {
+            listen: self.listen.0,
+            insecure: self.insecure,
             keys: self.keys,
             tls,
             hosts: self.hosts.0,
@@ -141,7 +140,18 @@ impl RawHttp {
             body_timeout: seconds(self.body_timeout_s.get()),
             write_timeout: seconds(self.write_timeout_s.get()),
             allow_model_management: self.allow_model_management,
-        })
+        };
+        http.at(self.listen.0)
+    }
+}
+
+impl Http {
+    /// The same at another address, unless other machines can reach that and nothing says that they may.
+    pub(crate) fn at(self, listen: SocketAddr) -> Result<Self, HttpConflict> {
+        if self.keys.is_none() && !self.insecure && !is_this_machine(listen.ip()) {
+            return Err(HttpConflict::Exposed(listen));
+        }
+        Ok(Self { listen, ..self })
     }
 }
 

@@ -7,11 +7,12 @@ use std::path::PathBuf;
 use m40_manifest::mistake::Mistake;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
-use tracing_subscriber::EnvFilter;
 
+use super::care::Watched;
 use super::http::RawHttp;
 use super::store::RawStore;
 use super::{Decode, Device, KvType};
+use crate::logging::Filter;
 
 /// Parses a configuration file.
 pub(super) fn parse(text: &str) -> Result<RawConfig, Mistake> {
@@ -57,11 +58,20 @@ impl Default for RawEngine {
 pub(super) struct RawGpu {
     pub vram_mib_max: Bounded<0, 65_536>,
     pub decode: Decode,
+    pub care: Watched,
+    pub temperature_c_max: Bounded<0, 120>,
+    pub park_after_s: Bounded<0, 86_400>,
 }
 
 impl Default for RawGpu {
     fn default() -> Self {
-        Self { vram_mib_max: Bounded(0), decode: Decode::Persistent }
+        Self {
+            vram_mib_max: Bounded(0),
+            decode: Decode::Persistent,
+            care: Watched::Auto,
+            temperature_c_max: Bounded(0),
+            park_after_s: Bounded(300),
+        }
     }
 }
 
@@ -111,7 +121,7 @@ impl Default for RawLimits {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawLog {
-    pub level: LogFilter,
+    pub level: Filter,
 }
 
 /// A number from `MIN` to `MAX`, checked while parsing so that the error has the value's place.
@@ -165,29 +175,6 @@ impl<'de> Deserialize<'de> for ListenAddress {
                 "{text:?} is not an address with a port, such as \"127.0.0.1:11434\" or \"[::1]:11434\""
             ))
         })
-    }
-}
-
-/// `error`, `warn`, `info`, `debug`, `trace`, or tracing's `target=level` list.
-#[derive(Debug)]
-pub(super) struct LogFilter(pub String);
-
-impl Default for LogFilter {
-    fn default() -> Self {
-        Self("info".to_owned())
-    }
-}
-
-impl<'de> Deserialize<'de> for LogFilter {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        match EnvFilter::try_new(&text) {
-            // A bare unknown word would be taken for a target and silence everything else.
-            Ok(_) if text.contains('=') || text.parse::<tracing::Level>().is_ok() => Ok(Self(text)),
-            _ => Err(de::Error::custom(format!(
-                "{text:?} is not a log level: use error, warn, info, debug or trace"
-            ))),
-        }
     }
 }
 

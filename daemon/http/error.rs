@@ -437,15 +437,11 @@ impl From<EmbeddingError> for HttpError {
             EmbeddingError::Embed(EmbedError::Empty { .. } | EmbedError::UnknownToken { .. }) => {
                 bad("input", None)
             }
-            EmbeddingError::Embed(EmbedError::OnGpu) => Self {
-                param: Some("model".to_owned()),
-                ..Self::new(StatusCode::NOT_IMPLEMENTED, "not_supported_error", message)
-            },
+            EmbeddingError::Embed(EmbedError::Pass(error)) => JobError::from(error).into(),
             EmbeddingError::CutShort(reason) => Self::ended(reason, message),
             // Nobody cancels who does not say why, but the client, who is gone.
             EmbeddingError::Embed(EmbedError::Cancelled) => Self::ended(Reason::Cancelled, message),
-            EmbeddingError::Embed(EmbedError::NotNumbers { .. } | EmbedError::Pass { .. })
-            | EmbeddingError::Panicked => {
+            EmbeddingError::Embed(EmbedError::NotNumbers { .. }) | EmbeddingError::Panicked => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
             }
         }

@@ -1,9 +1,11 @@
-//! How things are now: requests, memory and downloads.
+//! How things are now: requests, memory, downloads and the card.
+
+mod card;
 
 use std::fmt;
 use std::sync::atomic::AtomicU64;
 
-use m40_control::{ModelEntry, Vram};
+use m40_control::{CardStatus, ModelEntry, Vram};
 use m40llm::DecodePasses;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -54,6 +56,7 @@ pub(crate) struct Look {
     pub memory: Option<Vram>,
     /// Of the models in memory that generate, by name.
     pub passes: Vec<(String, DecodePasses)>,
+    pub card: Option<CardStatus>,
     /// Bytes of files that were fetched.
     pub fetched_bytes: u64,
 }
@@ -66,6 +69,9 @@ impl Look {
         registry.register("decode_batch_size", "Sequences in a pass of decoding", sizes);
         self.add_memory(&mut registry);
         self.add_downloads(&mut registry);
+        if let Some(card) = &self.card {
+            card::add(&mut registry, card);
+        }
         registry
     }
 

@@ -87,7 +87,7 @@ impl Cut {
 }
 
 // No change of what the locks guard can panic halfway, so a panic leaves it whole.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poison| poison.into_inner())
 }
 
@@ -106,6 +106,11 @@ impl JobCount {
     pub(super) fn count(&self) -> CountedJob {
         self.0.send_modify(|jobs| *jobs += 1);
         CountedJob(self.0.clone())
+    }
+
+    /// Follows the count.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<usize> {
+        self.0.subscribe()
     }
 
     /// Waits until there are none.

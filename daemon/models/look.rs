@@ -98,6 +98,7 @@ impl Models {
             models: self.active().into_iter().chain(self.coming()).collect(),
             passes: self.decode_passes(),
             memory: Some(self.vram()),
+            card: self.care().status(),
             fetched_bytes: self.inner.store.pulls().fetched_bytes(),
         }
     }

@@ -118,6 +118,11 @@ impl Run {
         place.models.with_desk(|desk, _| desk.lend(place.id, bytes))
     }
 
+    /// Those that it runs among.
+    pub(crate) fn models(&self) -> Models {
+        self.place.models.clone()
+    }
+
     /// Answers a job on a thread of its own, and ends with it.
     pub(crate) fn answer(self, job: Job) {
         spawn_blocking(move || {

@@ -35,8 +35,8 @@ use m40_gpu::weights::Loader;
 use m40_program::{BuildOptions, Program, build};
 use m40_testkit::shapes::Shape;
 use m40llm::{
-    BenchLine, BenchOptions, BenchRow, Engine, EngineOptions, GpuError, KvType, ModelOptions,
-    Spread, bench_executor,
+    BenchLine, BenchOptions, BenchRow, BenchTest, Engine, EngineOptions, GpuError, KvType,
+    ModelOptions, Spread, bench_executor,
 };
 use tempfile::NamedTempFile;
 
@@ -140,7 +140,7 @@ fn run() -> Result<(), Failed> {
     println!();
     heading();
     let round_trips = repeated(arguments.options.repeats, || round_trip(&device))?;
-    print(BenchLine::Row(BenchRow::plain("mailbox, there and back", "us", round_trips)));
+    print(BenchLine::Row(plain("mailbox, there and back", "us", round_trips)));
     arguments.models.iter().try_for_each(|model| bench_gpu(&device, model, &arguments))
 }
 
@@ -199,7 +199,7 @@ fn bench_gpu(device: &Device, model: &str, arguments: &Arguments) -> Result<(), 
     let (arena, kv_bytes) = memory(device, &plan, options)?;
     let bytes = plan.program().weight_bytes();
     let copy = repeated(options.repeats, || pinned_copy(&arena, bytes))?;
-    print(BenchLine::Row(BenchRow::plain("pinned copy", "GB/s", copy)));
+    print(BenchLine::Row(plain("pinned copy", "GB/s", copy)));
     let mut loader = Loader::new(device, threads())?;
     let mut load = || -> Result<(Executor, f64), Failed> {
         // A load makes a plan of its own, which reads nothing.
@@ -221,7 +221,7 @@ fn bench_gpu(device: &Device, model: &str, arguments: &Arguments) -> Result<(), 
     drop(load()?);
     let loads = repeated(options.repeats, || Ok(load()?.1))?;
     let share = Some(loads.mean / copy.mean);
-    print(BenchLine::Row(BenchRow { copy_share: share, ..BenchRow::plain("load", "GB/s", loads) }));
+    print(BenchLine::Row(BenchRow { copy_share: share, ..plain("load", "GB/s", loads) }));
 
     let (mut executor, _) = load()?;
     bench_executor(&mut executor, options, &mut go_on)?;
@@ -268,7 +268,8 @@ fn plan(device: &Device, gguf: &Gguf<Vec<u8>>, arguments: &Arguments) -> Result<
 /// Tokens of the longest sequence.
 fn longest(options: &BenchOptions) -> usize {
     let deepest = options.depths.iter().copied().max().unwrap_or(0);
-    options.prompt.max(deepest + options.tokens)
+    let most = options.prompts.iter().copied().max().unwrap_or(0);
+    deepest + most.max(options.tokens)
 }
 
 /// An arena for the model and for probes, and bytes of its KV cache: what all sequences take, or
@@ -339,6 +340,10 @@ fn repeated(
     Ok(Spread::of(&figures).ok_or("nothing was measured")?)
 }
 
+fn plain(name: &'static str, unit: &'static str, value: Spread) -> BenchRow {
+    BenchRow::plain(BenchTest::Beside(name), unit, value)
+}
+
 fn title(model: &str, ty: &str, bytes: u64) {
     let name = Path::new(model).file_name().unwrap_or_default().to_string_lossy();
     println!();
@@ -360,10 +365,10 @@ fn print(line: BenchLine) {
     let number = |x: f64| if x < 100.0 { format!("{x:.2}") } else { format!("{x:.0}") };
     let optional = |x: Option<f64>| x.map(number).unwrap_or_default();
     match line {
-        BenchLine::LeftOut { what, why } => println!("| {what} | left out: {why} |"),
+        BenchLine::LeftOut { test, why } => println!("| {test} | left out: {why} |"),
         BenchLine::Row(row) => println!(
             "| {} | {} {} | {:.1} % | {} | {} | {} | {} |",
-            row.what,
+            row.test,
             number(row.value.mean),
             row.unit,
             50.0 * (row.value.max - row.value.min) / row.value.mean,

@@ -16,31 +16,12 @@ use memmap2::Mmap;
 use super::CpuModel;
 use super::batch::Next;
 use crate::backend::{PROMPT_ROWS, lock};
-use crate::embed::{EmbedError, EmbedText};
-use crate::generate::CancelToken;
+use crate::embed::{EmbedError, EmbedText, Mean, is_wanted};
+use crate::generate::{CancelToken, GenerateError};
 
 /// Rows of a slice. Half of a prompt's: where all rows go on to the end, as for a mean, their buffers
 /// take no more than those of a prompt.
 const SLICE_ROWS: usize = PROMPT_ROWS / 2;
-
-/// The mean of what has come of a text so far.
-#[derive(Clone, Debug, Default)]
-struct Mean {
-    sum: Vec<f64>,
-    count: usize,
-}
-
-impl Mean {
-    fn add(&mut self, state: &[f32]) {
-        self.sum.resize(state.len(), 0.0);
-        self.sum.iter_mut().zip(state).for_each(|(sum, x)| *sum += f64::from(*x));
-        self.count += 1;
-    }
-
-    fn vector(&self) -> Vec<f32> {
-        self.sum.iter().map(|sum| (sum / self.count as f64) as f32).collect()
-    }
-}
 
 impl CpuModel {
     /// As [`Runner::embed`](crate::backend::Runner::embed).
@@ -113,9 +94,12 @@ impl CpuModel {
         let mut shared = lock(&self.shared);
         let mut let_go_first = false;
         loop {
+            let now = Instant::now();
             if shared.running {
                 shared = self.changed.wait(shared).unwrap_or_else(PoisonError::into_inner);
-            } else if !let_go_first && shared.batch.next(Instant::now()) == Next::Pass {
+            } else if let Some(time) = self.duty.pause(now) {
+                shared = self.wait(shared, time);
+            } else if !let_go_first && shared.batch.next(now) == Next::Pass {
                 shared = self.run(shared);
                 let_go_first = true;
             } else {
@@ -126,25 +110,24 @@ impl CpuModel {
         drop(shared);
         let mut executor = lock(&self.executor);
         // What a pass leaves behind is scratch, which the next one overwrites.
+        let begun = Instant::now();
         let computed = catch_unwind(AssertUnwindSafe(|| compute(&mut executor)));
+        let ended = Instant::now();
+        self.duty.ran(ended - begun, ended);
         drop(executor);
         lock(&self.shared).running = false;
         self.changed.notify_all();
         let reason = "a pass of the model panicked, see the log";
-        computed.map_err(|_| EmbedError::Pass { reason: reason.into() })
+        computed.map_err(|_| EmbedError::Pass(GenerateError::Pass { reason: reason.into() }))
     }
 }
 
 /// The rows of a text; those are wanted of which its vector is made.
 fn rows(text: &EmbedText, cache: usize, pooling: Pooling) -> impl Iterator<Item = Row> {
-    let last = text.tokens.len() - 1;
-    let second = text.second.unwrap_or(text.tokens.len());
+    let count = text.tokens.len();
+    let second = text.second.unwrap_or(count);
     text.tokens.iter().enumerate().map(move |(position, &token)| {
-        let logits = match pooling {
-            Pooling::Mean => true,
-            Pooling::Cls | Pooling::Rank => position == 0,
-            Pooling::Last => position == last,
-        };
-        Row { token, position, cache, segment: u8::from(position >= second), logits }
+        let (segment, logits) = (u8::from(position >= second), is_wanted(pooling, position, count));
+        Row { token, position, cache, segment, logits }
     })
 }

@@ -320,6 +320,11 @@ impl<P: Passes> Batcher<P> {
         self.passes.idle()
     }
 
+    /// As [`Passes::pause`].
+    pub(super) fn pause(&mut self) -> Option<Duration> {
+        self.passes.pause()
+    }
+
     /// Answers those of which nobody wants more: they may have to wait for long.
     fn dismiss(&mut self) {
         let prompts = mem::take(&mut self.prompts);

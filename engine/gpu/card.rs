@@ -23,15 +23,17 @@ use memmap2::Mmap;
 use super::batch::Passes;
 use super::going::Going;
 use super::kernels::Kernels;
-use super::owner::{Owner, Seat};
+use super::owner::{Lent, Owner, Seat};
 use super::turns::{Turn, Turns};
 use super::{Decode, GpuError, GpuMemory, GpuOptions, VRAM_RESERVE, kernel_image};
 use crate::backend::{Output, Start, lock};
 use crate::bench::card::CardSubject;
 use crate::bench::{BenchOptions, OnLine, bench};
+use crate::duty::Duty;
 use crate::generate::{Cancel, GenerateError};
 use crate::model::LoadError;
 use crate::passes::DecodePasses;
+use crate::pulse::Pulse;
 
 /// Conversations of a model at a time. They share its KV cache; a place costs little.
 pub(crate) const SEQUENCES: u32 = 64;
@@ -41,6 +43,9 @@ const LOOK: Duration = Duration::from_micros(200);
 
 /// How long an idle card is held: as long as a kernel stays on it without a job.
 const HELD: Duration = Duration::from_micros(IDLE_MICROS as u64);
+
+/// Passes of a launch while there have to be pauses: so few that pauses are short as well.
+const SLOWED_PASSES: u32 = 4;
 
 /// Bytes from the arena's start that kernels can name.
 const REACH: u64 = 64 << 30;
@@ -57,11 +62,13 @@ pub(crate) struct Card {
     turns: Option<Arc<Turns>>,
     /// Of the CPU.
     threads: usize,
+    duty: Duty,
 }
 
 impl Card {
-    pub(crate) fn open(options: GpuOptions, threads: usize) -> Result<Self, GpuError> {
-        Self::on(Device::open(0, kernel_image().ok_or(GpuError::NoKernels)?)?, options, threads)
+    pub(crate) fn open(options: GpuOptions, threads: usize, duty: &Duty) -> Result<Self, GpuError> {
+        let device = Device::open(0, kernel_image().ok_or(GpuError::NoKernels)?)?;
+        Self::on(device, options, threads, duty)
     }
 
     /// A card that is open already.
@@ -69,6 +76,7 @@ impl Card {
         device: Device,
         options: GpuOptions,
         threads: usize,
+        duty: &Duty,
     ) -> Result<Self, GpuError> {
         let loader = Mutex::new((Loader::new(&device, threads)?, Kernels::of_environment()));
         let memory = device.memory()?;
@@ -78,13 +86,19 @@ impl Card {
             Decode::Launch | Decode::Graph => None,
             Decode::Persistent => Some(Arc::default()),
         };
-        Ok(Self { device, arena, decode: options.decode, loader, turns, threads })
+        let duty = duty.clone();
+        Ok(Self { device, arena, decode: options.decode, loader, turns, threads, duty })
     }
 
     pub(crate) fn describe(&self) -> String {
         let name = &self.device.info().name;
         let mib = self.arena.usage().capacity >> 20;
         format!("cuda, {name}, {mib} MiB for models, decode by {}", self.decode)
+    }
+
+    /// Where it is on the PCI bus.
+    pub(crate) fn pci_address(&self) -> String {
+        self.device.info().pci.clone()
     }
 
     /// Threads of the CPU that models beside the card's may have.
@@ -119,6 +133,7 @@ impl Card {
         program: Program,
         gguf: &Gguf<Mmap>,
         context: u32,
+        pulse: &Arc<Pulse>,
     ) -> Result<(CardModel, GpuMemory), LoadError> {
         let (plan, memory) = self.plan(path, program, context)?;
         let mut held = lock(&self.loader);
@@ -129,17 +144,21 @@ impl Card {
             return Err(LoadError::NoRoom { path: path.into(), memory: Box::new(memory) });
         }
         let page_bytes = plan.kv_bytes(1) as usize;
-        let on = &mut |_| ControlFlow::Continue(());
+        let on = &mut |_| {
+            pulse.step();
+            ControlFlow::Continue(())
+        };
         let executor = Executor::load(plan, gguf, &self.arena, memory.kv, loader, kernels, on)
             .map_err(|source| refused(path, source))?;
         let vocab = executor.program().description.vocab;
-        let turns = self.turns.clone();
-        let passes = OnCard { executor, turns, turn: None, busy: Instant::now() };
+        let (turns, duty) = (self.turns.clone(), self.duty.clone());
+        let passes = OnCard { executor, turns, turn: None, busy: Instant::now(), duty };
         let ahead = if self.turns.is_some() { PASSES_AT_ONCE as u32 } else { 1 };
         let owner = Owner::start(passes, ahead)
             .map_err(|error| GpuError::Thread { reason: error.to_string() })
             .map_err(|source| LoadError::Gpu { path: path.into(), source })?;
-        let model = CardModel { owner, vocab, context: context as usize, page_bytes };
+        let (context, pulse) = (context as usize, Arc::clone(pulse));
+        let model = CardModel { owner, vocab, context, page_bytes, pulse };
         Ok((model, memory))
     }
 }
@@ -210,6 +229,7 @@ pub(crate) struct CardModel {
     context: usize,
     /// Bytes of KV cache that a page takes.
     page_bytes: usize,
+    pub(super) pulse: Arc<Pulse>,
 }
 
 /// Keys and values of a conversation while an answer is computed.
@@ -268,24 +288,36 @@ impl CardModel {
         options: &BenchOptions,
         on_line: &mut OnLine<'_>,
     ) -> Result<(), GenerateError> {
-        let options = options.clone();
+        let (options, pulse) = (options.clone(), Arc::clone(&self.pulse));
         let (lines, told) = sync_channel(0);
         let (answers, answered) = sync_channel(0);
-        let result = self.owner.lend(move |on_card| {
-            on_card.take_turn();
+        let result = self.in_turn(move |executor| {
             let on_line = &mut |line| match lines.send(line) {
                 Ok(()) => answered.recv().unwrap_or(ControlFlow::Break(())),
                 Err(_) => ControlFlow::Break(()),
             };
-            let result = bench(&mut CardSubject::new(&mut on_card.executor), &options, on_line);
-            on_card.end_turn();
-            result
+            bench(&mut CardSubject::new(executor, pulse), &options, on_line)
         })?;
         for line in told {
             // The thread waits for it, unless it has ended.
             let _ = answers.send(on_line(line));
         }
         result.wait()
+    }
+}
+
+impl CardModel {
+    /// Has the model's thread do something else than passes of sessions, while no other model runs.
+    pub(super) fn in_turn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Executor) -> T + Send + 'static,
+    ) -> Result<Lent<T>, GenerateError> {
+        self.owner.lend(move |on_card| {
+            on_card.take_turn();
+            let done = work(&mut on_card.executor);
+            on_card.end_turn();
+            done
+        })
     }
 }
 
@@ -300,6 +332,7 @@ struct OnCard {
     turn: Option<Turn>,
     /// When something was last computed.
     busy: Instant,
+    duty: Duty,
 }
 
 impl OnCard {
@@ -392,8 +425,11 @@ impl Passes for OnCard {
         sequences: &mut [&mut Sequence],
     ) -> Result<&mut [f32], PassError> {
         self.take_turn();
+        let begun = Instant::now();
         let logits = self.executor.forward(rows, sequences);
         self.turn = None;
+        let ended = Instant::now();
+        self.duty.ran(ended - begun, ended);
         logits
     }
 
@@ -417,9 +453,12 @@ impl Passes for OnCard {
         attend: &mut dyn Attend,
     ) -> Result<(), PassError> {
         self.take_turn();
+        let passes = if self.duty.is_full() { passes } else { passes.min(SLOWED_PASSES) };
+        let begun = Instant::now();
         let mut attend = InTurn { attend, turn: self.turn.as_ref() };
         let chosen = self.executor.choose_attended(rows, sequences, passes, &mut attend);
         self.busy = Instant::now();
+        self.duty.ran(self.busy - begun, self.busy);
         if chosen.is_err() || !self.executor.stays() || self.is_wanted() {
             self.end_turn();
         }
@@ -432,6 +471,10 @@ impl Passes for OnCard {
             self.end_turn();
         }
         self.turn.as_ref().map(|_| LOOK)
+    }
+
+    fn pause(&mut self) -> Option<Duration> {
+        self.duty.pause(Instant::now())
     }
 
     fn now(&self) -> Instant {

@@ -277,7 +277,20 @@ fn serve<P: Passes>(mut batcher: Batcher<P>, inbox: &Receiver<Message<P>>) {
         while let Ok(message) = inbox.try_recv() {
             batcher.take(message);
         }
-        let waits = match batcher.next() {
+        let next = batcher.next();
+        if matches!(next, Next::Launch | Next::Slice)
+            && let Some(time) = batcher.pause()
+        {
+            // A kernel that stays is to leave, and what is said meanwhile is heard.
+            let time = batcher.idle().map_or(time, |look| look.min(time));
+            match inbox.recv_timeout(time) {
+                Ok(message) => batcher.take(message),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            continue;
+        }
+        let waits = match next {
             Next::Launch => {
                 batcher.launch(&mut |time| inbox.recv_timeout(time));
                 continue;

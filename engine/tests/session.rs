@@ -50,6 +50,28 @@ fn a_shared_prefix_is_not_computed_again_and_changes_nothing() {
 }
 
 #[test]
+fn what_runs_in_a_share_of_the_time_says_the_same() {
+    let engine = engine();
+    let file = Tiny::new(&TinyModel::new("llama").builder());
+    let model = engine.load(&file.path, &ModelOptions::default()).unwrap();
+    let prompt = prompt(70, 0);
+    let whole = generate(&mut model.session(), &prompt, &greedy(12)).ids();
+    assert_eq!((engine.duty().share(), engine.duty().paused()), (1.0, Duration::ZERO));
+    engine.duty().set(0.2);
+    let slowed = generate(&mut model.session(), &prompt[1..], &greedy(12));
+    let paused = engine.duty().paused();
+    assert!(paused > Duration::ZERO);
+    engine.duty().set(1.0);
+    let fast = generate(&mut model.session(), &prompt[1..], &greedy(12));
+    assert_eq!(slowed.ids(), fast.ids());
+    assert_eq!(generate(&mut model.session(), &prompt, &greedy(12)).ids(), whole);
+    // What was still to wait when the share was raised counts, and nothing after.
+    let settled = engine.duty().paused();
+    generate(&mut model.session(), &prompt, &greedy(12));
+    assert_eq!(engine.duty().paused(), settled);
+}
+
+#[test]
 fn windows_and_prefixes_go_together() {
     let file = TinyModel::new("gemma3").layers(6).context(512).sliding_window(24);
     let model = Tiny::new(&file.builder()).load();
@@ -177,4 +199,18 @@ fn a_session_outlives_the_other_handles_of_its_model() {
     let mut session = model.clone().session();
     drop(model);
     assert_eq!(generate(&mut session, &prompt(5, 2), &greedy(5)).ids(), expected);
+}
+
+#[test]
+fn an_answer_is_in_hand_until_it_ends() {
+    let file = Tiny::new(&TinyModel::new("llama").builder());
+    let engine = engine();
+    let model = engine.load(&file.path, &ModelOptions::default()).unwrap();
+    assert_eq!(engine.stalled(), None);
+    let mut in_hand = vec![];
+    let params = greedy(3);
+    let mut see = |_| in_hand.push(engine.stalled().is_some());
+    model.session().generate(&prompt(4, 1), &params, &CancelToken::new(), &mut see).unwrap();
+    assert!(in_hand.len() >= 3 && in_hand.iter().all(|in_hand| *in_hand), "{in_hand:?}");
+    assert_eq!(engine.stalled(), None);
 }

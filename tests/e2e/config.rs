@@ -1,8 +1,10 @@
 //! What the daemon says to a wrong configuration or command line, before it serves anything.
 
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 
-use crate::{Done, builder, check_one_line, ctl};
+use crate::{Done, M40CTL, builder, check_one_line, ctl, path_str};
 
 const M40D: &str = env!("CARGO_BIN_EXE_m40d");
 
@@ -100,4 +102,47 @@ fn wrong_arguments_are_usage_errors() {
     assert_eq!(version, format!("m40d {}\n", m40llm::version()));
     assert!(version.starts_with(concat!("m40d ", env!("CARGO_PKG_VERSION"), " (")), "{version}");
     assert!(version.contains("GPU "), "says nothing of the kernels: {version}");
+}
+
+/// `m40ctl config check` of a user whose configuration is in this folder.
+fn config_check(dir: &Path, arguments: &[&str]) -> Done {
+    let mut command = Command::new(M40CTL);
+    command.env_clear().env("HOME", dir).env("CONFIGURATION_DIRECTORY", dir);
+    let output = command.args(["config", "check"]).args(arguments).output();
+    Done::from(&output.expect("m40ctl must run"))
+}
+
+#[test]
+fn mistakes_are_shown_with_their_lines_without_a_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("m40d.toml");
+    fs::write(&config, "[engine]\nthread = 2\n").unwrap();
+    let done = config_check(dir.path(), &[]);
+    done.fails(65, &["a mistake in the configuration", "does not start"]);
+    let lines: Vec<_> = done.out.lines().collect();
+    assert!(lines[0].contains("m40d.toml:2:1: unknown key `thread`"), "{}", done.out);
+    assert!(lines[0].ends_with("did you mean `threads`?"), "{}", done.out);
+    assert_eq!(lines[1..], ["    2 | thread = 2", "      | ^"]);
+
+    // Manifests are looked at where the configuration says that they are.
+    let manifests = dir.path().join("elsewhere");
+    fs::create_dir(&manifests).unwrap();
+    fs::write(manifests.join("good.toml"), "source = \"/m.gguf\"\n").unwrap();
+    fs::write(manifests.join("bad.toml"), "source = \"/m.gguf\"\nname = \"a/b\"\n").unwrap();
+    fs::write(&config, format!("[paths]\nmanifests_dir = \"{}\"\n", manifests.display())).unwrap();
+    let done = config_check(dir.path(), &["--json", path_str(&config)]);
+    assert_eq!(done.code, 65, "{}", done.err);
+    let check = done.json();
+    assert_eq!(check["config_file"], path_str(&config));
+    assert_eq!(check["models"], serde_json::json!(["good"]));
+    assert_eq!(check["settings"]["device"], "cpu");
+    assert_eq!(check["problems"].as_array().unwrap().len(), 1);
+    assert_eq!(check["problems"][0]["file"], path_str(&manifests.join("bad.toml")));
+    assert_eq!(check["problems"][0]["place"]["line"], 2);
+
+    fs::remove_file(manifests.join("bad.toml")).unwrap();
+    let out = config_check(dir.path(), &[]).ok().out;
+    let expected = format!("good: {}; 1 model in {}\n", config.display(), manifests.display());
+    assert_eq!(out, expected);
+    config_check(dir.path(), &["/nonexistent.toml"]).fails(65, &["a mistake"]);
 }

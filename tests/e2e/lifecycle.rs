@@ -54,21 +54,37 @@ fn a_running_answer_is_finished_before_the_end() {
 }
 
 #[test]
-fn what_outlasts_the_grace_is_told_why() {
+fn what_outlasts_the_grace_is_told_why_in_the_words_of_each_api() {
     let mut daemon = endless(builder().config("[limits]\nshutdown_grace_s = 0"));
-    let mut answer = daemon.post_stream("/generate", &long(true));
-    answer.line().unwrap();
-    // Shares passes with the first one.
-    let messages = json!([{"role": "user", "content": "a"}]);
-    let chat = json!({"messages": messages, "stream": true, "ignore_eos": true});
-    let mut chat = daemon.post_stream("/v1/chat/completions", &chat);
-    chat.event().unwrap();
+    let chat = json!({"model": "tiny", "messages": [{"role": "user", "content": "a"}],
+        "stream": true, "ignore_eos": true, "temperature": 0});
+    let text = json!({"model": "tiny", "prompt": "a", "stream": true, "ignore_eos": true,
+        "temperature": 0, "options": {"num_predict": -1, "temperature": 0}});
+    let responses = json!({"model": "tiny", "input": "a", "stream": true, "ignore_eos": true,
+        "temperature": 0});
+    let mut messages = chat.clone();
+    messages["max_tokens"] = json!(50_000);
+    let requests = [
+        ("/generate", &text),
+        ("/v1/chat/completions", &chat),
+        ("/v1/completions", &text),
+        ("/v1/responses", &responses),
+        ("/v1/messages", &messages),
+        ("/api/generate", &text),
+        ("/api/chat", &chat),
+        ("/completion", &text),
+    ];
+    // They share passes.
+    let mut streams = requests.map(|(path, request)| (path, daemon.post_stream(path, request)));
+    for (path, stream) in &mut streams {
+        let line = stream.line().unwrap();
+        assert_eq!(stream.status, 200, "{path}: {line}");
+    }
     daemon.signal(Signal::SIGTERM);
-    let last = std::iter::from_fn(|| answer.line()).last().unwrap();
-    let last_event = std::iter::from_fn(|| chat.event()).last().unwrap();
-    for last in [last, last_event] {
-        let last: Value = serde_json::from_str(&last).unwrap();
-        assert_eq!(last["error"]["code"], "stopping", "{last}");
+    for (path, stream) in &mut streams {
+        let lines: Vec<_> = std::iter::from_fn(|| stream.line()).collect();
+        let told = lines.iter().filter(|line| line.contains("m40d is stopping")).count();
+        assert_eq!(told, 1, "{path}: {:?}", lines.last());
     }
     assert!(daemon.wait().success());
 }
@@ -178,6 +194,30 @@ fn prompts_and_answers_are_never_logged() {
     assert_eq!(daemon.post("/generate", &request).status, 200);
     ctl(&daemon, &["run", path_str(&daemon.dir().join("tiny.gguf")), "xyzzy-secret-prompt"]).ok();
     assert!(!daemon.log().contains("xyzzy"), "{}", daemon.log());
+}
+
+#[test]
+fn what_is_logged_can_be_changed_while_it_runs() {
+    let daemon = builder().start();
+    assert_eq!(ctl(&daemon, &["log-level"]).ok().out, "info\n");
+    assert_eq!(daemon.get("/health").status, 200);
+    assert!(!daemon.log().contains("/health"), "{}", daemon.log());
+
+    let changed = ctl(&daemon, &["log-level", "info,m40d::http=debug"]).ok().out;
+    assert_eq!(changed, "info,m40d::http=debug ([log] level is info)\n");
+    assert_eq!(daemon.get("/health").status, 200);
+    assert!(daemon.log().contains("/health"), "{}", daemon.log());
+    let level = ctl(&daemon, &["log-level", "--json"]).ok().json();
+    assert_eq!(
+        (level["filter"].as_str(), level["configured"].as_str()),
+        (Some("info,m40d::http=debug"), Some("info"))
+    );
+
+    ctl(&daemon, &["log-level", "loud"]).fails(64, &["\"loud\"", "debug"]);
+    ctl(&daemon, &["log-level", "error"]).ok();
+    let lines = daemon.log().lines().count();
+    ctl(&daemon, &["reload"]).ok();
+    assert_eq!(daemon.log().lines().count(), lines, "{}", daemon.log());
 }
 
 #[test]

@@ -3,10 +3,14 @@
 //! Every test has its own daemon in its own folder on its own port; see `m40_testkit::daemon`.
 
 mod access;
+mod activation;
 mod anthropic;
+mod bench;
+mod card;
 mod chat;
 mod concurrency;
 mod config;
+mod doctor;
 mod embeddings;
 mod errors;
 mod generate;
@@ -14,6 +18,7 @@ mod guard;
 mod hostile;
 mod lifecycle;
 mod llamacpp;
+mod logs;
 mod manifests;
 mod metrics;
 mod models;
@@ -23,11 +28,13 @@ mod openapi;
 mod pulls;
 mod real;
 mod residency;
+mod restarts;
 mod sources;
 mod stored;
 mod terminal;
 mod tls;
 mod tools;
+mod watchdog;
 
 use std::path::{Path, PathBuf};
 use std::process::Output;

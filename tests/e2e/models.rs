@@ -50,36 +50,6 @@ fn run_loads_what_is_not_loaded_and_streams_events_as_json() {
 }
 
 #[test]
-fn a_model_is_measured_line_by_line() {
-    let mut daemon = builder().start();
-    let file = tiny(daemon.dir(), "tiny.gguf");
-    let bench = ["bench", path_str(&file), "--repeats", "2", "--batches", "1,3"];
-    let out = ctl(&daemon, &bench).ok().out;
-    let lines: Vec<_> = out.lines().collect();
-    assert!(lines[0].starts_with("tiny on cpu, "), "{out}");
-    assert!(lines[1].ends_with("M40, predicted"), "{out}");
-    // The context has 256 tokens.
-    let starts = ["prefill 512 ", "decode 1 at 0 ", "decode 3 at 0 ", "decode 1 at 4096 "];
-    for (line, start) in lines[2..].iter().zip(starts) {
-        assert!(line.starts_with(start), "{out}");
-        assert_eq!(line.contains("left out: "), start.contains("512") || start.contains("4096"));
-    }
-
-    let bench = [&bench[..], &["--json", "--depths", "8"]].concat();
-    let out = ctl(&daemon, &bench).ok().out;
-    let events: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let kinds: Vec<_> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
-    assert_eq!(kinds, ["loaded", "left_out", "row", "row", "done"]);
-    assert_eq!(events[3]["row"]["what"], "decode 3 at 8");
-    assert!(events[3]["row"]["mean"].as_f64().unwrap() > 0.0);
-
-    ctl(&daemon, &["bench", "tiny", "--repeats", "0"]).fails(64, &["repeats", "100"]);
-    ctl(&daemon, &["bench", "tiny", "--batches", "1,65"]).fails(64, &["batches", "64"]);
-    ctl(&daemon, &["bench", "nope"]).fails(66, &["\"nope\""]);
-    check_healthy(&mut daemon);
-}
-
-#[test]
 fn a_file_is_loaded_where_it_is() {
     let daemon = with_tiny();
     let list = ctl(&daemon, &["list", "--json"]).ok().json();

@@ -3,6 +3,7 @@
 //! Without a device every test says that it was skipped; with `M40_REQUIRE_GPU=1` it fails instead.
 //! The executable holds all it needs: it can be copied to another machine and run there.
 
+mod card;
 mod choosing;
 mod embeddings;
 mod models;

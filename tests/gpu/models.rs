@@ -14,7 +14,7 @@ use m40_gpu::weights::Loader;
 use m40_program::diff::Comparison;
 use m40_program::{BuildOptions, KvType, Program, build};
 use m40_testkit::gguf::{Noise, TinyModel};
-use m40llm::{BenchLine, BenchOptions, bench_executor};
+use m40llm::{BenchLine, BenchOptions, BenchTest, bench_executor};
 
 use super::{Gpu, gpu, say};
 
@@ -387,7 +387,7 @@ fn every_figure_of_a_benchmark_is_measured() {
     let model = Model::new(&mixed("llama"));
     let options = BenchOptions {
         repeats: 2,
-        prompt: 64,
+        prompts: vec![64],
         tokens: 4,
         depths: vec![0, 300, 100_000],
         batches: vec![1, 9],
@@ -400,19 +400,21 @@ fn every_figure_of_a_benchmark_is_measured() {
         let on_line = &mut |line| {
             match line {
                 BenchLine::Row(row) => rows.push(row),
-                BenchLine::LeftOut { what, .. } => left_out.push(what),
+                BenchLine::LeftOut { test, .. } => left_out.push(test.to_string()),
             }
             ControlFlow::Continue(())
         };
         bench_executor(&mut executor, &options, on_line).unwrap_or_else(|error| panic!("{error}"));
-        let names: Vec<_> = rows.iter().map(|row| row.what.as_str()).collect();
-        let decodes = ["decode 1 at 0", "decode 9 at 0", "decode 1 at 300", "decode 9 at 300"];
-        assert_eq!(names[..3], ["copy", "barrier", "prefill 64"]);
-        assert_eq!(names[3..], decodes);
-        assert_eq!(left_out, ["decode 1 at 100000", "decode 9 at 100000"]);
+        let names: Vec<_> = rows.iter().map(|row| row.test.to_string()).collect();
+        assert_eq!(names[..2], ["copy", "barrier"]);
+        assert_eq!(names[2..5], ["prefill 64", "decode 1 at 0", "decode 9 at 0"]);
+        assert_eq!(names[5..], ["prefill 64 at 300", "decode 1 at 300", "decode 9 at 300"]);
+        let deep = ["prefill 64 at 100000", "decode 1 at 100000", "decode 9 at 100000"];
+        assert_eq!(left_out, deep);
         rows.iter().for_each(|row| say(&format!("{launches:?}: {row:?}")));
         assert!(rows.iter().all(|row| row.value.mean > 0.0), "{rows:?}");
-        assert!(rows[3..].iter().all(|row| row.copy_share.is_some()), "{rows:?}");
+        let mut decodes = rows.iter().filter(|row| matches!(row.test, BenchTest::Decode { .. }));
+        assert!(decodes.all(|row| row.copy_share.is_some()), "{rows:?}");
         // Its sequences have gone back.
         assert_eq!(executor.pages().0, executor.pages().1);
     }

@@ -17,9 +17,10 @@ use tokio::net::UnixStream;
 
 use crate::{
     AdoptEvent, AdoptRequest, ApiError, BenchEvent, BenchRequest, CancelRequest, ErrorBody,
-    LoadRequest, ModelDetails, ModelEntry, ModelList, NameRequest, Plan, PlanRequest, PruneRequest,
-    Pruned, PullEvent, PullRequest, QueueEntry, QueueList, Reload, ReloadRequest, Removed,
-    RunEvent, RunRequest, Status, UnloadRequest, VerifyEvent, VerifyRequest, Vram,
+    LoadRequest, LogLevel, LogRequest, ModelDetails, ModelEntry, ModelList, NameRequest, Plan,
+    PlanRequest, PruneRequest, Pruned, PullEvent, PullRequest, QueueEntry, QueueList, Reload,
+    ReloadRequest, Removed, RunEvent, RunRequest, Status, UnloadRequest, VerifyEvent,
+    VerifyRequest, Vram,
 };
 
 /// Longest answer, and longest line of a streamed one, that the client takes. Far above what a
@@ -205,6 +206,22 @@ impl Client {
     /// Any [`ClientError`]. A wrong manifest is none: the answer tells of it.
     pub async fn reload(&self, request: &ReloadRequest) -> Result<Reload, ClientError> {
         self.call(Method::POST, "/reload", Some(request)).await
+    }
+
+    /// What the daemon logs.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn log_level(&self) -> Result<LogLevel, ClientError> {
+        self.call::<(), _>(Method::GET, "/log", None).await
+    }
+
+    /// Has it log something else until it ends.
+    ///
+    /// # Errors
+    /// Any [`ClientError`].
+    pub async fn set_log_level(&self, request: &LogRequest) -> Result<LogLevel, ClientError> {
+        self.call(Method::POST, "/log", Some(request)).await
     }
 
     /// Measures a model. Dropping the events ends it after the line that is being measured.

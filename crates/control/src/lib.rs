@@ -16,6 +16,8 @@
 //! | `POST /models/bench` | [`BenchRequest`] | lines of [`BenchEvent`] |
 //! | `POST /run` | [`RunRequest`] | lines of [`RunEvent`] |
 //! | `POST /reload` | [`ReloadRequest`] | [`Reload`] |
+//! | `GET /log` | | [`LogLevel`] |
+//! | `POST /log` | [`LogRequest`] | [`LogLevel`] |
 //! | `POST /prune` | [`PruneRequest`] | [`Pruned`] |
 //! | `POST /verify` | [`VerifyRequest`] | lines of [`VerifyEvent`] |
 //! | `POST /adopt` | [`AdoptRequest`] | lines of [`AdoptEvent`] |
@@ -27,6 +29,9 @@
 //! links the engine, prints nothing and reads no environment: [`paths::Env`] is handed in.
 #![forbid(unsafe_code)]
 
+mod bench;
+mod card;
+mod check;
 #[cfg(feature = "client")]
 mod client;
 mod error;
@@ -39,6 +44,9 @@ mod residency;
 mod stored;
 mod types;
 
+pub use bench::*;
+pub use card::*;
+pub use check::*;
 #[cfg(feature = "client")]
 pub use client::{Client, ClientError, Events};
 pub use error::{ApiError, ErrorCode};

@@ -20,6 +20,9 @@ pub const CONFIG_NAME: &str = "m40d.toml";
 /// Name of the folder of manifests in the configuration folder.
 pub const MANIFESTS_NAME: &str = "models.d";
 
+/// Folder of the system's configuration.
+pub const SYSTEM_CONFIG: &str = "/etc/m40d";
+
 const SYSTEM_SOCKET: &str = "/run/m40d/control.sock";
 
 /// A snapshot of what the path rules look at, taken once at the start of a program.
@@ -78,7 +81,7 @@ pub fn config_dir(env: &Env) -> Result<PathBuf, PathError> {
         return Ok(dir);
     }
     if env.is_root {
-        return Ok("/etc/m40d".into());
+        return Ok(SYSTEM_CONFIG.into());
     }
     let base = env.xdg("XDG_CONFIG_HOME", ".config");
     base.map(|dir| dir.join("m40d"))

@@ -91,10 +91,10 @@ impl Effect {
     }
 }
 
-/// What is wrong with a manifest. Its `Display` is one line.
+/// What is wrong with a manifest, or with the configuration file. Its `Display` is one line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ManifestProblem {
-    /// The manifest, or the folder of all.
+    /// The manifest, or the folder of all, or the configuration file.
     pub file: PathBuf,
     /// Where in it, both counted from 1; absent when it is about the file as a whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use crate::error::ErrorBody;
-use crate::{ApiError, ManifestProblem, PullProgress, RunParams};
+use crate::{ApiError, CardStatus, ManifestProblem, PullProgress, RunParams};
 
 /// Longest accepted model name, in bytes.
 pub const MODEL_NAME_BYTES_MAX: usize = 96;
@@ -254,6 +254,9 @@ pub struct Status {
     /// What is wrong with manifests.
     #[serde(default)]
     pub manifest_problems: Vec<ManifestProblem>,
+    /// The card that the daemon looks after; absent where there is none, or nothing can be asked of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub card: Option<CardStatus>,
     /// Whether the daemon is finishing its work before it exits.
     pub stopping: bool,
     /// The models that are not merely stored, sorted by name.
@@ -338,116 +341,6 @@ pub enum RunEvent {
     },
 }
 
-/// Body of `POST /models/bench`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BenchRequest {
-    /// What to measure; loaded when it is not.
-    pub model: ModelRef,
-    /// How often each figure is measured, 1 to 100; 5 by default.
-    #[serde(default)]
-    pub repeats: Option<u32>,
-    /// Tokens that sequences hold before, at most 16 numbers; 0 and 4096 by default.
-    #[serde(default)]
-    pub depths: Option<Vec<u32>>,
-    /// Sequences at a time, at most 16 numbers from 1 to 64; 1, 2, 4, 8, 16 and 32 by default.
-    #[serde(default)]
-    pub batches: Option<Vec<u32>>,
-}
-
-/// One line of the answer to `POST /models/bench`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub enum BenchEvent {
-    /// The model is in memory and is being measured.
-    Loaded {
-        /// Name of the model.
-        model: String,
-        /// What computes.
-        device: String,
-    },
-    /// Something was measured.
-    Row {
-        /// The figures.
-        row: BenchRow,
-    },
-    /// Something does not fit the model's context or its memory.
-    LeftOut {
-        /// What.
-        what: String,
-        /// Why.
-        why: String,
-    },
-    /// All is measured; the last line.
-    Done,
-    /// Measuring failed; the last line.
-    Error {
-        /// Why.
-        error: ApiError,
-    },
-}
-
-/// A line of a benchmark's table.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct BenchRow {
-    /// What was measured, as in `decode 8 at 4096`: sequences, and the tokens that each held.
-    pub what: String,
-    /// Unit of the figure: `tokens/s` of all sequences together, `GB/s` or `us`.
-    pub unit: String,
-    /// The figure, on average.
-    pub mean: f64,
-    /// Its least.
-    pub min: f64,
-    /// Its most.
-    pub max: f64,
-    /// Tokens a second of each sequence.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub per_sequence: Option<f64>,
-    /// Weights read, GB/s.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub weights_gb_per_s: Option<f64>,
-    /// That as a share of what a copy moves.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub copy_share: Option<f64>,
-    /// Tokens a second, of all sequences, that are predicted for a Tesla M40.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub m40_tokens_per_s: Option<f64>,
-}
-
-impl BenchRow {
-    /// The headings of [`cells`](Self::cells), which fit the widths of [`line`](Self::line).
-    pub const HEADINGS: [&'static str; 7] =
-        ["", "mean", "+-", "each", "GB/s", "of copy", "M40, predicted"];
-
-    /// The row as text for people: what, the figure, half its range relative to it, tokens a second
-    /// of a sequence, weights read, their share of a copy, and the prediction.
-    pub fn cells(&self) -> [String; 7] {
-        let number = |x: f64| if x < 100.0 { format!("{x:.2}") } else { format!("{x:.0}") };
-        let optional = |x: Option<f64>| x.map(number).unwrap_or_default();
-        let percent = |share: f64| format!("{:.0} %", 100.0 * share);
-        [
-            self.what.clone(),
-            format!("{} {}", number(self.mean), self.unit),
-            format!("{:.1} %", 50.0 * (self.max - self.min) / self.mean),
-            optional(self.per_sequence),
-            optional(self.weights_gb_per_s),
-            self.copy_share.map(percent).unwrap_or_default(),
-            optional(self.m40_tokens_per_s),
-        ]
-    }
-
-    /// Cells as a line whose columns are below each other whatever lines follow.
-    pub fn line<T: AsRef<str>>(cells: &[T; 7]) -> String {
-        let widths = [18, 16, 7, 8, 8, 8, 15];
-        let cells = cells.iter().zip(widths).enumerate();
-        let padded = cells.map(|(i, (cell, width))| match (i, cell.as_ref()) {
-            (0, cell) => format!("{cell:<width$}"),
-            (_, cell) => format!(" {cell:>width$}"),
-        });
-        padded.collect::<String>().trim_end().to_owned()
-    }
-}
-
 /// Figures of a finished answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunStats {
@@ -479,6 +372,23 @@ impl RunStats {
 
 fn per_second(tokens: u32, ms: f64) -> Option<f64> {
     (tokens > 0 && ms > 0.0).then(|| f64::from(tokens) * 1000.0 / ms)
+}
+
+/// Body of `POST /log`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogRequest {
+    /// What to log until the daemon ends: a level, or a list of `target=level`.
+    pub filter: String,
+}
+
+/// What the daemon logs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLevel {
+    /// What it logs now: a level, or a list of `target=level`.
+    pub filter: String,
+    /// What it logs from its start on, by its configuration.
+    pub configured: String,
 }
 
 #[cfg(test)]
@@ -529,24 +439,6 @@ mod tests {
     fn events_are_tagged_lines() {
         let line = serde_json::to_string(&RunEvent::Text { text: "hi\n".into() }).unwrap();
         assert_eq!(line, r#"{"event":"text","text":"hi\n"}"#);
-    }
-
-    #[test]
-    fn rows_of_a_benchmark_are_columns() {
-        let row = BenchRow {
-            what: "decode 8 at 4096".into(),
-            unit: "tokens/s".into(),
-            mean: 1234.56,
-            min: 1200.0,
-            max: 1260.0,
-            per_sequence: Some(154.32),
-            weights_gb_per_s: Some(87.654),
-            copy_share: Some(0.5),
-            m40_tokens_per_s: None,
-        };
-        let text = BenchRow::line(&row.cells());
-        assert_eq!(text, "decode 8 at 4096      1235 tokens/s   2.4 %      154    87.65     50 %");
-        assert!(BenchRow::line(&BenchRow::HEADINGS).ends_with("M40, predicted"));
     }
 
     #[test]

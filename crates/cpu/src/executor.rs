@@ -88,6 +88,8 @@ pub struct Executor<B> {
     /// One per rope table.
     angles: Vec<Angles>,
     partials: Vec<f32>,
+    /// Called after each op.
+    step: Box<dyn Fn() + Send + Sync>,
 }
 
 impl<B> fmt::Debug for Executor<B> {
@@ -207,7 +209,13 @@ impl<B: AsRef<[u8]>> Executor<B> {
             activations: Activations::new(),
             angles,
             partials: vec![],
+            step: Box::new(|| {}),
         })
+    }
+
+    /// Has each pass call `step` after each op, so that somebody sees it get on.
+    pub fn on_step(&mut self, step: impl Fn() + Send + Sync + 'static) {
+        self.step = Box::new(step);
     }
 
     /// Threads a pass runs on.
@@ -289,6 +297,7 @@ impl<B: AsRef<[u8]>> Executor<B> {
                 continue;
             }
             self.op(op, &mut pass);
+            (self.step)();
             if let Some(observe) = &mut observe {
                 for buffer in op.writes() {
                     let values = &self.arena[self.range(buffer, &pass)];

@@ -46,6 +46,8 @@ pub struct DeviceInfo {
     pub ordinal: u32,
     /// Its name, as in `Tesla M40 24GB`.
     pub name: String,
+    /// Where it is on the PCI bus, as in `0000:03:00.0`: by that other libraries know it.
+    pub pci: String,
     /// Its instruction set.
     pub capability: Capability,
     /// The CUDA version of the driver.
@@ -121,6 +123,12 @@ impl Context {
         let mut info = DeviceInfo {
             ordinal,
             name: driver.device_name(device)?,
+            pci: format!(
+                "{:04x}:{:02x}:{:02x}.0",
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?,
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?,
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?,
+            ),
             capability: Capability {
                 major: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
                 minor: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,

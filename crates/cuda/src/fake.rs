@@ -270,6 +270,9 @@ functions! {
             Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT => 24,
             Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE => 1_112_000,
             Attribute::CU_DEVICE_ATTRIBUTE_ECC_ENABLED => 1,
+            Attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID => 0,
+            Attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID => 0x3b,
+            Attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID => 0,
             _ => 1000,
         })
     }

@@ -8,6 +8,7 @@
 mod pass;
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use m40_program::{AttentionShape, Program};
 use m40_repack::Layout;
@@ -87,6 +88,27 @@ pub struct Shape {
     pub tiles: usize,
     /// Rows of the largest tile.
     pub tallest: usize,
+}
+
+/// Where the hidden states of a pass's rows lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hidden {
+    /// The memory.
+    pub buffer: BufferId,
+    /// Word at which the first row begins.
+    pub first: usize,
+    /// Words from one row to the next.
+    pub stride: usize,
+    /// Floats of a row.
+    pub width: usize,
+}
+
+impl Hidden {
+    /// The words of so many rows.
+    pub fn words(&self, rows: Range<usize>) -> Range<usize> {
+        let start = |row| self.first + row * self.stride;
+        start(rows.start)..start(rows.end.max(1) - 1) + self.width
+    }
 }
 
 /// How a lowered program runs on many rows.
@@ -335,6 +357,28 @@ impl Prefill {
             pass.step(&op.step);
         }
         pass.into_calls()
+    }
+
+    /// The launches of a pass that ends before the product of the logits, for all of its rows, and
+    /// where that leaves what the product would be of: `[rows, width] f32`, the hidden states.
+    pub fn hidden_calls(
+        &self,
+        program: &Program,
+        lowered: &Lowered,
+        layouts: &[Layout],
+        shape: Shape,
+    ) -> (Vec<Call>, Hidden) {
+        let mut pass = Pass::new(self, program, lowered, layouts, shape, None);
+        for op in &lowered.ops {
+            if let Step::Matvec(head) = &op.step
+                && head.y == lowered.logits
+            {
+                let hidden = pass.hidden(head);
+                return (pass.into_calls(), hidden);
+            }
+            pass.step(&op.step);
+        }
+        unreachable!("a lowered program has logits")
     }
 
     /// The launches of a wide pass over `rows` rows, which are tiles of one row each, in order. It

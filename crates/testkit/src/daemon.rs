@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -28,6 +29,11 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Name of the configuration file in the daemon's folder.
 const CONFIG: &str = "m40d.toml";
 
+/// Starts a program as a service manager does that hands over sockets: those at the first two
+/// descriptors become the third and fourth, and the process is told that they are for it.
+const HAND_OVER: &str = "exec 3<&0 4<&1 </dev/null >/dev/null; \
+                         export LISTEN_PID=$$; exec \"$0\" \"$@\"";
+
 /// How to start a daemon.
 #[derive(Debug, Clone)]
 pub struct Builder {
@@ -36,6 +42,7 @@ pub struct Builder {
     http: String,
     config: String,
     vars: Vec<(String, String)>,
+    sockets: Vec<(String, Arc<OwnedFd>)>,
 }
 
 impl Builder {
@@ -46,7 +53,8 @@ impl Builder {
     pub fn new(m40d: impl Into<PathBuf>) -> Self {
         let dir = Arc::new(tempfile::tempdir().expect("a temporary folder"));
         let http = "listen = \"127.0.0.1:0\"\n".to_owned();
-        Self { m40d: m40d.into(), dir, http, config: String::new(), vars: Vec::new() }
+        let (config, vars, sockets) = (String::new(), Vec::new(), Vec::new());
+        Self { m40d: m40d.into(), dir, http, config, vars, sockets }
     }
 
     /// Its folder, where a test may put files before the start.
@@ -97,6 +105,21 @@ impl Builder {
         self
     }
 
+    /// Hands a socket over to it under this name, as systemd does that listens for it. The socket stays
+    /// open as long as this is there.
+    ///
+    /// # Panics
+    /// For a third one.
+    #[must_use]
+    pub fn hand_over(mut self, name: &str, socket: impl Into<OwnedFd>) -> Self {
+        assert!(
+            self.sockets.len() < 2,
+            "two descriptors can be given to a shell without unsafe code"
+        );
+        self.sockets.push((name.to_owned(), Arc::new(socket.into())));
+        self
+    }
+
     /// Starts it and waits until it is ready.
     ///
     /// # Panics
@@ -136,11 +159,31 @@ impl Builder {
             self.http, self.config
         );
         std::fs::write(&config, text).expect("a configuration file");
-        let mut command = Command::new(&self.m40d);
-        command.env_clear().env("HOME", self.dir()).arg("--config").arg(config);
+        let mut command = self.program();
+        command.env("HOME", self.dir()).arg("--config").arg(config);
         command.env("CONFIGURATION_DIRECTORY", self.dir());
         command.envs(self.vars.iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command
+    }
+
+    /// The program with the sockets that are handed over, and nothing in its environment but those.
+    fn program(&self) -> Command {
+        let mut stdio = self.sockets.iter().map(|(_, socket)| {
+            Stdio::from(socket.try_clone().expect("a descriptor can be duplicated"))
+        });
+        let mut command = match self.sockets.len() {
+            0 => Command::new(&self.m40d),
+            _ => Command::new("/bin/sh"),
+        };
+        command.env_clear();
+        command.stdin(stdio.next().unwrap_or_else(Stdio::null));
+        command.stdout(stdio.next().unwrap_or_else(Stdio::null));
+        if !self.sockets.is_empty() {
+            let names: Vec<&str> = self.sockets.iter().map(|(name, _)| name.as_str()).collect();
+            command.env("LISTEN_FDS", names.len().to_string());
+            command.env("LISTEN_FDNAMES", names.join(":"));
+            command.args(["-c", HAND_OVER]).arg(&self.m40d);
+        }
         command
     }
 }

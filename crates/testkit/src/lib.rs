@@ -1,5 +1,6 @@
 //! Test support: the real models, seeded tiny ones and ones of real size, and a guard around a
-//! running daemon, kernels compiled for the host, an HTTP origin with faults, a terminal.
+//! running daemon, kernels compiled for the host, an HTTP origin with faults, a terminal, files made of
+//! the code.
 //!
 //! Never shipped: only dev-dependencies name this crate.
 #![forbid(unsafe_code)]
@@ -10,6 +11,7 @@ pub mod gguf;
 pub mod http;
 pub mod models;
 pub mod origin;
+pub mod reference;
 pub mod shapes;
 pub mod terminal;
 pub mod tiny_encoders;

@@ -69,11 +69,13 @@ impl Conversation {
         let read = file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text);
         if read.map_err(|error| about(path, &error))? as u64 > FILE_BYTES_MAX {
             let message = format!("{} is larger than {FILE_BYTES_MAX} bytes", path.display());
-            return Err(CommandError::new(Kind::BadData, message));
+            return Err(
+                CommandError::new(Kind::BadData, message).hint("is it one that /save wrote?")
+            );
         }
         serde_json::from_str(&text).map_err(|error| {
             let message = format!("{} is no saved conversation: {error}", path.display());
-            CommandError::new(Kind::BadData, message)
+            CommandError::new(Kind::BadData, message).hint("name one that /save wrote")
         })
     }
 }

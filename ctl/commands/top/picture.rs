@@ -11,8 +11,8 @@ use crate::commands::queue;
 use crate::text::{Line, Table};
 use crate::view;
 
-/// Lines above the models, their headings included.
-const ABOVE: usize = 4;
+/// Lines between what is above the models and them: an empty one, and their headings.
+const BETWEEN: usize = 2;
 /// Lines below them.
 const BELOW: usize = 2;
 
@@ -123,12 +123,12 @@ impl Picture {
         let requests = requests(look);
         // Where not all have room, models have most of it.
         let below = BELOW + requests.len().min(rows / 3);
-        let room = rows.saturating_sub(ABOVE + below);
+        let mut lines = self.head(look);
+        let room = rows.saturating_sub(lines.len() + BETWEEN + below);
         self.skipped = self.skipped.min(models.len().saturating_sub(room));
         let mut table = view::models(&models, &look.rates).into_iter();
         let headings = table.next().unwrap_or_default();
 
-        let mut lines = self.head(look);
         lines.push(Line::default());
         lines.push(headings);
         lines.extend(table.skip(self.skipped).take(room));
@@ -154,7 +154,12 @@ impl Picture {
             Some(trouble) => Line::default().then(AnsiColor::Red.on_default(), trouble),
             None => view::totals(status, &look.rates),
         };
-        vec![first, second]
+        let mut lines = vec![first, second];
+        if let Some(card) = &status.card {
+            lines.push(Line::default().plain(view::card(card)));
+            lines.extend(view::care(card));
+        }
+        lines
     }
 
     fn foot(&self, models: usize) -> Line {
@@ -254,7 +259,7 @@ mod tests {
             assert_eq!(names(&lines), expected);
             assert!(lines.last().unwrap().contains(order));
         }
-        let short = (120, ABOVE + BELOW + 1);
+        let short = (120, 2 + BETWEEN + BELOW + 1);
         picture.press(b"\x1b[B");
         assert_eq!(names(&picture.draw(&look, short, false)), ["b"]);
         picture.press(b"jjjjj");

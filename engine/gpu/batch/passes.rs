@@ -72,6 +72,10 @@ pub(crate) trait Passes: Send + 'static {
     /// again, unless nothing of the card is held any more.
     fn idle(&mut self) -> Option<Duration>;
 
+    /// How long the next pass is to wait at least before this is asked again, so that the card gets no
+    /// hotter; `None` when it may begin, and does.
+    fn pause(&mut self) -> Option<Duration>;
+
     /// The time.
     fn now(&self) -> Instant;
 }

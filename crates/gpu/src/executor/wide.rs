@@ -113,7 +113,7 @@ impl Executor {
     }
 
     pub(super) fn wide_calls(&self, rows: usize) -> Vec<Call> {
-        let layouts: Vec<_> = self.weights.matrices().iter().map(|m| *m.layout()).collect();
+        let layouts = self.layouts();
         let (program, lowered) = (&self.plan.program, &self.plan.lowered);
         self.plan.prefill.wide_calls(program, lowered, &layouts, rows, self.slots())
     }

@@ -6,8 +6,8 @@ use m40_program::{KvLayer, KvType, Program, RopeStyle, VectorId};
 use m40_repack::{Layout, Role};
 
 use super::{
-    LANES, Prefill, ROW_WORDS, Shape, Slots, TILE_COLUMNS, TILE_WORDS, attention_kernel, cut,
-    single_attention_kernel, warp_bytes,
+    Hidden, LANES, Prefill, ROW_WORDS, Shape, Slots, TILE_COLUMNS, TILE_WORDS, attention_kernel,
+    cut, single_attention_kernel, warp_bytes,
 };
 use crate::call::{
     ATTENTION, Arg, BufferId, Call, PAIR_TILE, RowsKernel, SINGLE_ATTENTION, TILES, Words,
@@ -327,6 +327,12 @@ impl<'a> Pass<'a> {
         }
         self.normed_from = Some(input.without_stream());
         normed
+    }
+
+    /// What a product would be of, without the product.
+    pub(super) fn hidden(&mut self, op: &Matvec) -> Hidden {
+        let Rows { buffer, words, stride } = self.input(op.input, op.cols);
+        Hidden { buffer, first: words.first, stride, width: op.cols }
     }
 
     fn matvec(&mut self, op: &Matvec) {

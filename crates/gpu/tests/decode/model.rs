@@ -128,6 +128,12 @@ impl Model {
     }
 }
 
+/// A row for each token of a sequence, all wanted.
+fn all(tokens: &[u32]) -> Vec<CpuRow> {
+    let row = |(position, &token)| CpuRow { token, position, cache: 0, segment: 0, logits: true };
+    tokens.iter().enumerate().map(row).collect()
+}
+
 /// What every op means.
 pub(crate) struct Oracle {
     executor: Executor<Vec<u8>>,
@@ -138,11 +144,16 @@ impl Oracle {
     pub(crate) fn logits(&mut self, tokens: &[u32]) -> Vec<Vec<f32>> {
         let mut cache: KvCache = self.executor.cache(tokens.len());
         let vocab = self.executor.program().description.vocab;
-        let row =
-            |(position, &token)| CpuRow { token, position, cache: 0, segment: 0, logits: true };
-        let rows: Vec<_> = tokens.iter().enumerate().map(row).collect();
-        let logits = self.executor.forward(&rows, &mut [&mut cache]);
+        let logits = self.executor.forward(&all(tokens), &mut [&mut cache]);
         logits.chunks_exact(vocab).map(<[f32]>::to_vec).collect()
+    }
+
+    /// Hidden states of each token of a sequence.
+    pub(crate) fn hidden(&mut self, tokens: &[u32]) -> Vec<Vec<f32>> {
+        let mut cache: KvCache = self.executor.cache(tokens.len());
+        let width = self.executor.program().description.embedding;
+        let states = self.executor.hidden(&all(tokens), &mut [&mut cache]);
+        states.chunks_exact(width).map(<[f32]>::to_vec).collect()
     }
 
     /// A cache for [`observed`](Self::observed).

@@ -116,6 +116,33 @@ impl<'a> Prompts<'a> {
 
     /// A pass over parts of sequences: for each that wants them, logits.
     fn pass(&mut self, parts: &[Part<'_>]) -> Vec<Vec<f32>> {
+        let shape = self.send(parts);
+        let program = &*self.model.program;
+        for call in self.prefill.calls(program, &self.lowered, &self.layouts, shape) {
+            self.call(&call);
+        }
+        let view = self.lowered.logits;
+        let stride = self.lowered.region(view.region).stride;
+        let place = self.buffers[self.prefill.logits.0];
+        let logits = self.card.read_floats(place, shape.wanted * stride);
+        logits.chunks_exact(stride).map(|row| row[view.columns()].to_vec()).collect()
+    }
+
+    /// The same pass up to the hidden states, of all rows.
+    fn hidden(&mut self, parts: &[Part<'_>]) -> Vec<Vec<f32>> {
+        let shape = self.send(parts);
+        let program = &*self.model.program;
+        let (calls, hidden) =
+            self.prefill.hidden_calls(program, &self.lowered, &self.layouts, shape);
+        calls.iter().for_each(|call| self.call(call));
+        let words = hidden.words(0..shape.rows);
+        let floats = self.card.read_floats(self.buffers[hidden.buffer.0], words.end);
+        let rows = floats[words.start..].chunks(hidden.stride);
+        rows.map(|row| row[..hidden.width].to_vec()).collect()
+    }
+
+    /// Writes the rows and their tiles.
+    fn send(&mut self, parts: &[Part<'_>]) -> Shape {
         let mut rows = vec![];
         let mut wanted = vec![];
         for part in parts {
@@ -140,15 +167,7 @@ impl<'a> Prompts<'a> {
         self.card.write_words(at_rows, &rows);
         self.card.write_words(at_tiles, &tiles.concat());
         self.card.write_words(at_index, &wanted);
-        let program = &*self.model.program;
-        for call in self.prefill.calls(program, &self.lowered, &self.layouts, shape) {
-            self.call(&call);
-        }
-        let view = self.lowered.logits;
-        let stride = self.lowered.region(view.region).stride;
-        let place = self.buffers[self.prefill.logits.0];
-        let logits = self.card.read_floats(place, wanted.len() * stride);
-        logits.chunks_exact(stride).map(|row| row[view.columns()].to_vec()).collect()
+        shape
     }
 
     /// Some wide passes over rows that lie there, each launch as the executor has it.
@@ -241,6 +260,32 @@ fn goes_on_from_prompts(architecture: &str, model: &Model) {
     assert!(worst < model.tolerance(), "{architecture}, decoding: {worst}");
     placed.release(sequence);
     placed.end();
+}
+
+#[test]
+fn hidden_states_are_what_the_oracle_computes() {
+    // Norms before blocks, and also after them.
+    for architecture in ["llama", "gemma2"] {
+        let model = Model::new(&tiny(architecture));
+        let Some(emulation) = emulation() else { return };
+        let mut prompts = Prompts::new(&emulation, &model, 2, 2);
+        let texts = [tokens(PAGE_TOKENS + 3, 23), tokens(4, 24)];
+        let mut oracle = model.oracle();
+        let expected = texts.each_ref().map(|text| oracle.hidden(text));
+        let part = |sequence: usize, first: usize, end: usize| {
+            let tokens = &texts[sequence][first..end];
+            Part { sequence, first, tokens, last: false }
+        };
+        let mut found = prompts.hidden(&[part(0, 0, 20)]);
+        found.extend(prompts.hidden(&[part(0, 20, texts[0].len()), part(1, 0, 4)]));
+        prompts.card.end();
+        let expected = expected.concat();
+        assert_eq!(found.len(), expected.len());
+        for (row, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let worst = worst(found, expected);
+            assert!(worst < model.tolerance(), "{architecture}, row {row}: {worst}");
+        }
+    }
 }
 
 #[test]

@@ -32,6 +32,8 @@ struct State {
     /// What happens after so many passes of a launch.
     breaks: Option<(u32, PassError)>,
     panics: bool,
+    /// How often the next pass has to wait.
+    pauses: u32,
     pool: Arc<Pool>,
     /// Hashes of all tokens up to each place, by page.
     memory: HashMap<u32, [u32; PAGE_TOKENS]>,
@@ -67,6 +69,7 @@ impl Told {
             failures: VecDeque::new(),
             breaks: None,
             panics: false,
+            pauses: 0,
             pool: Pool::new(pages, places, usize::MAX),
             memory: HashMap::new(),
             pages,
@@ -111,6 +114,15 @@ impl Told {
     pub(super) fn free_places(&self) -> usize {
         let state = self.state();
         state.places - state.begun
+    }
+
+    /// The next pass has to wait so often.
+    pub(super) fn set_pauses(&self, pauses: u32) {
+        self.state().pauses = pauses;
+    }
+
+    pub(super) fn pauses(&self) -> u32 {
+        self.state().pauses
     }
 
     pub(super) fn set_context(&self, context: usize) {
@@ -487,6 +499,12 @@ impl Passes for Fake {
 
     fn idle(&mut self) -> Option<Duration> {
         None
+    }
+
+    fn pause(&mut self) -> Option<Duration> {
+        let pauses = &mut self.told.state().pauses;
+        *pauses = pauses.checked_sub(1)?;
+        Some(Duration::from_micros(1))
     }
 
     fn now(&self) -> Instant {

@@ -130,6 +130,30 @@ fn many_sessions_on_threads_say_what_each_says_alone() {
 }
 
 #[test]
+fn a_pass_that_has_to_wait_comes_later_and_messages_are_heard_meanwhile() {
+    let told = Told::default();
+    let owner = owner(&told);
+    let prompt = prompt(300, 1);
+    told.set_pauses(20);
+    let mut seat = owner.seat();
+    let how = (&greedy(9), By::Card);
+    let said = generate(&owner, &mut seat, &prompt, 9, how).unwrap();
+    assert_eq!((said, told.pauses()), (answer(&prompt, 9), 0));
+
+    // So long that it would not end while the test runs.
+    told.set_pauses(u32::MAX);
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| generate(&owner, &mut seat, &prompt, 3, how));
+        while told.pauses() == u32::MAX {
+            thread::yield_now();
+        }
+        assert!(owner.lend(|_| Ok(true)).unwrap().wait().unwrap());
+        told.set_pauses(0);
+        assert_eq!(waiting.join().unwrap().unwrap(), answer(&prompt, 3));
+    });
+}
+
+#[test]
 fn the_context_ends_at_its_last_token() {
     let told = Told::default();
     let owner = owner(&told);

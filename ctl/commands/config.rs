@@ -1,0 +1,138 @@
+//! `m40ctl config`: the configuration, without a daemon.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::{Args, Subcommand, ValueHint};
+use m40_control::ConfigCheck;
+use m40_control::paths::{self, Env};
+
+use crate::error::{CommandError, Kind};
+use crate::output::Output;
+
+/// Check m40d.toml and the manifests
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    Check(CheckArgs),
+}
+
+/// Say what is wrong with m40d.toml and the manifests, and where; no daemon has to run
+///
+/// The m40d beside this m40ctl, else the one in PATH, reads them as it would for a start. Without a FILE
+/// they are those of this user, else, where there are none, the system's in /etc/m40d.
+#[derive(Debug, Args)]
+struct CheckArgs {
+    /// The configuration file
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    file: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &ConfigArgs, env: &Env, output: &mut Output) -> Result<(), CommandError> {
+    let Action::Check(CheckArgs { file }) = &args.action;
+    let check = check(file.as_deref(), systems_folder(file.as_deref(), env))?;
+    if output.json {
+        output.value(&check)?;
+    } else {
+        for problem in &check.problems {
+            output.line(&problem.to_string())?;
+            for line in problem.excerpt().lines() {
+                output.line(&format!("    {line}"))?;
+            }
+        }
+    }
+    let wrong = match check.problems.len() {
+        0 if output.json => return Ok(()),
+        0 => return Ok(output.line(&summary(&check))?),
+        1 => "a mistake in the configuration".to_owned(),
+        count => format!("{count} mistakes in the configuration"),
+    };
+    Err(CommandError::new(Kind::BadData, wrong).hint(
+        "m40d does not start with a wrong m40d.toml, and serves no model of a wrong manifest",
+    ))
+}
+
+/// What was checked, where nothing is wrong.
+fn summary(check: &ConfigCheck) -> String {
+    let config = match &check.config_file {
+        Some(file) => file.display().to_string(),
+        None => "no configuration file, so the defaults".to_owned(),
+    };
+    let models = match check.models.len() {
+        1 => "1 model".to_owned(),
+        count => format!("{count} models"),
+    };
+    let folder = check.settings.as_ref().map(|settings| settings.manifests_dir.display());
+    let folder = folder.map_or_else(String::new, |folder| format!(" in {folder}"));
+    format!("good: {config}; {models}{folder}")
+}
+
+/// Has m40d check a configuration file, or the one that it finds; `folder` is that of the configuration
+/// where it is not this user's.
+///
+/// It is m40d that knows what its configuration may say: whatever else read the file would know it
+/// twice, and a daemon that runs may be another version, or not run because of the mistake.
+pub(super) fn check(
+    file: Option<&Path>,
+    folder: Option<&Path>,
+) -> Result<ConfigCheck, CommandError> {
+    let program = m40d();
+    let mut command = Command::new(&program);
+    command.arg("--check-config=json");
+    if let Some(folder) = folder {
+        command.env("CONFIGURATION_DIRECTORY", folder);
+    }
+    if let Some(file) = file {
+        command.arg("--config").arg(file);
+    }
+    let done = command.output().map_err(|error| {
+        CommandError::new(Kind::NotFound, format!("cannot run {}: {error}", program.display()))
+            .hint("install m40d beside m40ctl, or where PATH finds it")
+    })?;
+    serde_json::from_slice(&done.stdout).map_err(|_| {
+        let said = String::from_utf8_lossy(&done.stderr);
+        let said = said.lines().next().unwrap_or("nothing").to_owned();
+        CommandError::new(Kind::Internal, format!("{} does not check: {said}", program.display()))
+            .hint("is it the same version as this m40ctl?")
+    })
+}
+
+/// The daemon's program: the one beside this, as packages and builds have it, else any.
+fn m40d() -> PathBuf {
+    let beside = env::current_exe().ok().and_then(|this| Some(this.parent()?.join("m40d")));
+    beside.filter(|path| path.is_file()).unwrap_or_else(|| "m40d".into())
+}
+
+/// The system's folder, if the file is in it, or there is none and only the system has a configuration.
+pub(super) fn systems_folder(file: Option<&Path>, env: &Env) -> Option<&'static Path> {
+    let folder = Path::new(paths::SYSTEM_CONFIG);
+    let is_its = match file {
+        Some(file) => file.starts_with(folder),
+        None => !paths::config_dir(env).is_ok_and(|dir| dir.is_dir()) && folder.is_dir(),
+    };
+    is_its.then_some(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_checked_is_said() {
+        let mut check = ConfigCheck {
+            config_file: None,
+            settings: None,
+            models: vec!["m".into()],
+            problems: vec![],
+        };
+        assert_eq!(summary(&check), "good: no configuration file, so the defaults; 1 model");
+        (check.config_file, check.models) = (Some("/etc/m40d/m40d.toml".into()), vec![]);
+        assert_eq!(summary(&check), "good: /etc/m40d/m40d.toml; 0 models");
+    }
+}

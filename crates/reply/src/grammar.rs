@@ -234,6 +234,11 @@ fn tags(lark: &mut Lark<'_>, name: &str, tool: &Tool) -> Result<(), NotHeld> {
     let end = format!("\n{}\n", xml::PARAMETER_END);
     let mut body = String::new();
     for (n, (key, property)) in properties.iter().enumerate() {
+        let reads_back = key.trim() == key && !key.contains(['<', '>']);
+        let texts = choices(property).unwrap_or_default();
+        if tool.strict && !(reads_back && texts.iter().all(|t| !t.contains(xml::PARAMETER_END))) {
+            return Err(NotHeld { tool: tool.name.clone(), key: key.clone() });
+        }
         let value = match (choices(property), xml::is_text(property)) {
             (Some(choices), true) => {
                 let texts: Vec<String> =

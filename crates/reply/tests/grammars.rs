@@ -517,8 +517,15 @@ fn arguments_in_tags_are_held_to_their_schema() {
     ] {
         assert!(!model.takes(&held, &call(&inside)).0, "{inside}");
     }
-    let all_of = json!({"allOf": [{"type": "object"}]});
-    let tools = Tools::new(vec![tool(all_of)]).unwrap();
-    let refused = format.grammar(&tools, &ToolChoice::Required, true, "", &|_| false).unwrap_err();
-    assert_eq!((&*refused.tool, &*refused.key), ("run", "allOf"));
+    for (parameters, key) in [
+        (json!({"allOf": [{"type": "object"}]}), "allOf"),
+        (json!({"properties": {"a>b": {"type": "string"}}}), "a>b"),
+        (json!({"properties": {"a": {"type": "string", "enum": ["</parameter>"]}}}), "a"),
+        (json!({"properties": {}, "required": ["b"]}), "required: b"),
+    ] {
+        let tools = Tools::new(vec![tool(parameters)]).unwrap();
+        let refused = format.grammar(&tools, &ToolChoice::Auto, true, "", &|_| false);
+        let refused = refused.unwrap_err();
+        assert_eq!((&*refused.tool, &*refused.key), ("run", key));
+    }
 }

@@ -109,14 +109,15 @@ fn m40d() -> PathBuf {
     beside.filter(|path| path.is_file()).unwrap_or_else(|| "m40d".into())
 }
 
-/// The system's folder, if the file is in it, or there is none and only the system has a configuration.
-pub(super) fn systems_folder(file: Option<&Path>, env: &Env) -> Option<&'static Path> {
-    let folder = Path::new(paths::SYSTEM_CONFIG);
-    let is_its = match file {
-        Some(file) => file.starts_with(folder),
-        None => !paths::config_dir(env).is_ok_and(|dir| dir.is_dir()) && folder.is_dir(),
-    };
-    is_its.then_some(folder)
+/// The folder of the configuration, where it is not this user's: that of a file in /etc, beside which its
+/// manifests are, or the system's, where there is no file and only the system has a configuration.
+pub(super) fn systems_folder<'a>(file: Option<&'a Path>, env: &Env) -> Option<&'a Path> {
+    let systems = Path::new(paths::SYSTEM_CONFIG);
+    match file {
+        Some(file) => file.parent().filter(|folder| folder.starts_with("/etc")),
+        None if paths::config_dir(env).is_ok_and(|dir| dir.is_dir()) => None,
+        None => Some(systems).filter(|folder| folder.is_dir()),
+    }
 }
 
 #[cfg(test)]
@@ -134,5 +135,14 @@ mod tests {
         assert_eq!(summary(&check), "good: no configuration file, so the defaults; 1 model");
         (check.config_file, check.models) = (Some("/etc/m40d/m40d.toml".into()), vec![]);
         assert_eq!(summary(&check), "good: /etc/m40d/m40d.toml; 0 models");
+    }
+
+    #[test]
+    fn a_file_of_the_systems_has_its_manifests_beside_it() {
+        let env = Env::new([("HOME".to_owned(), "/nonexistent".to_owned())], false);
+        let folder = |file: &'static str| systems_folder(Some(Path::new(file)), &env);
+        assert_eq!(folder("/etc/m40d/m40d.toml"), Some(Path::new("/etc/m40d")));
+        assert_eq!(folder("/etc/m40d-1/m40d.toml"), Some(Path::new("/etc/m40d-1")));
+        assert_eq!(folder("/home/u/m40d.toml"), None);
     }
 }

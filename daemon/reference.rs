@@ -26,7 +26,7 @@ const SIGNALS: [(&str, &str); 2] = [
     ),
 ];
 
-const ENVIRONMENT: [(&str, &str); 5] = [
+const ENVIRONMENT: [(&str, &str); 6] = [
     (
         "CONFIGURATION_DIRECTORY, STATE_DIRECTORY, CACHE_DIRECTORY, RUNTIME_DIRECTORY",
         "folders that are used instead of those below; systemd sets them",
@@ -37,6 +37,7 @@ const ENVIRONMENT: [(&str, &str); 5] = [
         "through whom models are fetched, unless the configuration says it",
     ),
     ("CUDA_VISIBLE_DEVICES", "which GPU is the first; CUDA's documentation has its meaning"),
+    ("M40_NVML", "the library that is asked how the card is, in place of libnvidia-ml.so.1"),
     ("M40_NVRTC", "NVRTC 12, the library that compiles kernels, where it is not where m40d looks"),
 ];
 
@@ -48,8 +49,13 @@ const FILES: [(&str, &str); 5] = [
     ("/run/m40d/control.sock", "the control socket; for a user $XDG_RUNTIME_DIR/m40d/control.sock"),
 ];
 
-const UNITS: [(&str, &str); 3] = [
+const UNITS: [(&str, &str); 4] = [
     ("m40d.service", "the daemon; its comments say what it may do, and how secrets come to it"),
+    (
+        "m40d.socket",
+        "HTTP and, by m40d-control.socket, the control socket in the hands of systemd, so that \
+         restarts refuse no connection; its comments say how to enable it",
+    ),
     (
         "m40d@.service",
         "an instance for each GPU: `m40d@1` is the one for GPU 1, with files of its own in \

@@ -37,19 +37,19 @@ struct Inner {
     waited: AtomicBool,
     /// Microseconds that passes have waited.
     paused: AtomicU64,
-    /// Where it is told that a pause is none of the engine's hanging.
+    /// A pass that waits does not hang.
     pulse: Arc<Pulse>,
 }
 
 impl Default for Duty {
     fn default() -> Self {
-        Self::new(Arc::default())
+        Self::new(&Arc::default())
     }
 }
 
 impl Duty {
-    /// Each look at a pause is a step of `pulse`.
-    pub(crate) fn new(pulse: Arc<Pulse>) -> Self {
+    /// Of an engine with this pulse.
+    pub(crate) fn new(pulse: &Arc<Pulse>) -> Self {
         Self(Arc::new(Inner {
             start: Instant::now(),
             share: AtomicU32::new(FULL),
@@ -57,7 +57,7 @@ impl Duty {
             took: AtomicU64::new(0),
             waited: AtomicBool::new(false),
             paused: AtomicU64::new(0),
-            pulse,
+            pulse: Arc::clone(pulse),
         }))
     }
 
@@ -168,6 +168,20 @@ mod tests {
         duty.ran(10 * MS, now);
         assert_eq!(duty.pause(now + 1000 * MS), None);
         assert_eq!(duty.paused(), Duration::ZERO);
+    }
+
+    #[test]
+    fn who_waits_does_not_hang() {
+        let pulse = Arc::default();
+        let duty = Duty::new(&pulse);
+        let _working = pulse.work();
+        duty.set(0.1);
+        duty.ran(3_600_000 * MS, Instant::now());
+        while pulse.stalled() < Some(3 * MS) {}
+        let asked = Instant::now();
+        assert!(duty.pause(asked).is_some());
+        // The pulse counts whole milliseconds.
+        assert!(pulse.stalled().unwrap() <= asked.elapsed() + MS);
     }
 
     #[test]

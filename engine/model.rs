@@ -220,7 +220,7 @@ impl Engine {
     /// [`GpuError`], if a GPU was asked for and it cannot be had. The CPU never stands in.
     pub fn new(options: EngineOptions) -> Result<Self, GpuError> {
         let pulse = Arc::default();
-        let duty = Duty::new(Arc::clone(&pulse));
+        let duty = Duty::new(&pulse);
         Ok(Self { backend: Backend::open(&options, &duty)?, pulse, duty })
     }
 
@@ -236,7 +236,7 @@ impl Engine {
         threads: Option<usize>,
     ) -> Result<Self, GpuError> {
         let pulse = Arc::default();
-        let duty = Duty::new(Arc::clone(&pulse));
+        let duty = Duty::new(&pulse);
         let backend = Backend::on_device(device, options, threads, &duty)?;
         Ok(Self { backend, pulse, duty })
     }
@@ -247,9 +247,9 @@ impl Engine {
     }
 
     /// How long nothing has got on that is in hand: no op of a pass on the CPU, no pass or token of a
-    /// session on a GPU, no tensor of a load. None where nothing is in hand, or kernels are
-    /// compiled, of which no steps can be told. Takes no lock. What is longer than any step may take says
-    /// that the engine hangs.
+    /// session on a GPU, no tensor of a load. None where nothing is in hand. Takes no lock. What is
+    /// longer than any step may take (a load compiles kernels for seconds, a card that is taken by a
+    /// benchmark keeps others waiting while that gets on) says that the engine hangs.
     pub fn stalled(&self) -> Option<Duration> {
         self.pulse.stalled()
     }

@@ -319,7 +319,7 @@ impl Chat {
         let messages = numbered.as_ref().unwrap_or(messages);
         let offered = self.offered();
         let told = format.offer(messages, &offered);
-        let tools = (told.is_none() && !offered.is_empty()).then(|| offered.to_template());
+        let tools = (format.takes_tools() && !offered.is_empty()).then(|| offered.to_template());
         template.render(&TemplateInput {
             messages: told.as_ref().unwrap_or(messages),
             tools: tools.as_ref(),

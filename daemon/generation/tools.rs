@@ -1,7 +1,7 @@
 //! Tools and reasoning of a conversation: how its answer is read, and what holds it to calls.
 
 use m40_grammar::{Grammar, GrammarError};
-use m40_reply::{Format, Reader, ToolChoice, Tools};
+use m40_reply::{Format, NotHeld, Reader, ToolChoice, Tools};
 use m40_tokenizer::Tokenizer;
 use serde_json::json;
 
@@ -44,9 +44,20 @@ impl Chat {
         let marks = format.markers().into_iter().filter_map(control).collect();
         let is_control = |mark: &str| control(mark).is_some();
         let parallel = !self.one_call;
-        let grammar = format.grammar(&tools, &self.tool_choice, parallel, prompt, &is_control);
+        let grammar = format
+            .grammar(&tools, &self.tool_choice, parallel, prompt, &is_control)
+            .map_err(|error| self.not_held(&error))?;
         let reader = format.reader(&tools, prompt);
         Ok(Reading { reader, marks, calls: grammar.map(Grammar::Lark) })
+    }
+
+    fn not_held(&self, error: &NotHeld) -> AskError {
+        let at = self.tools.iter().position(|tool| tool.name == error.tool).unwrap_or_default();
+        let field = format!("tools[{at}].{}", self.tool_shape.schema_field());
+        AskError::Grammar {
+            field,
+            error: GrammarError::Schema { at: None, reason: error.to_string() },
+        }
     }
 
     /// Whether the answer is a call, whatever the model would say.

@@ -160,7 +160,8 @@ impl Card {
             .map_err(|error| GpuError::Thread { reason: error.to_string() })
             .map_err(|source| LoadError::Gpu { path: path.into(), source })?;
         let (context, pulse) = (context as usize, Arc::clone(pulse));
-        let model = CardModel { owner, vocab, context, page_bytes, pulse };
+        let duty = self.duty.clone();
+        let model = CardModel { owner, vocab, context, page_bytes, pulse, duty };
         Ok((model, memory))
     }
 }
@@ -249,6 +250,7 @@ pub(crate) struct CardModel {
     /// Bytes of KV cache that a page takes.
     page_bytes: usize,
     pub(super) pulse: Arc<Pulse>,
+    pub(super) duty: Duty,
 }
 
 /// Keys and values of a conversation while an answer is computed.

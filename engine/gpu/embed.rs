@@ -4,7 +4,7 @@
 //! before their first pass and given back after their last: nobody takes them meanwhile, and sessions
 //! find the prompts that they have in common where they were. Between two slices sessions have passes.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use m40_gpu::Sequence;
 use m40_gpu::executor::{Executor, PassError, Row};
@@ -57,6 +57,9 @@ impl CardModel {
             }
             let wanted = rows.iter().filter(|row| row.logits).map(|row| row.sequence);
             let wanted: Vec<usize> = wanted.collect();
+            while let Some(time) = self.duty.pause(Instant::now()) {
+                pause(time);
+            }
             let states;
             (states, sequences) = self.hidden(rows.to_vec(), sequences)?;
             let width = states.len() / wanted.len().max(1);
@@ -88,9 +91,13 @@ impl CardModel {
         rows: Vec<Row>,
         mut sequences: Vec<Sequence>,
     ) -> Result<(Vec<f32>, Vec<Sequence>), EmbedError> {
+        let duty = self.duty.clone();
         self.lend(move |executor| {
+            let begun = Instant::now();
             let mut borrowed: Vec<_> = sequences.iter_mut().collect();
             let states = executor.hidden(&rows, &mut borrowed)?.to_vec();
+            let ended = Instant::now();
+            duty.ran(ended - begun, ended);
             Ok((states, sequences))
         })
     }

@@ -398,7 +398,9 @@ fn a_model_is_made_of_a_file_that_was_sent_and_of_another_model() {
     for (wrong, status, says) in [
         (json!({"model": "x", "from": "none"}), 404, "not found"),
         (json!({"model": "x"}), 400, "'from' or 'files'"),
-        (json!({"model": "x", "from": "sent", "quantize": "q4_0"}), 400, "quantize"),
+        (json!({"model": "x", "from": "sent", "quantize": "q4_0"}), 400, "'quantize' is not"),
+        (json!({"model": "x", "from": "sent", "adapters": {"a": "b"}}), 400, "'adapters' is not"),
+        (json!({"model": "x", "from": "sent", "messages": [{}]}), 400, "'messages' is not"),
         (json!({"model": "x", "files": {"a": format!("sha256:{}", sha256(b"y"))}}), 404, "no blob"),
         (json!({"model": "x", "from": "sent", "template": "{% for %}"}), 400, "template"),
     ] {

@@ -26,7 +26,7 @@ const LOOK: Duration = Duration::from_millis(20);
 const COMMAND_TIMEOUT_S: &str = "120";
 
 /// Where m40d listens unless it is told otherwise.
-const HTTP: ([u8; 4], u16) = ([127, 0, 0, 1], 11434);
+pub(crate) const HTTP: ([u8; 4], u16) = ([127, 0, 0, 1], 11434);
 
 /// A running systemd.
 pub(crate) struct Machine {

@@ -4,6 +4,7 @@
 //! every test says that it was skipped; with `M40_REQUIRE_SYSTEMD=1` it fails instead. `M40_SYSTEMD_ROOT`
 //! names the root folder of another system to boot, such as one that debootstrap has made.
 
+mod activation;
 mod confinement;
 mod installed;
 mod machine;

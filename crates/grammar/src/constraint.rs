@@ -13,18 +13,29 @@ use crate::{GrammarError, Vocabulary};
 const WORD: usize = 32;
 
 /// A compiled grammar, for answers in the tokens of one [`Vocabulary`]. Clones are handles to the
-/// same, and equal; what one answer has found out of the grammar the others need not find again.
+/// same; what one answer has found out of the grammar the others need not find again. Those that came of
+/// one compilation are equal.
 #[derive(Clone)]
 pub struct Constraint(Arc<Inner>);
 
 struct Inner {
     start: Matcher,
     vocabulary: Vocabulary,
+    /// One for each compilation.
+    origin: Arc<()>,
 }
 
 impl Constraint {
     pub(crate) fn new(start: Matcher, vocabulary: Vocabulary) -> Self {
-        Self(Arc::new(Inner { start, vocabulary }))
+        Self(Arc::new(Inner { start, vocabulary, origin: Arc::default() }))
+    }
+
+    /// The same, whose answers find out for themselves: they share none of the work that is allowed, nor
+    /// what it came to.
+    pub(crate) fn apart(&self) -> Self {
+        let Inner { start, vocabulary, origin } = &*self.0;
+        let (vocabulary, origin) = (vocabulary.clone(), Arc::clone(origin));
+        Self(Arc::new(Inner { start: start.deep_clone(), vocabulary, origin }))
     }
 
     /// An answer's state at its start.
@@ -40,7 +51,7 @@ impl Constraint {
 
 impl PartialEq for Constraint {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        Arc::ptr_eq(&self.0.origin, &other.0.origin)
     }
 }
 

@@ -7,13 +7,14 @@ use serde_json::Value;
 
 use crate::{Constraint, Grammar, GrammarError, Vocabulary};
 
-/// Constraints that are kept. What answers find out of each stays with it: up to some tens of megabytes
-/// for grammars that no two answers go through alike, kilobytes for most.
+/// Constraints that are kept.
 const MAX_KEPT: usize = 8;
 /// Bytes of text of all grammars that are kept.
 const MAX_BYTES: usize = 1 << 18;
 
-/// Compiles grammars, but for those that it has compiled of late.
+/// Compiles grammars, but for those that it has compiled of late. What it keeps stays as it was compiled:
+/// the answers of a request find out for themselves, so that one that has come to where its grammar asks
+/// too much ends no other, and nothing grows.
 #[derive(Debug)]
 pub struct Compiler {
     vocabulary: Vocabulary,
@@ -25,6 +26,7 @@ pub struct Compiler {
 struct Kept {
     grammar: Grammar,
     bytes: usize,
+    /// No answer starts from this very one.
     constraint: Constraint,
 }
 
@@ -57,7 +59,7 @@ impl Compiler {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let at = kept.iter().position(|kept| kept.grammar == *grammar)?;
         let found = kept.remove(at)?;
-        let constraint = found.constraint.clone();
+        let constraint = found.constraint.apart();
         kept.push_front(found);
         Some(constraint)
     }
@@ -69,7 +71,7 @@ impl Compiler {
         }
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.retain(|kept| kept.grammar != *grammar);
-        let (grammar, constraint) = (grammar.clone(), constraint.clone());
+        let (grammar, constraint) = (grammar.clone(), constraint.apart());
         kept.push_front(Kept { grammar, bytes, constraint });
         while kept.len() > MAX_KEPT || kept.iter().map(|kept| kept.bytes).sum::<usize>() > MAX_BYTES
         {

@@ -4,6 +4,7 @@ use crate::Tools;
 use crate::json::{Followed, Scan};
 use crate::python;
 use crate::syntax::{Shape, Syntax};
+use crate::xml;
 
 /// Why a text does not begin with what was looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub(crate) enum Not {
 pub(crate) enum Head {
     /// Its arguments begin at `at`.
     Streams { name: String, at: usize, after: After },
+    /// The tags of its arguments begin at `at`.
+    Tags { name: String, at: usize, after: After },
     /// Calls with all of their arguments, up to `at`.
     Whole { calls: Vec<(String, String)>, at: usize, after: After },
 }
@@ -50,7 +53,7 @@ pub(crate) fn head(syntax: &'static Syntax, text: &str, tools: &Tools) -> Result
     cursor.pass(syntax.open)?;
     match syntax.shape {
         Shape::Object => {
-            let list = cursor.may_pass("[")?;
+            let list = syntax.opens_list || cursor.may_pass("[")?;
             object(After { syntax, object: true, list }, cursor, tools)
         }
         Shape::Named { before, id, between } => {
@@ -67,6 +70,16 @@ pub(crate) fn head(syntax: &'static Syntax, text: &str, tools: &Tools) -> Result
             cursor.pass(between)?;
             let after = After { syntax, object: false, list: false };
             Ok(Head::Streams { name: name.to_owned(), at: cursor.begin_object()?, after })
+        }
+        Shape::Xml => {
+            let name = cursor.word()?;
+            if tools.get(name).is_none() {
+                return Err(Not::Ever);
+            }
+            cursor.pass(">")?;
+            cursor.pass_one_ahead(&[xml::PARAMETER, xml::FUNCTION_END, xml::CALL_END])?;
+            let after = After { syntax, object: false, list: false };
+            Ok(Head::Tags { name: name.to_owned(), at: cursor.at, after })
         }
         Shape::Python => {
             let body = cursor.rest();
@@ -204,6 +217,20 @@ impl<'t> Cursor<'t> {
 
     fn string(&mut self) -> Result<String, Not> {
         serde_json::from_str(self.value()?).map_err(|_| Not::Ever)
+    }
+
+    /// Whether one of these follows, which is not passed.
+    fn pass_one_ahead(&self, wanted: &[&str]) -> Result<(), Not> {
+        let mut not = Not::Ever;
+        for wanted in wanted {
+            let mut ahead = *self;
+            match ahead.pass(wanted) {
+                Ok(()) => return Ok(()),
+                Err(Not::Yet) => not = Not::Yet,
+                Err(Not::Ever) => {}
+            }
+        }
+        Err(not)
     }
 
     /// Where an object begins, which is not passed.

@@ -5,14 +5,28 @@ use crate::harmony::{self, Harmony};
 use crate::reader::Reader;
 use crate::syntax::{self, Syntax};
 use crate::tagged::Tagged;
+use crate::xml;
 
 /// How a model writes reasoning and calls of tools.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Format {
     pub(crate) think: Option<Think>,
     pub(crate) family: Family,
-    /// Whether the template tells the model of tools.
-    pub(crate) places_tools: bool,
+    pub(crate) place: Place,
+    /// Whether the template writes what was called.
+    pub(crate) writes_calls: bool,
+}
+
+/// Where a chat template has the tools from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// It has none for them.
+    #[default]
+    None,
+    /// Its variable `tools`.
+    Variable,
+    /// The field `tools` of a system prompt, JSON as text.
+    System,
 }
 
 /// Marks around reasoning.
@@ -35,6 +49,8 @@ pub(crate) enum Family {
     #[default]
     Plain,
     Hermes,
+    /// Qwen 3 Coder's tags.
+    Xml,
     Llama,
     /// With names before the arguments, or else an array of objects.
     Mistral {
@@ -46,6 +62,12 @@ pub(crate) enum Family {
         fenced: bool,
     },
     Harmony,
+    /// Granite 3. (Granite 4 writes as Hermes does.)
+    Granite,
+    /// Phi 4, behind its own tokens or, where it is told so, a word.
+    Phi {
+        functools: bool,
+    },
 }
 
 impl Format {
@@ -59,6 +81,12 @@ impl Format {
             Family::Mistral { named: has("[ARGS]") }
         } else if has("<｜tool▁call▁begin｜>") {
             Family::DeepSeek { fenced: has("```json") }
+        } else if has("<|start_of_role|>") && has("<|tool_call|>") {
+            Family::Granite
+        } else if has("<|/tool|>") || has("functools[") {
+            Family::Phi { functools: has("functools[") }
+        } else if has("<tool_call>") && has(xml::FUNCTION) && has(xml::PARAMETER) {
+            Family::Xml
         } else if has("<tool_call>") {
             Family::Hermes
         } else if has("<|python_tag|>") || (has("<|start_header_id|>") && has("\"parameters\"")) {
@@ -69,17 +97,27 @@ impl Format {
             Family::Plain
         };
         // Of a format that is not known, calls would not be understood.
-        let places_tools = match family {
-            Family::Plain => false,
-            Family::Gemma => has("tools"),
-            _ => true,
+        let place = match family {
+            Family::Plain => Place::None,
+            Family::Phi { .. } if has("message['tools']") => Place::System,
+            Family::Gemma | Family::Phi { .. } if !has("tools") && !has(".Tools") => Place::None,
+            _ => Place::Variable,
         };
-        Self { think, family, places_tools }
+        let writes_calls = match family {
+            Family::Granite | Family::Phi { .. } => has("tool_calls") || has(".ToolCalls"),
+            _ => place != Place::None,
+        };
+        Self { think, family, place, writes_calls }
     }
 
     /// Whether models of it were made to call tools. Others can be [asked to](Self::offer).
     pub fn has_tools(&self) -> bool {
-        self.places_tools
+        self.place != Place::None
+    }
+
+    /// Whether its templates take the tools as a variable.
+    pub fn takes_tools(&self) -> bool {
+        self.place == Place::Variable
     }
 
     /// Whether it has a way to reason before answering.
@@ -125,10 +163,13 @@ impl Format {
         match self.calls() {
             Family::Harmony => &[],
             Family::Plain | Family::Hermes => syntax::HERMES,
+            Family::Xml => syntax::XML,
             Family::Llama => syntax::LLAMA,
             Family::Mistral { .. } => syntax::MISTRAL,
             Family::Gemma => syntax::GEMMA,
             Family::DeepSeek { .. } => syntax::DEEPSEEK,
+            Family::Granite => syntax::GRANITE,
+            Family::Phi { .. } => syntax::PHI,
         }
     }
 }

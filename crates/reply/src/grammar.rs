@@ -5,17 +5,46 @@
 //! asks for them. A model that reasons may do so first, unless the prompt says that it has. What is text
 //! never holds what the reader would take for the beginning of a call.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::format::{Family, Format, Think};
 use crate::harmony;
 use crate::layout::{Layout, Part};
+use crate::xml;
 use crate::{Tool, ToolChoice, Tools};
 
 /// Any text, as a regular expression.
 const ANY: &str = r"(.|\n)*";
 /// What the object of a call begins with.
 const OBJECT: &str = r#"\s*(\[\s*)?\{\s*"(name|arguments|parameters|id|type)""#;
+
+/// The rule of an argument's text and the tag that ends it.
+const TAG_TEXT: &str = "tag_text";
+/// What a schema may have at its root where arguments are tags.
+const ROOT_KEYS: [&str; 9] = [
+    "type",
+    "properties",
+    "required",
+    "additionalProperties",
+    "$defs",
+    "definitions",
+    "title",
+    "description",
+    "$schema",
+];
+
+/// Calls as the model writes them cannot be held to the parameters of a strict tool.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "calls as this model writes them cannot be held to {key:?} of the tool {tool:?}: leave it out, or \
+     \"strict\""
+)]
+pub struct NotHeld {
+    /// The tool's name.
+    pub tool: String,
+    /// What of its schema is in the way.
+    pub key: String,
+}
 
 impl Format {
     /// The grammar of answers that call tools as `choice` says, in llguidance's dialect of Lark; `None`
@@ -24,6 +53,9 @@ impl Format {
     /// says, whichever tool it calls. `prompt_tail` is the end of the prompt,
     /// `is_control` says which [marks](Self::markers) are control tokens of the model: those are named
     /// (`<|name|>`, or `<[NAME]>` for `[NAME]`), others are texts.
+    ///
+    /// # Errors
+    /// See [`NotHeld`].
     pub fn grammar(
         &self,
         tools: &Tools,
@@ -31,16 +63,16 @@ impl Format {
         parallel: bool,
         prompt_tail: &str,
         is_control: &dyn Fn(&str) -> bool,
-    ) -> Option<String> {
+    ) -> Result<Option<String>, NotHeld> {
         let must = !matches!(choice, ToolChoice::Auto);
         let wanted: Vec<&Tool> = match choice {
-            ToolChoice::None => return None,
-            ToolChoice::Auto if !tools.iter().any(|tool| tool.strict) => return None,
+            ToolChoice::None => return Ok(None),
+            ToolChoice::Auto if !tools.iter().any(|tool| tool.strict) => return Ok(None),
             ToolChoice::Auto | ToolChoice::Required => tools.iter().collect(),
             ToolChoice::Named(name) => tools.get(name).into_iter().collect(),
         };
         if wanted.is_empty() {
-            return None;
+            return Ok(None);
         }
         let layout = self.layout();
         let mut lark = Lark { text: String::new(), is_control };
@@ -55,9 +87,17 @@ impl Format {
             let arguments = format!("arguments_{n}");
             let body = lark.parts((layout.call)(&tool.name).iter(), &arguments);
             lark.rule(&format!("call_{n}"), &body);
-            lark.rule(&arguments, &format!("%json {}", schema(tool)));
+            match self.family {
+                Family::Xml => tags(&mut lark, &arguments, tool)?,
+                _ => lark.rule(&arguments, &format!("%json {}", schema(tool))),
+            }
         }
-        Some(lark.text)
+        if self.family == Family::Xml {
+            let end = format!("\n{}\n", xml::PARAMETER_END);
+            let text = without(&[xml::PARAMETER_END]);
+            lark.rule(&format!("{TAG_TEXT}[suffix={}]", quoted(&end)), &text);
+        }
+        Ok(Some(lark.text))
     }
 
     /// The rule `start`: calls, or text before them, after reasoning where there may be some.
@@ -169,6 +209,80 @@ fn without(marks: &[&str]) -> String {
     format!("/{ANY}/ & ~/{ANY}({}){ANY}/", marks.join("|"))
 }
 
+/// The rules of arguments that are tags: those of the schema, in its order.
+fn tags(lark: &mut Lark<'_>, name: &str, tool: &Tool) -> Result<(), NotHeld> {
+    let schema = &tool.parameters;
+    let known = |key: &&String| !ROOT_KEYS.contains(&key.as_str());
+    let other = schema.as_object().and_then(|schema| schema.keys().find(known));
+    if let Some(key) = other.filter(|_| tool.strict) {
+        return Err(NotHeld { tool: tool.name.clone(), key: key.clone() });
+    }
+    let Some(properties) = schema["properties"].as_object() else {
+        let any =
+            format!("{} /[a-zA-Z0-9_.-]+/ {} {TAG_TEXT}", quoted(xml::PARAMETER), quoted(">\n"));
+        let body =
+            if schema["additionalProperties"] == false { "\"\"" } else { &*format!("({any})*") };
+        lark.rule(name, body);
+        return Ok(());
+    };
+    let required: Vec<&str> =
+        schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let missing = required.iter().find(|key| !properties.contains_key(**key));
+    if let Some(key) = missing.filter(|_| tool.strict) {
+        return Err(NotHeld { tool: tool.name.clone(), key: format!("required: {key}") });
+    }
+    let end = format!("\n{}\n", xml::PARAMETER_END);
+    let mut body = String::new();
+    for (n, (key, property)) in properties.iter().enumerate() {
+        let reads_back = key.trim() == key && !key.contains(['<', '>']);
+        let texts = choices(property).unwrap_or_default();
+        if tool.strict && !(reads_back && texts.iter().all(|t| !t.contains(xml::PARAMETER_END))) {
+            return Err(NotHeld { tool: tool.name.clone(), key: key.clone() });
+        }
+        let value = match (choices(property), xml::is_text(property)) {
+            (Some(choices), true) => {
+                let texts: Vec<String> =
+                    choices.iter().map(|text| quoted(&format!("{text}{end}"))).collect();
+                format!("({})", texts.join(" | "))
+            }
+            (None, true) => TAG_TEXT.to_owned(),
+            (_, false) => {
+                let rule = format!("{name}_{n}");
+                lark.rule(&rule, &format!("%json {}", part_of(schema, property, tool.strict)));
+                format!("{rule} {}", quoted(&end))
+            }
+        };
+        let open = quoted(&format!("{}{key}>\n", xml::PARAMETER));
+        let optional = if required.contains(&key.as_str()) { "" } else { "?" };
+        body += &format!("({open} {value}){optional} ");
+    }
+    lark.rule(name, if body.is_empty() { "\"\"" } else { &body });
+    Ok(())
+}
+
+/// The texts of a property that must be one of some.
+fn choices(property: &Value) -> Option<Vec<&str>> {
+    let several = property.get("enum").and_then(Value::as_array);
+    let one = property.get("const").map(std::slice::from_ref);
+    let all = several.map(Vec::as_slice).or(one)?;
+    Some(all.iter().filter_map(Value::as_str).collect())
+}
+
+/// A property as a schema of its own.
+fn part_of(schema: &Value, property: &Value, strict: bool) -> Value {
+    let mut part = match property {
+        Value::Object(property) => property.clone(),
+        _ => Map::new(),
+    };
+    for key in ["$defs", "definitions"] {
+        if let Some(definitions) = schema.get(key) {
+            part.entry(key).or_insert_with(|| definitions.clone());
+        }
+    }
+    part.insert("x-guidance".to_owned(), options(strict));
+    Value::Object(part)
+}
+
 /// A grammar that is being written.
 struct Lark<'c> {
     text: String,
@@ -227,16 +341,19 @@ fn schema(tool: &Tool) -> Value {
         if schema.contains_key("properties") {
             schema.entry("additionalProperties").or_insert(json!(false));
         }
-        let options = json!({
-            "whitespace_flexible": false,
-            "item_separator": ", ",
-            "key_separator": ": ",
-            "coerce_one_of": true,
-            "lenient": !tool.strict,
-        });
-        schema.insert("x-guidance".to_owned(), options);
+        schema.insert("x-guidance".to_owned(), options(tool.strict));
     }
     schema
+}
+
+fn options(strict: bool) -> Value {
+    json!({
+        "whitespace_flexible": false,
+        "item_separator": ", ",
+        "key_separator": ": ",
+        "coerce_one_of": true,
+        "lenient": !strict,
+    })
 }
 
 #[cfg(test)]
@@ -256,7 +373,7 @@ mod tests {
     }
 
     fn grammar(template: &str, choice: &ToolChoice, tail: &str, control: bool) -> Option<String> {
-        Format::of_template(template).grammar(&tools(), choice, true, tail, &|_| control)
+        Format::of_template(template).grammar(&tools(), choice, true, tail, &|_| control).unwrap()
     }
 
     #[test]

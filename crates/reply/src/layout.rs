@@ -6,6 +6,7 @@ use crate::format::{Family, Format};
 use crate::syntax::{
     DEEPSEEK_CALL, DEEPSEEK_CALL_END, DEEPSEEK_CALLS, DEEPSEEK_CALLS_END, DEEPSEEK_SEP,
 };
+use crate::xml;
 
 /// A part of how calls are written.
 pub(crate) enum Part {
@@ -48,6 +49,13 @@ impl Format {
     pub(crate) fn layout(&self) -> Layout {
         let simple =
             |open, call, between| Layout { begin: vec![], open, call, between, end: vec![] };
+        let array = |begin, end| Layout {
+            begin,
+            open: vec![],
+            call: |name| in_object(name, "arguments"),
+            between: Some(", "),
+            end,
+        };
         match self.calls() {
             Family::Plain | Family::Hermes => simple(
                 vec![Mark("<tool_call>")],
@@ -58,17 +66,31 @@ impl Format {
                 },
                 Some("\n"),
             ),
+            Family::Xml => simple(
+                vec![Mark(xml::CALL)],
+                |name| {
+                    vec![
+                        Part::Text(format!("\n<function={name}>\n")),
+                        Arguments,
+                        text("</function>\n"),
+                        Mark(xml::CALL_END),
+                    ]
+                },
+                Some("\n"),
+            ),
             Family::Llama => {
                 simple(vec![May("<|python_tag|>")], |name| in_object(name, "parameters"), None)
             }
             Family::Gemma => simple(vec![], |name| in_object(name, "parameters"), None),
-            Family::Mistral { named: false } => Layout {
-                begin: vec![Mark("[TOOL_CALLS]"), text(" [")],
-                open: vec![],
-                call: |name| in_object(name, "arguments"),
-                between: Some(", "),
-                end: vec![text("]")],
-            },
+            Family::Mistral { named: false } => {
+                array(vec![Mark("[TOOL_CALLS]"), text(" [")], vec![text("]")])
+            }
+            Family::Granite => array(vec![Mark("<|tool_call|>"), text("[")], vec![text("]")]),
+            Family::Phi { functools: true } => array(vec![Mark("functools[")], vec![text("]")]),
+            Family::Phi { functools: false } => array(
+                vec![Mark("<|tool_call|>"), text("[")],
+                vec![text("]"), Mark("<|/tool_call|>")],
+            ),
             Family::Mistral { named: true } => simple(
                 vec![Mark("[TOOL_CALLS]")],
                 |name| vec![text(name), Mark("[ARGS]"), Arguments],
@@ -115,16 +137,31 @@ impl Format {
         }
     }
 
-    /// A call as the model writes it.
-    pub(crate) fn call(&self, name: &str, arguments: &str) -> String {
-        let Layout { open, call, .. } = self.layout();
-        let text = |part: Part| match part {
-            Mark(mark) => mark.to_owned(),
-            May(_) => String::new(),
+    /// Calls, of a tool's name and its arguments each, as the model writes them.
+    pub(crate) fn written<'c>(&self, calls: impl IntoIterator<Item = (&'c str, String)>) -> String {
+        let Layout { begin, open, call, between, end } = self.layout();
+        let mut text = String::new();
+        write(&mut text, &begin, "");
+        for (n, (name, arguments)) in calls.into_iter().enumerate() {
+            if n > 0 {
+                text += between.unwrap_or("\n");
+            }
+            write(&mut text, &open, "");
+            write(&mut text, &call(name), &arguments);
+        }
+        write(&mut text, &end, "");
+        text
+    }
+}
+
+fn write(text: &mut String, parts: &[Part], arguments: &str) {
+    for part in parts {
+        *text += match part {
+            Mark(mark) => mark,
+            May(_) => "",
             Part::Text(text) => text,
-            Arguments => arguments.to_owned(),
+            Arguments => arguments,
         };
-        open.into_iter().chain(call(name)).map(text).collect()
     }
 }
 

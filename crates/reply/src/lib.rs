@@ -14,8 +14,10 @@ mod reader;
 mod syntax;
 mod tagged;
 mod tools;
+mod xml;
 
 pub use format::Format;
+pub use grammar::NotHeld;
 pub use reader::Reader;
 pub use tools::{Tool, ToolChoice, Tools, ToolsError};
 

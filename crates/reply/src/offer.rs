@@ -6,20 +6,41 @@
 use serde_json::{Map, Value, json};
 
 use crate::Tools;
-use crate::format::{Family, Format};
+use crate::format::{Family, Format, Place};
 
 impl Format {
-    /// The messages as a template without a place for tools can take them; `None` where the template has
-    /// one, and is to be given messages and tools as they are. Messages are objects with `role` and
+    /// The messages as a template can take them that has no place for tools, or for what was called;
+    /// `None` where it is to be given them as they are. Messages are objects with `role` and
     /// `content`, a string; an assistant's may have `tool_calls` in OpenAI's shape but with `arguments`
     /// that are objects.
     pub fn offer(&self, messages: &Value, tools: &Tools) -> Option<Value> {
         let list = messages.as_array().map_or(&[][..], Vec::as_slice);
-        let speaks_of_tools =
-            |message: &Value| message["role"] == "tool" || message["tool_calls"].is_array();
-        if self.places_tools || (tools.is_empty() && !list.iter().any(speaks_of_tools)) {
-            return None;
+        let calls = |message: &Value| message["tool_calls"].is_array();
+        let speaks_of_tools = |message: &Value| message["role"] == "tool" || calls(message);
+        match self.place {
+            Place::None if !tools.is_empty() || list.iter().any(speaks_of_tools) => {
+                Some(self.without_place(list, tools))
+            }
+            Place::System if !tools.is_empty() => {
+                Some(with_system(self.with_texts_of_calls(list), tools))
+            }
+            Place::Variable | Place::System if !self.writes_calls && list.iter().any(calls) => {
+                Some(Value::Array(self.with_texts_of_calls(list)))
+            }
+            _ => None,
         }
+    }
+
+    /// What the assistant called is what it said, where the template does not write it.
+    fn with_texts_of_calls(&self, list: &[Value]) -> Vec<Value> {
+        let told = |message: &Value| match message.as_object() {
+            Some(object) if !self.writes_calls => Value::Object(self.with_text_of_calls(object)),
+            _ => message.clone(),
+        };
+        list.iter().map(told).collect()
+    }
+
+    fn without_place(&self, list: &[Value], tools: &Tools) -> Value {
         let mut told: Vec<Map<String, Value>> = vec![];
         for message in list.iter().filter_map(Value::as_object) {
             let message = self.without_tools(message);
@@ -44,7 +65,7 @@ impl Format {
                 told.splice(..0, system.as_object().cloned());
             }
         }
-        Some(told.into_iter().map(Value::Object).collect())
+        told.into_iter().map(Value::Object).collect()
     }
 
     fn without_tools(&self, message: &Map<String, Value>) -> Map<String, Value> {
@@ -54,19 +75,25 @@ impl Format {
             message.insert("role".to_owned(), "user".into());
             message.insert("content".to_owned(), answer.into());
         }
+        let mut message = self.with_text_of_calls(&message);
+        message.entry("role").or_insert("user".into());
+        message
+    }
+
+    fn with_text_of_calls(&self, message: &Map<String, Value>) -> Map<String, Value> {
+        let mut message = message.clone();
         if let Some(Value::Array(calls)) = message.remove("tool_calls") {
-            let mut text = content(&message).to_owned();
-            for call in calls {
+            let calls = calls.iter().map(|call| {
                 let function = &call["function"];
-                let name = function["name"].as_str().unwrap_or_default();
-                if !text.is_empty() {
-                    text.push('\n');
-                }
-                text += &self.call(name, &function["arguments"].to_string());
+                (function["name"].as_str().unwrap_or_default(), function["arguments"].to_string())
+            });
+            let mut text = content(&message).to_owned();
+            if !text.is_empty() {
+                text.push('\n');
             }
+            text += &self.written(calls);
             message.insert("content".to_owned(), text.into());
         }
-        message.entry("role").or_insert("user".into());
         message
     }
 
@@ -80,9 +107,21 @@ impl Format {
             Family::Gemma => "and nothing else",
             _ => "once for each call",
         };
-        let call = self.call("NAME", "{\"ARGUMENT\": VALUE}");
+        let call = self.written([("NAME", "{\"ARGUMENT\": VALUE}".to_owned())]);
         text + "</tools>\nTo call one, write this, " + alone + ":\n" + &call
     }
+}
+
+/// Messages whose system prompt has the tools.
+fn with_system(mut messages: Vec<Value>, tools: &Tools) -> Value {
+    if messages.first().is_none_or(|first| first["role"] != "system") {
+        let content = "You are a helpful assistant with some tools.";
+        messages.insert(0, json!({"role": "system", "content": content}));
+    }
+    let functions = tools.to_template();
+    let functions = functions.as_array().into_iter().flatten().map(|tool| tool["function"].clone());
+    messages[0]["tools"] = functions.collect::<Value>().to_string().into();
+    Value::Array(messages)
 }
 
 fn content(message: &Map<String, Value>) -> &str {

@@ -1,5 +1,7 @@
 //! How calls are written, by family of models.
 
+use crate::xml;
+
 /// One way to write calls.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Syntax {
@@ -8,6 +10,8 @@ pub(crate) struct Syntax {
     /// What a call begins with. Where that is nothing, a call is only what an answer begins with, or what
     /// follows another.
     pub open: &'static str,
+    /// Whether the opening begins an array of calls.
+    pub opens_list: bool,
     pub shape: Shape,
     /// What may stand between two calls that share an opening.
     pub separator: Option<char>,
@@ -29,13 +33,32 @@ pub(crate) enum Shape {
     },
     /// `name(argument=value)`, up to the close.
     Python,
+    /// The name, and tags of arguments.
+    Xml,
 }
 
-const PLAIN: Syntax =
-    Syntax { outer: None, open: "", shape: Shape::Object, separator: None, closes: &[] };
+const PLAIN: Syntax = Syntax {
+    outer: None,
+    open: "",
+    opens_list: false,
+    shape: Shape::Object,
+    separator: None,
+    closes: &[],
+};
 
 pub(crate) static HERMES: &[Syntax] =
     &[Syntax { open: "<tool_call>", closes: &["</tool_call>"], ..PLAIN }];
+
+pub(crate) static XML: &[Syntax] = &[
+    Syntax {
+        outer: Some(xml::CALL),
+        open: xml::FUNCTION,
+        shape: Shape::Xml,
+        closes: &[xml::FUNCTION_END, xml::CALL_END],
+        ..PLAIN
+    },
+    Syntax { open: xml::CALL, closes: &[xml::CALL_END], ..PLAIN },
+];
 
 pub(crate) static LLAMA: &[Syntax] = &[
     Syntax { separator: Some(';'), ..PLAIN },
@@ -77,17 +100,25 @@ pub(crate) static DEEPSEEK: &[Syntax] = &[
         outer: Some(DEEPSEEK_CALLS),
         open: DEEPSEEK_CALL,
         shape: Shape::Named { before: "function<｜tool▁sep｜>", id: None, between: "```json" },
-        separator: None,
         closes: &["```", DEEPSEEK_CALL_END, DEEPSEEK_CALLS_END],
+        ..PLAIN
     },
     // V3.1.
     Syntax {
         outer: Some(DEEPSEEK_CALLS),
         open: DEEPSEEK_CALL,
         shape: Shape::Named { before: "", id: None, between: DEEPSEEK_SEP },
-        separator: None,
         closes: &[DEEPSEEK_CALL_END, DEEPSEEK_CALLS_END],
+        ..PLAIN
     },
+];
+
+pub(crate) static GRANITE: &[Syntax] =
+    &[Syntax { open: "<|tool_call|>", ..PLAIN }, Syntax { open: "<tool_call>", ..PLAIN }];
+
+pub(crate) static PHI: &[Syntax] = &[
+    Syntax { open: "<|tool_call|>", closes: &["<|/tool_call|>"], ..PLAIN },
+    Syntax { open: "functools[", opens_list: true, ..PLAIN },
 ];
 
 impl Syntax {
@@ -100,7 +131,7 @@ impl Syntax {
     pub(crate) fn markers(&self) -> impl Iterator<Item = &'static str> {
         let (between, id) = match self.shape {
             Shape::Named { between, id, .. } => (Some(between), id),
-            Shape::Object | Shape::Python => (None, None),
+            Shape::Object | Shape::Python | Shape::Xml => (None, None),
         };
         let inner = between.into_iter().chain(id);
         self.openings().chain(inner).chain(self.closes.iter().copied())

@@ -6,6 +6,7 @@ use crate::format::Think;
 use crate::json::{Followed, Scan};
 use crate::pieces::{Pieces, drain, find};
 use crate::syntax::Syntax;
+use crate::xml::{Parameters, Read};
 
 /// Most bytes that are held back before it is sure that they are a call, or belong to one.
 const HELD_MAX: usize = 16 << 10;
@@ -32,6 +33,7 @@ enum State {
         begun: bool,
     },
     Arguments(Scan, After),
+    Parameters(Parameters, After),
     /// The arguments are complete.
     After(After),
     /// A separator is there, after which another call may come.
@@ -103,6 +105,19 @@ impl Tagged {
                         pieces.call_end();
                         self.state = State::After(after);
                     }
+                }
+                Step::Again
+            }
+            State::Parameters(parameters, after) => {
+                let after = *after;
+                match parameters.read(&mut self.held, end, pieces) {
+                    Read::Again => {}
+                    Read::Wait => return Step::Wait,
+                    Read::Whole => {
+                        pieces.call_end();
+                        self.state = State::After(after);
+                    }
+                    Read::Broken => self.state = State::Broken,
                 }
                 Step::Again
             }
@@ -212,6 +227,11 @@ impl Tagged {
             Head::Streams { name, at, after } => {
                 pieces.call(name);
                 (at, State::Arguments(Scan::new(), after))
+            }
+            Head::Tags { name, at, after } => {
+                let parameters = self.tools.get(&name).map(Parameters::new);
+                pieces.call(name);
+                (at, parameters.map_or(State::Broken, |read| State::Parameters(read, after)))
             }
             Head::Whole { calls, at, after } => {
                 for (name, arguments) in calls {

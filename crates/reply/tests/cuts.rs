@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 /// Sources with what formats are known from.
-const TEMPLATES: [&str; 8] = [
+const TEMPLATES: [&str; 11] = [
     "<tool_call> </think>",
     "<|python_tag|>",
     "[TOOL_CALLS] [ARGS] [/THINK]",
@@ -14,10 +14,13 @@ const TEMPLATES: [&str; 8] = [
     "<｜tool▁call▁begin｜> </think>",
     "<|channel|><|message|>",
     "plain",
+    "<|start_of_role|> <|tool_call|>",
+    "<|/tool|> functools[",
+    "<tool_call> <function= <parameter= </think>",
 ];
 
 /// Of these all formats are made, and what only looks like them.
-const PARTS: [&str; 54] = [
+const PARTS: [&str; 65] = [
     "<tool_call>",
     "</tool_call>",
     "<tool_",
@@ -27,6 +30,17 @@ const PARTS: [&str; 54] = [
     "[/THINK]",
     "<|python_tag|>",
     "<function=now>",
+    "<|tool_call|>",
+    "<|/tool_call|>",
+    "functools",
+    "<tool_call>\n<function=now>\n",
+    "<parameter=text>\n",
+    "<parameter=count>\n",
+    "<parameter=",
+    "</parameter>",
+    "\n</parameter>\n",
+    "<parameter=text>\na \"b\"\n\n</parameter>\n",
+    "3.5",
     "</function>",
     "[TOOL_CALLS]",
     "[ARGS]",
@@ -75,7 +89,10 @@ const PARTS: [&str; 54] = [
 ];
 
 fn tools() -> Tools {
-    let parameters = json!({"type": "object"});
+    let parameters = json!({
+        "type": "object",
+        "properties": {"text": {"type": "string"}, "count": {"type": "integer"}},
+    });
     let now = Tool { name: "now".into(), description: None, parameters, strict: false };
     Tools::new(vec![now]).expect("the tools are legal")
 }

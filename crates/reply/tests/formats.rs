@@ -18,6 +18,14 @@ const DEEPSEEK_V3_1: &str =
     "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>' + name + '<｜tool▁sep｜>' </think>";
 const HARMONY: &str = "<|start|>assistant<|channel|>analysis<|message|>";
 
+const GRANITE: &str = "{{- '<|start_of_role|>assistant<|end_of_role|>' }} respond only with <|tool_call|> followed by a \
+     JSON list of tools used. {{- '<|start_of_role|>available_tools<|end_of_role|>' }}";
+const PHI_4: &str = "{{ '<|' + message['role'] + '|>' + message['content'] + '<|tool|>' + message['tools'] + '<|/tool|>' }}";
+const PHI_4_WORD: &str = "all function calls should be generated in a single JSON list formatted as functools[{\"name\": \
+     [function name], \"arguments\": [function arguments as JSON]}, ...] {%- for t in tools %}";
+const QWEN_3_CODER: &str = "<tool_call>\n<function=example_function_name>\n<parameter=example_parameter_1>\nvalue_1\n\
+     </parameter>\n</function>\n</tool_call>";
+
 fn tools() -> Tools {
     let tool = |name: &str| Tool {
         name: name.into(),
@@ -30,11 +38,22 @@ fn tools() -> Tools {
 
 /// What an answer is, as JSON: a text is content, `{"r": …}` reasoning, `[name, arguments]` a call.
 fn read(template: &str, prompt_tail: &str, answer: &str) -> Value {
-    let mut reader = Format::of_template(template).reader(&tools(), prompt_tail);
+    read_with(template, &tools(), prompt_tail, std::iter::once(answer))
+}
+
+/// The same of an answer that comes in several texts.
+fn read_with<'t>(
+    template: &str,
+    tools: &Tools,
+    prompt_tail: &str,
+    answer: impl Iterator<Item = &'t str> + Clone,
+) -> Value {
+    let mut reader = Format::of_template(template).reader(tools, prompt_tail);
     let mut shown: Vec<Value> = vec![];
     let mut open = false;
-    let mut pieces = reader.push(answer);
+    let mut pieces: Vec<Piece> = answer.clone().flat_map(|text| reader.push(text)).collect();
     pieces.extend(reader.finish());
+    let answer: String = answer.collect();
     for piece in pieces {
         match piece {
             Piece::Content(text) => match shown.last_mut() {
@@ -199,6 +218,118 @@ fn deepseek_calls_stand_between_tokens() {
 }
 
 #[test]
+fn granite_calls_are_a_list_after_a_token() {
+    let ulm = json!(["weather", {"city": "Ulm"}]);
+    let object = r#"{"name": "weather", "arguments": {"city": "Ulm"}}"#;
+    let now = r#"{"arguments": {}, "name": "now"}"#;
+    let both = json!([ulm, ["now", {}]]);
+    check(GRANITE, &format!("<|tool_call|>[{object}, {now}]"), both.clone());
+    check(GRANITE, &format!("<|tool_call|> [{object},\n{now}\n]\n"), both.clone());
+    check(GRANITE, &format!("<tool_call>[{object}, {now}]"), both);
+    check(GRANITE, &format!("Let me see. <|tool_call|>{object}"), json!(["Let me see.", ulm]));
+    for text in [
+        "<|tool_call|>",
+        "<|tool_call|>[]",
+        "<|tool_call|>[{\"name\": \"other\", \"arguments\": {}}]",
+    ] {
+        check(GRANITE, text, json!([text]));
+    }
+}
+
+#[test]
+fn phi_calls_are_a_list_after_a_token_or_a_word() {
+    let object = r#"{"name": "weather", "arguments": {"city": "Ulm"}}"#;
+    let parameters = object.replace("arguments", "parameters");
+    let ulm = json!(["weather", {"city": "Ulm"}]);
+    for template in [PHI_4, PHI_4_WORD] {
+        check(template, &format!("<|tool_call|>[{object}]<|/tool_call|>"), json!([ulm]));
+        check(template, &format!("<|tool_call|>{object}<|/tool_call|>"), json!([ulm]));
+        check(template, &format!("functools[{object}, {object}]"), json!([ulm, ulm]));
+        check(template, &format!("So: functools[{parameters}]"), json!(["So:", ulm]));
+        for text in ["import functools", "functools[1]", "functools[{\"a\": 1}]", object] {
+            check(template, text, json!([text]));
+        }
+    }
+}
+
+#[test]
+fn qwen_coder_calls_have_a_tag_for_each_argument() {
+    let parameters = json!({
+        "type": "object",
+        "properties": {
+            "path": {"type": "string"},
+            "line": {"type": "integer"},
+            "all": {"type": "boolean"},
+            "edits": {"type": "array"},
+            "mode": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+            "mail": {"type": "string", "maxLength": 20},
+        },
+    });
+    let edit = Tool { name: "edit".into(), description: None, parameters, strict: false };
+    let now = Tool { name: "now".into(), parameters: json!({"type": "object"}), ..edit.clone() };
+    let tools = Tools::new(vec![edit, now]).unwrap();
+    let check = |answer: &str, want: Value| {
+        let whole = read_with(QWEN_3_CODER, &tools, "", std::iter::once(answer));
+        assert_eq!(whole, want, "{answer}");
+        // Wherever it is cut into two.
+        for at in (0..answer.len()).filter(|at| answer.is_char_boundary(*at)) {
+            let (first, second) = answer.split_at(at);
+            let cut = read_with(QWEN_3_CODER, &tools, "", [first, second].into_iter());
+            assert_eq!(cut, want, "{first:?} {second:?}");
+        }
+    };
+    let call =
+        |inside: &str| format!("<tool_call>\n<function=edit>\n{inside}</function>\n</tool_call>");
+    let tag = |key: &str, value: &str| format!("<parameter={key}>\n{value}\n</parameter>\n");
+    let one = |inside: &str, arguments: Value| check(&call(inside), json!([["edit", arguments]]));
+    one("", json!({}));
+    one(&tag("path", "/a b/ü.txt"), json!({"path": "/a b/ü.txt"}));
+    let code = "\n  if (a < b && c == \"</div>\") {\n\treturn '\\n';\n  }\n";
+    one(&tag("path", code), json!({"path": code}));
+    one(
+        &[
+            tag("path", "true"),
+            tag("line", "12"),
+            tag("all", "True"),
+            tag("edits", "[{\"a\":\n1}]"),
+        ]
+        .concat(),
+        json!({"path": "true", "line": 12, "all": true, "edits": [{"a": 1}]}),
+    );
+    one(&tag("line", "twelve"), json!({"line": "twelve"}));
+    one(&tag("mode", "null"), json!({"mode": null}));
+    one(
+        &[tag("mode", "7"), tag("mail", "7"), tag("unknown", "7")].concat(),
+        json!({"mode": "7", "mail": "7", "unknown": 7}),
+    );
+    one(
+        "<parameter=path>a</parameter><parameter=line>1</parameter>",
+        json!({"path": "a", "line": 1}),
+    );
+    let a = call(&tag("path", "a"));
+    let told = json!(["edit", {"path": "a"}]);
+    check(&format!("Look.\n\n{a}\n{a}"), json!(["Look.", told, told]));
+    check(&format!("{a}\n\nDone."), json!([told, "Done."]));
+    // The first tag is what models forget.
+    check(a.strip_prefix("<tool_call>\n").unwrap(), json!([told]));
+    check("<tool_call>\n<function=now>\n</function>\n</tool_call>", json!([["now", {}]]));
+    check(
+        "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>",
+        json!([["now", {}]]),
+    );
+    for text in [
+        "Write <tool_call> first.",
+        "<tool_call>\n<function=other>\n</function>\n</tool_call>",
+        "<function=now> and so on",
+        "<tool_call>\n<function=now>",
+    ] {
+        check(text, json!([text]));
+    }
+    check("<function=edit>\n<parameter=path>\nab\n", json!([["edit", "{\"path\": \"ab\\n"]]));
+    check("<function=edit>\n<parameter=line>\n12", json!([["edit", "{\"line\": 12"]]));
+}
+
+#[test]
 fn harmony_messages_go_where_their_channels_say() {
     let prompt = "<|start|>assistant";
     let check =
@@ -304,6 +435,9 @@ fn a_template_says_what_its_models_can_do() {
         (MISTRAL_NEW, true, true),
         (DEEPSEEK_R1, true, true),
         (HARMONY, true, true),
+        (GRANITE, true, false),
+        (PHI_4, true, false),
+        (QWEN_3_CODER, true, false),
     ] {
         let format = Format::of_template(template);
         assert_eq!((format.has_tools(), format.has_reasoning()), (tools, reasoning), "{template}");

@@ -10,7 +10,7 @@ use m40_tokenizer::{Detokenizer, Special, Tokenizer};
 use serde_json::{Value, json};
 
 /// What a format is known from, the end of a prompt after which it calls at once, and two calls.
-const FORMATS: [(&str, &str, &str); 8] = [
+const FORMATS: [(&str, &str, &str); 12] = [
     (
         "<tool_call> </think>",
         "<think>\n\n</think>\n\n",
@@ -38,6 +38,30 @@ const FORMATS: [(&str, &str, &str); 8] = [
         "",
         "[TOOL_CALLS] [{\"name\": \"weather\", \"arguments\": {\"city\": \"Ulm\", \"days\": 3}}, \
          {\"name\": \"now\", \"arguments\": {}}]",
+    ),
+    (
+        "<|start_of_role|> <|tool_call|>",
+        "",
+        "<|tool_call|>[{\"name\": \"weather\", \"arguments\": {\"city\": \"Ulm\", \"days\": 3}}, \
+         {\"name\": \"now\", \"arguments\": {}}]",
+    ),
+    (
+        "<|tool|> <|/tool|>",
+        "",
+        "<|tool_call|>[{\"name\": \"weather\", \"arguments\": {\"city\": \"Ulm\", \"days\": 3}}, \
+         {\"name\": \"now\", \"arguments\": {}}]<|/tool_call|>",
+    ),
+    (
+        "functools[",
+        "",
+        "functools[{\"name\": \"weather\", \"arguments\": {\"city\": \"Ulm\", \"days\": 3}}, \
+         {\"name\": \"now\", \"arguments\": {}}]",
+    ),
+    (
+        "<tool_call> <function= <parameter=",
+        "",
+        "<tool_call>\n<function=weather>\n<parameter=city>\nUlm\n</parameter>\n<parameter=days>\n3\n\
+         </parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=now>\n</function>\n</tool_call>",
     ),
     (
         "[TOOL_CALLS] [ARGS] [/THINK]",
@@ -73,7 +97,7 @@ fn tools() -> Tools {
     let weather = json!({
         "type": "object",
         "properties": {
-            "city": {"enum": ["Ulm", "Köln"]},
+            "city": {"type": "string", "enum": ["Ulm", "Köln"]},
             "days": {"type": "integer", "minimum": 1, "maximum": 14},
         },
         "required": ["city", "days"],
@@ -136,7 +160,7 @@ impl Model {
     ) -> Constraint {
         let is_control = |text: &str| self.control(text).is_some();
         let lark = format.grammar(&tools(), choice, parallel, tail, &is_control);
-        let lark = lark.expect("a call must come");
+        let lark = lark.expect("calls can be held to the tools").expect("a call may come");
         let compiled = self.vocabulary.compile(&Grammar::Lark(lark.clone()));
         compiled.unwrap_or_else(|error| panic!("{error}: {lark}"))
     }
@@ -245,7 +269,9 @@ fn models(format: &Format) -> [Model; 2] {
 }
 
 fn marks(format: &Format) -> Vec<&'static str> {
-    format.markers().into_iter().filter(|mark| mark.starts_with(['<', '['])).collect()
+    // No vocabulary has those of functions.
+    let is_token = |mark: &&str| mark.starts_with(['<', '[']) && !mark.contains("function");
+    format.markers().into_iter().filter(is_token).collect()
 }
 
 #[test]
@@ -363,6 +389,13 @@ fn whatever_may_come_has_no_call_that_is_not_strict() {
         "<think>",
         "</think>",
         "commentary to=functions.now ",
+        "functools",
+        "<function=",
+        "weather>\n",
+        "<parameter=",
+        "city>\nUlm\n",
+        "</parameter>\n",
+        "</function>\n",
         "final",
         "assistant",
         "json",
@@ -418,7 +451,81 @@ fn tools_that_are_not_strict_leave_the_answer_free() {
     let loose = Tools::new(loose).unwrap();
     for (template, tail, _) in FORMATS {
         let format = Format::of_template(template);
-        assert_eq!(format.grammar(&loose, &ToolChoice::Auto, true, tail, &|_| false), None);
-        assert!(format.grammar(&tools(), &ToolChoice::Auto, true, tail, &|_| false).is_some());
+        let of = |tools| format.grammar(tools, &ToolChoice::Auto, true, tail, &|_| false).unwrap();
+        assert_eq!(of(&loose), None);
+        assert!(of(&tools()).is_some());
+    }
+}
+
+#[test]
+fn arguments_in_tags_are_held_to_their_schema() {
+    let format = Format::of_template("<tool_call> <function= <parameter=");
+    let parameters = json!({
+        "type": "object",
+        "properties": {
+            "code": {"type": "string"},
+            "size": {"$ref": "#/$defs/size"},
+            "tags": {"type": "array", "items": {"type": "string"}, "maxItems": 2},
+            "mail": {"type": "string", "pattern": "^[a-z]+@x$"},
+        },
+        "required": ["code", "size"],
+        "$defs": {"size": {"enum": ["big", 7]}},
+    });
+    let tool =
+        |parameters| Tool { name: "run".into(), description: None, parameters, strict: true };
+    let tools = Tools::new(vec![tool(parameters)]).unwrap();
+    let model = Model::new(&[]);
+    let lark = format.grammar(&tools, &ToolChoice::Required, true, "", &|_| false).unwrap();
+    let held = model.vocabulary.compile(&Grammar::Lark(lark.unwrap())).unwrap();
+    let call =
+        |inside: &str| format!("<tool_call>\n<function=run>\n{inside}</function>\n</tool_call>");
+    let tag = |key: &str, value: &str| format!("<parameter={key}>\n{value}\n</parameter>\n");
+    let code = "if a < b {\n    \"</p>\"\n}\n";
+    for (inside, want) in [
+        (tag("code", code) + &tag("size", "7"), json!({"code": code, "size": 7})),
+        (tag("code", "") + &tag("size", "\"big\""), json!({"code": "", "size": "big"})),
+        (
+            tag("code", "7") + &tag("size", "7") + &tag("tags", "[\"a\", \"b\"]"),
+            json!({"code": "7", "size": 7, "tags": ["a", "b"]}),
+        ),
+        (
+            tag("code", "a") + &tag("size", "7") + &tag("mail", "\"a@x\""),
+            json!({"code": "a", "size": 7, "mail": "a@x"}),
+        ),
+    ] {
+        let answer = call(&inside);
+        assert_eq!(model.takes(&held, &answer), (true, true), "{answer}");
+        let mut reader = format.reader(&tools, "");
+        let mut arguments = String::new();
+        for piece in reader.push(&answer).into_iter().chain(reader.finish()) {
+            match piece {
+                Piece::Arguments(text) => arguments += &text,
+                Piece::Call { .. } | Piece::CallEnd => {}
+                other => panic!("{other:?} in {answer}"),
+            }
+        }
+        let arguments: Value = serde_json::from_str(&arguments).unwrap();
+        assert_eq!(arguments, want, "{answer}");
+    }
+    for inside in [
+        tag("size", "7"),
+        tag("code", "a"),
+        tag("code", "a") + &tag("size", "8"),
+        tag("code", "</parameter>") + &tag("size", "7"),
+        tag("code", "a") + &tag("size", "7") + &tag("mail", "\"a\""),
+        tag("code", "a") + &tag("size", "7") + &tag("other", "a"),
+    ] {
+        assert!(!model.takes(&held, &call(&inside)).0, "{inside}");
+    }
+    for (parameters, key) in [
+        (json!({"allOf": [{"type": "object"}]}), "allOf"),
+        (json!({"properties": {"a>b": {"type": "string"}}}), "a>b"),
+        (json!({"properties": {"a": {"type": "string", "enum": ["</parameter>"]}}}), "a"),
+        (json!({"properties": {}, "required": ["b"]}), "required: b"),
+    ] {
+        let tools = Tools::new(vec![tool(parameters)]).unwrap();
+        let refused = format.grammar(&tools, &ToolChoice::Auto, true, "", &|_| false);
+        let refused = refused.unwrap_err();
+        assert_eq!((&*refused.tool, &*refused.key), ("run", key));
     }
 }

@@ -84,17 +84,13 @@ impl Request {
     /// What would make another model and cannot be done is refused, not dropped.
     fn check(&self) -> Result<(), HttpError> {
         let others = [
-            ("adapters", &self.adapters),
-            ("messages", &self.messages),
-            ("quantize", &self.quantize),
+            ("adapters", &self.adapters, "send a file that the adapter was merged into"),
+            ("messages", &self.messages, "send them with each request, or say it in 'system'"),
+            ("quantize", &self.quantize, "files stay as they are: send one that is quantised"),
         ];
-        match others.iter().find(|(_, value)| !is_empty(value)) {
-            Some((what, _)) => {
-                let message = format!(
-                    "{what} are not supported: a model can be made of 'from' or 'files', with \
-                     'template', 'system' and 'parameters'"
-                );
-                Err(HttpError::bad_request(message))
+        match others.iter().find(|(_, value, _)| !is_empty(value)) {
+            Some((what, _, instead)) => {
+                Err(HttpError::bad_request(format!("'{what}' is not supported: {instead}")))
             }
             None => Ok(()),
         }

@@ -55,3 +55,24 @@ fn large_grammars_take_the_room_of_others() {
     assert_ne!(compile(&compiler, &large('a')), kept);
     assert!(compiler.compile(&Grammar::Lark("start: \"".into())).is_err());
 }
+
+#[test]
+fn an_answer_that_asks_too_much_of_a_grammar_ends_no_other() {
+    let compiler = Compiler::new(TINY.vocabulary.clone());
+    // Which of the last letters were an `a` is a state for each way there is.
+    let grammar = Grammar::Regex("(.|\n)*a(.|\n){60}".into());
+    let letters = ["a", "b"].map(|text| TINY.tokenizer.encode_within(text)[0]);
+    let mut seed = 1_u64;
+    let mut next = || {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        letters[(seed >> 63) as usize]
+    };
+    let mut far = |constraint: &Constraint, most: usize| {
+        let mut progress = constraint.start();
+        (0..most).find(|_| progress.accept(next()).is_err())
+    };
+    let first = compile(&compiler, &grammar);
+    assert!(far(&first, 100_000).is_some(), "it must become too much");
+    assert_eq!(far(&first, 100), Some(0), "and stays so for the same request");
+    assert_eq!(far(&compile(&compiler, &grammar), 100), None);
+}

@@ -42,7 +42,7 @@ pub(crate) struct LogsArgs {
     /// Only lines about the request with this id
     #[arg(long, value_name = "ID")]
     request: Option<String>,
-    /// Of this unit, such as m40d@gpu1 [default: the daemon's own]
+    /// Of this unit, such as m40d@1 [default: the daemon's own]
     #[arg(long, value_name = "UNIT")]
     unit: Option<String>,
 }
@@ -213,8 +213,8 @@ mod tests {
     fn the_unit_is_the_one_that_the_daemon_runs_in() {
         let system = |name: &str| Some(Unit { name: name.to_owned(), of_user: false });
         assert_eq!(unit_in("0::/system.slice/m40d.service\n"), system("m40d.service"));
-        let instance = "0::/system.slice/system-m40d.slice/m40d@gpu1.service\n";
-        assert_eq!(unit_in(instance), system("m40d@gpu1.service"));
+        let instance = "0::/system.slice/system-m40d.slice/m40d@1.service\n";
+        assert_eq!(unit_in(instance), system("m40d@1.service"));
         let user = "0::/user.slice/user-1000.slice/user@1000.service/app.slice/m40d.service\n";
         assert_eq!(unit_in(user), Some(Unit { name: "m40d.service".into(), of_user: true }));
         // Version 1, with a line for each controller.

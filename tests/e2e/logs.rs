@@ -38,8 +38,8 @@ fn journalctl_is_run_with_what_was_asked_for() {
     );
     // How journalctl ends is how the command ends.
     assert_eq!(done.code, 3);
-    let done = logs(dir.path(), &["--json", "--unit", "m40d@gpu1"]);
-    assert!(done.out.starts_with("--unit=m40d@gpu1\n--no-pager\n--output=json\n"), "{}", done.out);
+    let done = logs(dir.path(), &["--json", "--unit", "m40d@1"]);
+    assert!(done.out.starts_with("--unit=m40d@1\n--no-pager\n--output=json\n"), "{}", done.out);
     logs(dir.path(), &["--model", "../x"]).fails(64, &["model name", "m40ctl list"]);
 }
 

@@ -175,7 +175,10 @@ fn a_saved_manifest_counts_without_a_word_and_a_wrong_one_is_told_everywhere() {
     assert_eq!(json["models"][0]["state"], "ready");
 
     let reload = ctl(&daemon, &["reload"]);
-    assert_eq!((reload.code, reload.err.as_str()), (65, "m40ctl: a manifest is wrong\n"));
+    assert_eq!(
+        (reload.code, reload.err.as_str()),
+        (65, "m40ctl: a manifest is wrong: mend what is shown above; saving it is enough\n")
+    );
     assert!(reload.out.contains("    2 | prioritty = 1\n      | ^\n"), "{}", reload.out);
     answer(&daemon, &chat("m"));
 

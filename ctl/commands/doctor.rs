@@ -121,6 +121,17 @@ pub(crate) async fn run(
     Err(CommandError::new(Kind::Refused, found).hint("each has its cure above"))
 }
 
+/// One of these is not as it should be: it must be of this level and check, and say all of this.
+#[cfg(test)]
+#[track_caller]
+fn check_odd(findings: &[Finding], level: Level, of: &str, says: &[&str]) {
+    let odd: Vec<_> = findings.iter().filter(|finding| finding.level != Level::Ok).collect();
+    let [finding] = odd[..] else { panic!("{odd:#?}") };
+    assert_eq!((finding.level, finding.check), (level, of), "{finding:?}");
+    let text = finding.line().show(usize::MAX, false);
+    says.iter().for_each(|part| assert!(text.contains(part), "{text:?} lacks {part:?}"));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,7 @@
 use m40_control::Status;
 use serde_json::json;
 
+use super::super::check_odd;
 use super::super::facts::bare;
 use super::super::machine::Process;
 use super::super::service::Unit;
@@ -30,12 +31,7 @@ fn well() -> Facts {
 fn check(change: impl FnOnce(&mut Facts), level: Level, of: &str, says: &[&str]) {
     let mut facts = well();
     change(&mut facts);
-    let findings = findings(&facts);
-    let odd: Vec<_> = findings.iter().filter(|finding| finding.level != Level::Ok).collect();
-    let [finding] = odd[..] else { panic!("{odd:#?}") };
-    assert_eq!((finding.level, finding.check), (level, of), "{finding:?}");
-    let text = finding.line().show(usize::MAX, false);
-    says.iter().for_each(|part| assert!(text.contains(part), "{text:?} lacks {part:?}"));
+    check_odd(&findings(&facts), level, of, says);
 }
 
 fn change_settings(facts: &mut Facts, change: impl FnOnce(&mut Settings)) {

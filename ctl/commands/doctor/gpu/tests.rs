@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 
+use super::super::check_odd;
 use super::super::facts::bare;
 use super::super::machine::Node;
 use super::super::service::Unit;
@@ -56,12 +57,7 @@ fn set_device(facts: &mut Facts, device: &str) {
 fn check(change: impl FnOnce(&mut Facts), level: Level, of: &str, says: &[&str]) {
     let mut facts = with_card();
     change(&mut facts);
-    let findings = findings(&facts);
-    let odd: Vec<_> = findings.iter().filter(|finding| finding.level != Level::Ok).collect();
-    let [finding] = odd[..] else { panic!("{odd:#?}") };
-    assert_eq!((finding.level, finding.check), (level, of), "{finding:?}");
-    let text = finding.line().show(usize::MAX, false);
-    says.iter().for_each(|part| assert!(text.contains(part), "{text:?} lacks {part:?}"));
+    check_odd(&findings(&facts), level, of, says);
 }
 
 fn card(facts: &mut Facts) -> &mut CardReading {

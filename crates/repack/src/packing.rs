@@ -1,8 +1,13 @@
 //! Blocks of a row to words in the order of `order`, many groups at a time.
 //!
-//! Each step is a loop over arrays of fixed length, which compilers turn into vector instructions;
-//! one loop that does all of it per group they do not. A function is kept out of its callers where
-//! its loop would otherwise be taken apart. The arrays fit in a first-level cache.
+//! Nibbles and bytes go through vectors. Of what is left each step is a loop over arrays of fixed length, which
+//! compilers turn into vector instructions; one loop that does all of it per group they do not. A function is kept
+//! out of its callers where its loop would otherwise be taken apart. The arrays fit in a first-level cache.
+
+use std::array;
+
+use bytemuck::cast;
+use wide::{u8x16, u16x8, u32x4};
 
 /// Groups that are packed at a time: 1024 columns.
 const GROUPS: usize = 32;
@@ -50,29 +55,30 @@ pub(crate) enum High {
 /// Packs the low bits of a row of blocks of `bytes` bytes. `row` is the row's part of the plane;
 /// `high_bits` are those of a weight in another plane, at most 2.
 pub(crate) fn pack_low(low: Low, blocks: &[u8], bytes: usize, high_bits: usize, row: &mut [u8]) {
+    match high_bits {
+        0 => pack::<1>(low, blocks, bytes, row),
+        1 => pack::<2>(low, blocks, bytes, row),
+        _ => pack::<3>(low, blocks, bytes, row),
+    }
+}
+
+/// The same, with words turned by so many bits, but for those that select.
+fn pack<const TURNS: u32>(low: Low, blocks: &[u8], bytes: usize, row: &mut [u8]) {
     match low {
-        Low::Halves { at } => nibbles::<16, 8>(split, blocks, bytes, at, row),
-        Low::Selectors { at } => {
-            return nibbles::<16, 8>(split_selectors, blocks, bytes, at, row);
+        Low::Halves { at } => nibbles::<1, 1, TURNS>(split, blocks, bytes, at, row),
+        Low::Selectors { at } => nibbles::<1, 1, 0>(split_selectors, blocks, bytes, at, row),
+        Low::EightSelectors { at } => nibbles::<1, 8, 0>(split_selectors, blocks, bytes, at, row),
+        Low::Twos { at } => nibbles::<2, 4, TURNS>(split, blocks, bytes, at, row),
+        Low::Fours { at } => nibbles::<4, 2, TURNS>(split, blocks, bytes, at, row),
+        Low::Pairs { at } => {
+            pairs(blocks, bytes, at, row);
+            turn::<TURNS>(row);
         }
-        Low::EightSelectors { at } => {
-            return nibbles::<128, 8>(split_selectors, blocks, bytes, at, row);
-        }
-        Low::Twos { at } => nibbles::<128, 16>(split, blocks, bytes, at, row),
-        Low::Fours { at } => nibbles::<128, 32>(split, blocks, bytes, at, row),
-        Low::Pairs { at } => pairs(blocks, bytes, at, row),
         Low::Bytes { at } => {
             let (first, second) = row.split_at_mut(row.len() / 2);
-            gather::<16>(blocks, bytes, at, first.as_chunks_mut().0);
-            gather::<16>(blocks, bytes, at + 16, second.as_chunks_mut().0);
-            // As unsigned bytes.
-            return turn::<1, 0x8080_8080>(row);
+            unsigned(blocks, bytes, at, first);
+            unsigned(blocks, bytes, at + 16, second);
         }
-    }
-    match high_bits {
-        0 => turn::<1, 0>(row),
-        1 => turn::<2, 0>(row),
-        _ => turn::<3, 0>(row),
     }
 }
 
@@ -94,53 +100,83 @@ fn gather<const N: usize>(blocks: &[u8], bytes: usize, at: usize, out: &mut [[u8
     }
 }
 
-/// Nibbles of blocks with `N` bytes of them, split by `split` into low and high ones, of which `M`
-/// bytes follow each other in turn.
-fn nibbles<const N: usize, const M: usize>(
-    split: fn(&[u8; BYTES], &mut [u8; BYTES / 2], &mut [u8; BYTES / 2]),
+/// Pairs of bytes, of which the first is the lower half.
+#[inline(always)]
+fn shorts(bytes: &[u8; 16]) -> u16x8 {
+    let (pairs, _) = bytes.as_chunks();
+    u16x8::new(array::from_fn(|i| u16::from_le_bytes(pairs[i])))
+}
+
+/// Each word turned to lower bits.
+#[inline(always)]
+fn turned<const TURNS: u32>(words: u32x4) -> u32x4 {
+    if TURNS == 0 { words } else { (words >> TURNS) | (words << (32 - TURNS)) }
+}
+
+/// The lower bytes of 16 numbers, which are less than 256, as words that are turned.
+#[inline(always)]
+fn narrow<const TURNS: u32>(first: u16x8, second: u16x8) -> [u8; 16] {
+    let bytes = u8x16::narrow_i16x8(cast(first), cast(second));
+    cast(turned::<TURNS>(cast(bytes)))
+}
+
+/// Nibbles of blocks that have `N` runs of `V` vectors of 16 bytes: of each run, bytes of two low nibbles
+/// of all of it, then bytes of two high ones.
+#[inline(always)]
+fn nibbles<const V: usize, const N: usize, const TURNS: u32>(
+    split: impl Fn(u16x8) -> (u16x8, u16x8),
     blocks: &[u8],
     bytes: usize,
     at: usize,
     row: &mut [u8],
 ) {
-    let (mut source, mut low, mut high) = ([0; BYTES], [0; BYTES / 2], [0; BYTES / 2]);
-    for (blocks, row) in blocks.chunks(BYTES / N * bytes).zip(row.chunks_mut(BYTES)) {
-        gather::<N>(blocks, bytes, at, source.as_chunks_mut().0);
-        split(&source, &mut low, &mut high);
-        let (out, _) = row.as_chunks_mut::<M>();
-        let (out, _) = out.as_chunks_mut::<2>();
-        let halves = low.as_chunks::<M>().0.iter().zip(high.as_chunks::<M>().0);
-        for ([first, second], (low, high)) in out.iter_mut().zip(halves) {
-            (*first, *second) = (*low, *high);
+    let (out, _) = row.as_chunks_mut::<16>();
+    for (block, out) in blocks.chunks_exact(bytes).zip(out.chunks_exact_mut(V * N)) {
+        let (source, _) = block[at..].as_chunks::<16>();
+        for (source, out) in source.chunks_exact(V).zip(out.chunks_exact_mut(V)) {
+            let halves: [_; V] = array::from_fn(|i| split(shorts(&source[i])));
+            if V == 1 {
+                out[0] = narrow::<TURNS>(halves[0].0, halves[0].1);
+                continue;
+            }
+            let (low, high) = out.split_at_mut(V / 2);
+            for (([a, b], low), high) in halves.as_chunks().0.iter().zip(low).zip(high) {
+                *low = narrow::<TURNS>(a.0, b.0);
+                *high = narrow::<TURNS>(a.1, b.1);
+            }
         }
     }
 }
 
-/// Bytes of two low nibbles, and of two high ones, the first column's highest.
-#[inline(never)]
-fn split(source: &[u8; BYTES], low: &mut [u8; BYTES / 2], high: &mut [u8; BYTES / 2]) {
-    for ((two, low), high) in source.as_chunks().0.iter().zip(low).zip(high) {
-        let short = u16::from_le_bytes(*two);
-        *low = (short << 4 | (short >> 8 & 0x0f)) as u8;
-        *high = (short & 0xf0 | short >> 12) as u8;
-    }
+/// Of each pair of bytes its low nibbles, and its high ones, the first column's highest.
+#[inline(always)]
+fn split(pairs: u16x8) -> (u16x8, u16x8) {
+    let of = |mask: u16| u16x8::splat(mask);
+    let low = ((pairs << 4_u16) & of(0xf0)) | ((pairs >> 8_u16) & of(0x0f));
+    (low, (pairs & of(0xf0)) | (pairs >> 12_u16))
 }
 
 /// As [`split`], the first column's lowest.
-#[inline(never)]
-fn split_selectors(source: &[u8; BYTES], low: &mut [u8; BYTES / 2], high: &mut [u8; BYTES / 2]) {
-    for ((two, low), high) in source.as_chunks().0.iter().zip(low).zip(high) {
-        let short = u16::from_le_bytes(*two);
-        *low = (short & 0x0f | (short >> 4 & 0xf0)) as u8;
-        *high = ((short >> 4 & 0x0f) | (short >> 8 & 0xf0)) as u8;
+#[inline(always)]
+fn split_selectors(pairs: u16x8) -> (u16x8, u16x8) {
+    let of = |mask: u16| u16x8::splat(mask);
+    let low = (pairs & of(0x0f)) | ((pairs >> 4_u16) & of(0xf0));
+    (low, ((pairs >> 4_u16) & of(0x0f)) | ((pairs >> 8_u16) & of(0xf0)))
+}
+
+/// 16 signed bytes of each block as unsigned ones, in words that are turned by a bit.
+fn unsigned(blocks: &[u8], bytes: usize, at: usize, out: &mut [u8]) {
+    for (block, out) in blocks.chunks_exact(bytes).zip(out.as_chunks_mut::<16>().0) {
+        let source: &[u8; 16] = block[at..].first_chunk().expect("blocks have their format's size");
+        *out = cast(turned::<1>(cast::<_, u32x4>(*source) ^ u32x4::splat(0x8080_8080)));
     }
 }
 
-/// Changes the bits `FLIPS` of each word, then rotates it to lower bits.
+/// Rotates each word to lower bits.
 #[inline(never)]
-fn turn<const TURNS: u32, const FLIPS: u32>(row: &mut [u8]) {
+fn turn<const TURNS: u32>(row: &mut [u8]) {
     for word in row.as_chunks_mut().0 {
-        *word = (u32::from_le_bytes(*word) ^ FLIPS).rotate_right(TURNS).to_le_bytes();
+        *word = u32::from_le_bytes(*word).rotate_right(TURNS).to_le_bytes();
     }
 }
 

@@ -63,7 +63,7 @@ fn an_installation_is_below_its_prefix_and_leaves_what_is_configured() {
     let read = |place: &str| std::fs::read_to_string(path(place)).unwrap();
     let unit = read("opt/m40d/lib/systemd/system/m40d.service");
     assert!(unit.contains("\nExecStart=/opt/m40d/bin/m40d\n"), "{unit}");
-    assert!(read("opt/m40d/share/bash-completion/completions/m40ctl").contains("bench"));
+    assert!(read("opt/m40d/share/bash-completion/completions/m40ctl").contains("complete -o"));
     assert!(read("etc/m40d/m40d.toml").contains("\ngroup = \"m40d\"\n"));
 
     std::fs::write(path("etc/m40d/m40d.toml"), "mine").unwrap();

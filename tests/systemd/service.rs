@@ -82,4 +82,14 @@ fn an_instance_has_its_own_files_and_sees_its_own_card() {
     assert!(environment.lines().any(|line| line == "CUDA_VISIBLE_DEVICES=1"), "{environment}");
     assert_ne!(pid, machine.property("m40d", "MainPID"));
     machine.ok("m40ctl status");
+
+    let doctor = || String::from_utf8(machine.run("m40ctl doctor").stdout).unwrap();
+    for said in
+        ["m40d.service is active and enabled", "m40d@1.service is active, and does not start"]
+    {
+        assert!(doctor().contains(said), "{}", doctor());
+    }
+    machine.ok("systemctl disable --now m40d && systemctl enable m40d@1");
+    assert!(doctor().contains("m40d@1.service is active and enabled"), "{}", doctor());
+    assert!(!doctor().contains("m40d.service is"), "{}", doctor());
 }

@@ -66,9 +66,9 @@ pub(crate) enum Command {
     /// Look at all that m40d needs, and say what is wrong and what helps
     ///
     /// Each line is ok, a note, a warning or a problem, with what was found and its cure: of the driver and
-    /// the card, the unit, the configuration and its manifests, the disk, and who may use m40d. It works
-    /// with and without a running daemon, and as any user; root sees most. The exit code is 1 if there is
-    /// a problem.
+    /// the card, the units (m40d and its instances), the configuration and its manifests, the disk, and who
+    /// may use m40d. It works with and without a running daemon, and as any user; root sees most. The exit
+    /// code is 1 if there is a problem.
     Doctor,
     Logs(logs::LogsArgs),
     Config(config::ConfigArgs),

@@ -184,8 +184,15 @@ impl Ends {
 #[cfg(test)]
 mod tests {
     use std::os::fd::OwnedFd;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
 
     use super::*;
+
+    /// A panic puts every open screen back, which all tests of the process have one hook for.
+    fn alone() -> MutexGuard<'static, ()> {
+        static HOOK: Mutex<()> = Mutex::new(());
+        HOOK.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
     /// The two ends of a terminal.
     fn terminal() -> (File, OwnedFd) {
@@ -204,6 +211,7 @@ mod tests {
 
     #[test]
     fn a_screen_is_put_back_when_it_is_dropped() {
+        let _alone = alone();
         let (mut master, slave) = terminal();
         let before = tcgetattr(&slave).unwrap();
         let screen = Screen::open(&slave).unwrap();
@@ -221,6 +229,7 @@ mod tests {
 
     #[test]
     fn a_panic_puts_the_screen_back_before_it_speaks() {
+        let _alone = alone();
         let (mut master, slave) = terminal();
         let before = tcgetattr(&slave).unwrap();
         let panicked = panic::catch_unwind(|| {

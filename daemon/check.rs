@@ -25,9 +25,9 @@ pub(crate) enum Reader {
 /// # Errors
 /// The failure with which a start would end, or [`Failure::Manifests`].
 pub(crate) fn run(reader: Reader, named: Option<&Path>, env: &Env) -> Result<(), Failure> {
-    let loaded = Config::load(named, env);
+    let loaded = Config::load_with_text(named, env);
     let (models, problems) = match &loaded {
-        Ok(config) => manifests::check(&config.manifests_dir),
+        Ok((config, _)) => manifests::check(&config.manifests_dir),
         Err(_) => Default::default(),
     };
     if reader == Reader::Json {
@@ -40,20 +40,20 @@ pub(crate) fn run(reader: Reader, named: Option<&Path>, env: &Env) -> Result<(),
 }
 
 fn said(
-    loaded: &Result<Config, Failure>,
+    loaded: &Result<(Config, String), Failure>,
     models: Vec<String>,
     problems: &[ManifestProblem],
 ) -> Result<String, Failure> {
     let mut problems = problems.to_vec();
-    let (config_file, settings) = match loaded {
-        Ok(config) => (config.file.clone(), Some(settings(config))),
+    let (config_file, settings, text) = match loaded {
+        Ok((config, text)) => (config.file.clone(), Some(settings(config)), Some(text.clone())),
         Err(failure) => {
             let problem = failure.problem();
             problems.insert(0, problem.clone());
-            (Some(problem.file).filter(|file| !file.as_os_str().is_empty()), None)
+            (Some(problem.file).filter(|file| !file.as_os_str().is_empty()), None, None)
         }
     };
-    let check = ConfigCheck { config_file, settings, models, problems };
+    let check = ConfigCheck { config_file, settings, text, models, problems };
     serde_json::to_string(&check).map_err(|error| {
         // A path that is no UTF-8 is the one thing that JSON does not have.
         let source = std::io::Error::other(error);

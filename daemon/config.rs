@@ -62,7 +62,7 @@ pub(crate) struct Control {
 }
 
 /// What computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Device {
     Cpu,
@@ -70,7 +70,7 @@ pub(crate) enum Device {
 }
 
 /// How the GPU is given the work of generating a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Decode {
     Launch,
@@ -89,7 +89,7 @@ impl From<Decode> for m40llm::Decode {
 }
 
 /// How keys and values are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum KvType {
     F16,
@@ -132,22 +132,25 @@ impl Config {
     /// Reads the file named on the command line, which must exist, or else the default one,
     /// which need not.
     pub(crate) fn load(named: Option<&Path>, env: &Env) -> Result<Self, Failure> {
-        let file = match named {
-            Some(file) => file.to_path_buf(),
-            None => paths::config_dir(env)?.join(paths::CONFIG_NAME),
-        };
-        let text = match std::fs::read_to_string(&file) {
-            Ok(text) => text,
-            Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => {
-                return Self::resolve(RawConfig::default(), None, env);
-            }
-            Err(source) => return Err(ConfigError::Read { file, source }.into()),
-        };
-        let raw = raw::parse(&text).map_err(|Mistake { place, message }| {
-            let file = file.clone();
-            ConfigError::Wrong(ManifestProblem { file, place, message, serving_old: false })
+        let (raw, file) = read(named, env)?;
+        Self::resolve(raw, file, env)
+    }
+
+    /// The same, and how a file would say all of it that leaves no key out.
+    pub(crate) fn load_with_text(
+        named: Option<&Path>,
+        env: &Env,
+    ) -> Result<(Self, String), Failure> {
+        let (mut raw, file) = read(named, env)?;
+        let config = Self::resolve(raw.clone(), file, env)?;
+        raw.control.socket = Some(config.control.socket.clone());
+        raw.paths.state_dir = Some(config.state_dir.clone());
+        raw.paths.manifests_dir = Some(config.manifests_dir.clone());
+        let text = toml::to_string(&raw).map_err(|error| Failure::System {
+            action: "write the configuration out",
+            source: io::Error::other(error),
         })?;
-        Self::resolve(raw, Some(file), env)
+        Ok((config, text))
     }
 
     fn resolve(raw: RawConfig, file: Option<PathBuf>, env: &Env) -> Result<Self, Failure> {
@@ -228,6 +231,28 @@ impl Config {
     }
 }
 
+/// What is written, and in which file.
+fn read(named: Option<&Path>, env: &Env) -> Result<(RawConfig, Option<PathBuf>), Failure> {
+    let file = match named {
+        Some(file) => file.to_path_buf(),
+        None => paths::config_dir(env)?.join(paths::CONFIG_NAME),
+    };
+    let text = match std::fs::read_to_string(&file) {
+        Ok(text) => text,
+        Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => {
+            return Ok((RawConfig::default(), None));
+        }
+        Err(source) => return Err(ConfigError::Read { file, source }.into()),
+    };
+    match raw::parse(&text) {
+        Ok(raw) => Ok((raw, Some(file))),
+        Err(Mistake { place, message }) => {
+            let problem = ManifestProblem { file, place, message, serving_old: false };
+            Err(ConfigError::Wrong(problem).into())
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,6 +274,41 @@ mod tests {
         let defaults = Config::load(None, &env()).unwrap();
         assert_eq!(shipped.keys_changed(&defaults), Vec::<&str>::new());
         assert_eq!(Config { file: None, ..shipped }, defaults);
+    }
+
+    #[track_caller]
+    fn check_text(written: &str, says: &[&str]) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("m40d.toml");
+        std::fs::write(&file, written).unwrap();
+        let (config, text) = Config::load_with_text(Some(&file), &env()).unwrap();
+        for part in says {
+            assert!(text.contains(part), "{text} lacks {part}");
+        }
+        assert_eq!(Config { file: Some(file), ..load(&text).unwrap() }, config, "{text}");
+    }
+
+    #[test]
+    fn a_configuration_that_is_written_out_means_the_same() {
+        let state = "[paths]\nstate_dir = \"/home/u/.local/state/m40d\"\n";
+        check_text("", &["listen = \"127.0.0.1:11434\"\n", "cors_origins = []\n", state]);
+        check_text(
+            "[http]\nlisten = \"[::]:1\"\nkeys = \"keys.toml\"\ncors_origins = [\"*\"]\nhosts = [\"Box\"]\n\
+             [gpu]\ncare = \"3b:00.0\"\n[store]\nproxy = \"none\"\ntokens = { h = \"/t\" }\n\
+             [control]\nsocket = \"/s\"\ngroup = \"g\"\n[log]\nlevel = \"info,m40d=debug\"\n",
+            &[
+                "keys = \"keys.toml\"\n",
+                "[\"*\"]",
+                "\"0000:3b:00.0\"",
+                "[store.tokens]\nh = \"/t\"\n",
+            ],
+        );
+        check_text(
+            "[http]\ncors_origins = [\"https://a.example\"]\nmetrics = \"anybody\"\n\
+             tls_certificate = \"/c\"\ntls_key = \"/k\"\n[store]\nproxy = \"http://p:3128\"\n\
+             [models]\nkv_type = \"int8\"\n[gpu]\ncare = \"off\"\ndecode = \"graph\"\n",
+            &["[\"https://a.example\"]", "proxy = \"http://p:3128/\"\n", "kv_type = \"int8\"\n"],
+        );
     }
 
     #[test]

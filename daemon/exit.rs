@@ -9,6 +9,7 @@
 //! | 70 | a bug |
 //! | 71 | the GPU stopped working for the process: a restart may help |
 //! | 73 | a folder, file or socket cannot be created |
+//! | 75 | the machine does not have the HTTP address, which may come yet |
 //! | 77 | not permitted to bind the address |
 //! | 78 | the configuration, or for `--check-config` a manifest, is wrong; or it asks for a device that this build does not have; or a socket of the service manager cannot be used |
 
@@ -64,6 +65,11 @@ pub(crate) enum Failure {
     Tls(#[from] TlsError),
     #[error("http.listen: not permitted to listen on {address}: use a port above 1023")]
     AddressForbidden { address: SocketAddr },
+    #[error(
+        "http.listen: this machine does not have the address of {address}: set another one in [http] \
+         listen, or try again when it has (`ip address` lists them)"
+    )]
+    AddressAbsent { address: SocketAddr },
     #[error("http.listen: cannot listen on {address}: {source}")]
     Listen { address: SocketAddr, source: io::Error },
     #[error("another m40d answers on {}: stop it first, or set [control] socket", socket.display())]
@@ -110,6 +116,7 @@ impl Failure {
             | Self::Device(_)
             | Self::Gpu(_) => 69,
             Self::DeviceLost(_) => 71,
+            Self::AddressAbsent { .. } => 75,
             Self::AddressForbidden { .. } => 77,
             Self::Listen { .. } | Self::NotASocket { .. } | Self::Create { .. } => 73,
             Self::GroupLookup { .. } | Self::System { .. } => 70,
@@ -144,9 +151,22 @@ mod tests {
         assert_eq!(Failure::Device(GpuError::NoBackend).code(), 78);
         assert_eq!(Failure::Device(absent.clone()).code(), 69);
         assert_eq!(Failure::Gpu(GpuError::NoKernels).code(), 69);
-        // The unit has systemd give up on 69 and 78 only.
         assert_eq!(Failure::DeviceLost(absent).code(), 71);
+    }
+
+    #[test]
+    fn systemd_tries_again_what_may_be_better_then() {
+        let address = SocketAddr::from(([192, 0, 2, 1], 80));
         let unit = include_str!("../packaging/systemd/m40d.service");
-        assert!(unit.contains("\nRestartPreventExitStatus=69 78\n"));
+        let prevented =
+            unit.lines().find_map(|line| line.strip_prefix("RestartPreventExitStatus="));
+        let prevented: Vec<_> = prevented.expect("it is there").split(' ').collect();
+        let is_tried = |failure: Failure| !prevented.contains(&failure.code().to_string().as_str());
+        assert!(is_tried(Failure::AddressAbsent { address }));
+        assert!(is_tried(Failure::DeviceLost(GpuError::NoKernels)));
+        assert!(!is_tried(Failure::AddressInUse { address }));
+        assert!(!is_tried(Failure::AddressForbidden { address }));
+        assert!(!is_tried(Failure::NotASocket { path: PathBuf::new() }));
+        assert!(!is_tried(Failure::NoGroup { group: String::new() }));
     }
 }

@@ -67,6 +67,7 @@ fn bind_http(config: &Http) -> Result<(TcpListener, Http), Failure> {
     };
     let listener = bind().map_err(|source: io::Error| match source.kind() {
         io::ErrorKind::AddrInUse => Failure::AddressInUse { address },
+        io::ErrorKind::AddrNotAvailable => Failure::AddressAbsent { address },
         io::ErrorKind::PermissionDenied => Failure::AddressForbidden { address },
         _ => Failure::Listen { address, source },
     })?;

@@ -10,8 +10,8 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use m40_control::paths::Env;
-use serde::Deserialize;
 use serde::de::{self, Deserializer};
+use serde::{Deserialize, Serialize};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::{Compact, Format, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, format, layer};
@@ -26,7 +26,7 @@ use journal::Journal;
 const FILTER_BYTES_MAX: usize = 1024;
 
 /// Which lines are logged: `error`, `warn`, `info`, `debug`, `trace`, or tracing's list of `target=level`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Filter(String);
 
 /// Why a text is no [`Filter`].

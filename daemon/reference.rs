@@ -49,7 +49,7 @@ const FILES: [(&str, &str); 5] = [
     ("/run/m40d/control.sock", "the control socket; for a user $XDG_RUNTIME_DIR/m40d/control.sock"),
 ];
 
-const UNITS: [(&str, &str); 4] = [
+const UNITS: [(&str, &str); 5] = [
     ("m40d.service", "the daemon; its comments say what it may do, and how secrets come to it"),
     (
         "m40d.socket",
@@ -60,6 +60,11 @@ const UNITS: [(&str, &str); 4] = [
         "m40d@.service",
         "an instance for each GPU: `m40d@1` is the one for GPU 1, with files of its own in \
          /etc/m40d-1, /var/lib/m40d-1 and /run/m40d-1",
+    ),
+    (
+        "m40d@.socket",
+        "what m40d.socket is, for an instance: `m40d@1.socket` listens on port 11441 of this machine, and \
+         by m40d-control@1.socket in /run/m40d-1",
     ),
     ("m40d-nvidia@.service", "makes the device nodes of a GPU before m40d starts"),
 ];

@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum, ValueHint};
 use m40_control::{BenchEvent, BenchRequest, Client, ClientError};
 
 use super::model_ref;
+use crate::completion::names_and_files;
 use crate::error::{CommandError, Kind};
 use crate::output::Output;
 use plot::Plot;
@@ -28,7 +29,7 @@ use plot::Plot;
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
     /// Name of the model, or a GGUF file
-    #[arg(value_name = "NAME|FILE", value_hint = ValueHint::FilePath)]
+    #[arg(value_name = "NAME|FILE", add = names_and_files())]
     model: String,
     /// How often each figure is measured [default: 5]
     #[arg(short, long, value_name = "N")]

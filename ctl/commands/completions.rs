@@ -1,16 +1,19 @@
 //! `m40ctl completions`
 
-use std::io;
+use std::io::{self, Write};
 
-use clap::{Args, CommandFactory};
+use clap::Args;
 use clap_complete::Shell;
 
-use crate::cli::Cli;
+use crate::completion;
 use crate::error::CommandError;
 
 /// Print what makes a shell complete the commands of m40ctl
 ///
 /// For bash: m40ctl completions bash > ~/.local/share/bash-completion/completions/m40ctl
+///
+/// The shell asks m40ctl, which asks the daemon for the names of models, and does without them if it does
+/// not answer.
 #[derive(Debug, Args)]
 pub(crate) struct CompletionsArgs {
     /// The shell
@@ -19,6 +22,6 @@ pub(crate) struct CompletionsArgs {
 
 pub(crate) fn run(args: &CompletionsArgs) -> Result<(), CommandError> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "m40ctl", &mut script);
-    Ok(io::Write::write_all(&mut io::stdout(), &script)?)
+    completion::write_script(args.shell, &mut script)?;
+    Ok(io::stdout().write_all(&script)?)
 }

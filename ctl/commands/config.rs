@@ -11,7 +11,7 @@ use m40_control::paths::{self, Env};
 use crate::error::{CommandError, Kind};
 use crate::output::Output;
 
-/// Check m40d.toml and the manifests
+/// Check m40d.toml and the manifests, or show what counts
 #[derive(Debug, Args)]
 pub(crate) struct ConfigArgs {
     #[command(subcommand)]
@@ -21,6 +21,7 @@ pub(crate) struct ConfigArgs {
 #[derive(Debug, Subcommand)]
 enum Action {
     Check(CheckArgs),
+    Show(ShowArgs),
 }
 
 /// Say what is wrong with m40d.toml and the manifests, and where; no daemon has to run
@@ -34,11 +35,49 @@ struct CheckArgs {
     file: Option<PathBuf>,
 }
 
+/// Show the configuration that m40d would go by: m40d.toml, and defaults for the rest
+///
+/// As a file of TOML, which leaves out only what has no default and is not set, and begins with where it
+/// is from; with --json as one object. Secrets are in files of their own, whose names are shown. No daemon
+/// has to run, and one that does goes by what it read at its start.
+#[derive(Debug, Args)]
+struct ShowArgs {
+    /// The configuration file
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    file: Option<PathBuf>,
+}
+
 pub(crate) fn run(args: &ConfigArgs, env: &Env, output: &mut Output) -> Result<(), CommandError> {
-    let Action::Check(CheckArgs { file }) = &args.action;
+    let (Action::Check(CheckArgs { file }) | Action::Show(ShowArgs { file })) = &args.action;
     let check = check(file.as_deref(), systems_folder(file.as_deref(), env))?;
+    match &args.action {
+        Action::Check(_) => report(&check, output),
+        Action::Show(_) => show(&check, output),
+    }
+}
+
+/// Prints what counts.
+fn show(check: &ConfigCheck, output: &mut Output) -> Result<(), CommandError> {
+    let Some(text) = &check.text else {
+        let why = check.problems.first().map(ToString::to_string);
+        let why = why.unwrap_or_else(|| "m40d does not say what counts".to_owned());
+        return Err(CommandError::new(Kind::BadData, why).hint("`m40ctl config check` says more"));
+    };
     if output.json {
-        output.value(&check)?;
+        let keys: serde_json::Value = toml::from_str(text).map_err(|error| {
+            CommandError::new(Kind::Internal, format!("m40d wrote no TOML: {}", error.message()))
+                .hint("is it the same version as this m40ctl?")
+        })?;
+        return Ok(output.value(&keys)?);
+    }
+    output.line(&format!("# {}", source(check)))?;
+    Ok(text.lines().try_for_each(|line| output.line(line))?)
+}
+
+/// Prints what is wrong, or that nothing is.
+fn report(check: &ConfigCheck, output: &mut Output) -> Result<(), CommandError> {
+    if output.json {
+        output.value(check)?;
     } else {
         for problem in &check.problems {
             output.line(&problem.to_string())?;
@@ -49,7 +88,7 @@ pub(crate) fn run(args: &ConfigArgs, env: &Env, output: &mut Output) -> Result<(
     }
     let wrong = match check.problems.len() {
         0 if output.json => return Ok(()),
-        0 => return Ok(output.line(&summary(&check))?),
+        0 => return Ok(output.line(&summary(check))?),
         1 => "a mistake in the configuration".to_owned(),
         count => format!("{count} mistakes in the configuration"),
     };
@@ -60,10 +99,7 @@ pub(crate) fn run(args: &ConfigArgs, env: &Env, output: &mut Output) -> Result<(
 
 /// What was checked, where nothing is wrong.
 fn summary(check: &ConfigCheck) -> String {
-    let config = match &check.config_file {
-        Some(file) => file.display().to_string(),
-        None => "no configuration file, so the defaults".to_owned(),
-    };
+    let config = source(check);
     let models = match check.models.len() {
         1 => "1 model".to_owned(),
         count => format!("{count} models"),
@@ -71,6 +107,14 @@ fn summary(check: &ConfigCheck) -> String {
     let folder = check.settings.as_ref().map(|settings| settings.manifests_dir.display());
     let folder = folder.map_or_else(String::new, |folder| format!(" in {folder}"));
     format!("good: {config}; {models}{folder}")
+}
+
+/// Where the configuration is from.
+fn source(check: &ConfigCheck) -> String {
+    match &check.config_file {
+        Some(file) => file.display().to_string(),
+        None => "no configuration file, so the defaults".to_owned(),
+    }
 }
 
 /// Has m40d check a configuration file, or the one that it finds; `folder` is that of the configuration
@@ -86,7 +130,7 @@ pub(super) fn check(
     let mut command = Command::new(&program);
     command.arg("--check-config=json");
     if let Some(folder) = folder {
-        command.env("CONFIGURATION_DIRECTORY", folder);
+        command.envs(folders(folder));
     }
     if let Some(file) = file {
         command.arg("--config").arg(file);
@@ -101,6 +145,18 @@ pub(super) fn check(
         CommandError::new(Kind::Internal, format!("{} does not check: {said}", program.display()))
             .hint("is it the same version as this m40ctl?")
     })
+}
+
+/// What systemd tells a daemon that has this folder of configuration: those of our units have their other
+/// folders by the same name.
+fn folders(configuration: &Path) -> Vec<(&'static str, PathBuf)> {
+    let mut folders = vec![("CONFIGURATION_DIRECTORY", configuration.to_path_buf())];
+    let name = configuration.strip_prefix("/etc").ok().and_then(Path::to_str);
+    if let Some(name) = name.filter(|name| name.starts_with("m40d") && !name.contains('/')) {
+        folders.push(("STATE_DIRECTORY", Path::new("/var/lib").join(name)));
+        folders.push(("RUNTIME_DIRECTORY", Path::new("/run").join(name)));
+    }
+    folders
 }
 
 /// The daemon's program: the one beside this, as packages and builds have it, else any.
@@ -129,6 +185,7 @@ mod tests {
         let mut check = ConfigCheck {
             config_file: None,
             settings: None,
+            text: None,
             models: vec!["m".into()],
             problems: vec![],
         };
@@ -144,5 +201,17 @@ mod tests {
         assert_eq!(folder("/etc/m40d/m40d.toml"), Some(Path::new("/etc/m40d")));
         assert_eq!(folder("/etc/m40d-1/m40d.toml"), Some(Path::new("/etc/m40d-1")));
         assert_eq!(folder("/home/u/m40d.toml"), None);
+    }
+
+    #[test]
+    fn a_daemon_of_the_system_has_its_folders_by_one_name() {
+        let of = |folder: &str| {
+            folders(Path::new(folder)).into_iter().map(|(_, path)| path).collect::<Vec<_>>()
+        };
+        let instance = ["/etc/m40d-1", "/var/lib/m40d-1", "/run/m40d-1"];
+        assert_eq!(of("/etc/m40d-1"), instance.map(PathBuf::from));
+        for other in ["/etc/m40d/models", "/etc/other", "/home/m40d"] {
+            assert_eq!(of(other), [PathBuf::from(other)]);
+        }
     }
 }

@@ -1,9 +1,10 @@
 //! `m40ctl load`
 
-use clap::{Args, ValueHint};
+use clap::Args;
 use m40_control::{Client, LoadRequest};
 
 use super::model_ref;
+use crate::completion::names_and_files;
 use crate::error::CommandError;
 use crate::output::Output;
 
@@ -11,7 +12,7 @@ use crate::output::Output;
 #[derive(Debug, Args)]
 pub(crate) struct LoadArgs {
     /// Name of a model, or a GGUF file to use where it is
-    #[arg(value_name = "NAME|FILE", value_hint = ValueHint::FilePath)]
+    #[arg(value_name = "NAME|FILE", add = names_and_files())]
     model: String,
 }
 

@@ -9,6 +9,7 @@ use std::process::Command;
 use clap::Args;
 use m40_control::{Client, check_model_name};
 
+use crate::completion::names;
 use crate::error::{CommandError, Kind};
 use crate::output::Output;
 
@@ -37,7 +38,7 @@ pub(crate) struct LogsArgs {
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     since: Option<String>,
     /// Only lines about this model
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = names())]
     model: Option<String>,
     /// Only lines about the request with this id
     #[arg(long, value_name = "ID")]

@@ -1,9 +1,10 @@
 //! `m40ctl plan`
 
-use clap::{Args, ValueHint};
+use clap::Args;
 use m40_control::{Client, Plan, PlanRequest};
 
 use super::model_ref;
+use crate::completion::names_and_files;
 use crate::error::CommandError;
 use crate::output::{Output, mib};
 
@@ -11,7 +12,7 @@ use crate::output::{Output, mib};
 #[derive(Debug, Args)]
 pub(crate) struct PlanArgs {
     /// Name of a model, or a GGUF file to use where it is
-    #[arg(value_name = "NAME|FILE", value_hint = ValueHint::FilePath)]
+    #[arg(value_name = "NAME|FILE", add = names_and_files())]
     model: String,
 }
 

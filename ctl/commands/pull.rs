@@ -2,10 +2,11 @@
 
 use std::path::{Path, absolute};
 
-use clap::{Args, ValueHint};
+use clap::Args;
 use m40_control::{Client, ClientError, ModelEntry, PullEvent, PullRequest, PullTarget};
 
 use super::bar::Bar;
+use crate::completion::names_and_files;
 use crate::error::{CommandError, Kind};
 use crate::output::{Output, size};
 
@@ -21,7 +22,7 @@ const SOURCES: [&str; 5] = ["https://", "http://", "hf:", "ollama:", "zip+"];
 pub(crate) struct PullArgs {
     /// A URL, hf:org/repo/file.gguf, hf:org/repo:Q4_K_M, ollama:name:tag, zip+ARCHIVE!/member, a GGUF
     /// file, or the name of a model that is known
-    #[arg(value_name = "SOURCE|NAME", value_hint = ValueHint::FilePath)]
+    #[arg(value_name = "SOURCE|NAME", add = names_and_files())]
     source: String,
     /// Name of the model [default: made of the source]
     #[arg(long)]

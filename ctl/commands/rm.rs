@@ -3,6 +3,7 @@
 use clap::Args;
 use m40_control::{Client, NameRequest};
 
+use crate::completion::names_removable;
 use crate::error::CommandError;
 use crate::output::{Output, size};
 
@@ -12,6 +13,7 @@ use crate::output::{Output, size};
 #[derive(Debug, Args)]
 pub(crate) struct RmArgs {
     /// Name of the model
+    #[arg(add = names_removable())]
     name: String,
 }
 

@@ -11,7 +11,7 @@ use std::io::{self, IsTerminal, Read};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 
-use clap::{Args, ValueHint};
+use clap::Args;
 use m40_control::paths::{Env, client_state_dir};
 use m40_control::{Client, RunParams};
 
@@ -20,6 +20,7 @@ use self::chat::Chat;
 use self::conversation::{Conversation, set};
 use self::editor::Editor;
 use super::model_ref;
+use crate::completion::names_and_files;
 use crate::error::{CommandError, Kind};
 use crate::output::Output;
 
@@ -37,7 +38,7 @@ const PIPED_BYTES_MAX: u64 = 16 << 20;
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
     /// Name of a model, or a GGUF file to use where it is
-    #[arg(value_name = "NAME|FILE", value_hint = ValueHint::FilePath)]
+    #[arg(value_name = "NAME|FILE", add = names_and_files())]
     model: String,
     /// What to ask; several words are joined
     prompt: Vec<String>,

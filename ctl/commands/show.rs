@@ -3,6 +3,7 @@
 use clap::Args;
 use m40_control::{Client, FileDetails, NameRequest};
 
+use crate::completion::names;
 use crate::error::CommandError;
 use crate::output::{Output, count, size, state};
 
@@ -10,6 +11,7 @@ use crate::output::{Output, count, size, state};
 #[derive(Debug, Args)]
 pub(crate) struct ShowArgs {
     /// Name of the model
+    #[arg(add = names())]
     name: String,
 }
 

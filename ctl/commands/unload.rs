@@ -3,6 +3,7 @@
 use clap::Args;
 use m40_control::{Client, UnloadRequest};
 
+use crate::completion::names_in_memory;
 use crate::error::CommandError;
 use crate::output::Output;
 
@@ -10,6 +11,7 @@ use crate::output::Output;
 #[derive(Debug, Args)]
 pub(crate) struct UnloadArgs {
     /// Name of the model
+    #[arg(add = names_in_memory())]
     name: String,
     /// Cut running and waiting answers short instead of finishing them
     #[arg(long)]

@@ -4,6 +4,7 @@ use clap::Args;
 use m40_control::{Client, ClientError, Damage, VerifyEvent, VerifyRequest};
 
 use super::bar::Bar;
+use crate::completion::names;
 use crate::error::{CommandError, Kind};
 use crate::output::{Output, size};
 
@@ -15,6 +16,7 @@ use crate::output::{Output, size};
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArgs {
     /// Name of a model [default: all that is stored]
+    #[arg(add = names())]
     name: Option<String>,
 }
 

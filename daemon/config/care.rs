@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use m40_control::PciAddress;
 use m40_control::paths::Env;
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// How the card is looked after.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -46,6 +46,16 @@ impl<'de> Deserialize<'de> for Watched {
             address => address.parse().map(Self::At).map_err(|error| {
                 de::Error::custom(format!("neither \"auto\" nor \"off\", and {error}"))
             }),
+        }
+    }
+}
+
+impl Serialize for Watched {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Off => serializer.serialize_str("off"),
+            Self::At(address) => serializer.collect_str(address),
         }
     }
 }

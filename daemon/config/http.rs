@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::http::HeaderValue;
 use axum::http::uri::Authority;
 use serde::de;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use url::Url;
 
 use super::raw::{Bounded, ListenAddress};
@@ -16,7 +16,7 @@ use super::secret::SecretFile;
 /// Most names or origins in a list.
 const LIST_MAX: usize = 256;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawHttp {
     listen: ListenAddress,
@@ -97,7 +97,7 @@ pub(crate) enum Origins {
 }
 
 /// Who may read the metrics without a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum MetricsFor {
     ThisMachine,
@@ -161,7 +161,7 @@ pub(crate) fn is_this_machine(address: IpAddr) -> bool {
 }
 
 /// Names of hosts, without ports.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize)]
 struct Names(Vec<String>);
 
 impl<'de> Deserialize<'de> for Names {
@@ -176,7 +176,7 @@ impl<'de> Deserialize<'de> for Names {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct RawOrigins(Origins);
 
 impl<'de> Deserialize<'de> for RawOrigins {
@@ -199,6 +199,18 @@ impl<'de> Deserialize<'de> for RawOrigins {
         };
         let listed = texts.into_iter().map(check).collect::<Result<_, _>>()?;
         Ok(Self(Origins::Listed(listed)))
+    }
+}
+
+impl Serialize for RawOrigins {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.0 {
+            Origins::Any => serializer.collect_seq(["*"]),
+            // Each was text when it was read.
+            Origins::Listed(origins) => {
+                serializer.collect_seq(origins.iter().filter_map(|origin| origin.to_str().ok()))
+            }
+        }
     }
 }
 

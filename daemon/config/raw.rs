@@ -1,12 +1,12 @@
-//! The configuration file as written, with the place of every mistake.
+//! The configuration file as written, with the place of every mistake; and as it could be written.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use m40_manifest::mistake::Mistake;
-use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
+use serde::{Deserialize, Serialize};
 
 use super::care::Watched;
 use super::http::RawHttp;
@@ -19,7 +19,7 @@ pub(super) fn parse(text: &str) -> Result<RawConfig, Mistake> {
     toml::from_str(text).map_err(|error| Mistake::of(text, &error))
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawConfig {
     pub http: RawHttp,
@@ -33,14 +33,14 @@ pub(super) struct RawConfig {
     pub log: RawLog,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawControl {
     pub socket: Option<PathBuf>,
     pub group: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawEngine {
     pub device: Device,
@@ -53,7 +53,7 @@ impl Default for RawEngine {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawGpu {
     pub vram_mib_max: Bounded<0, 65_536>,
@@ -75,7 +75,7 @@ impl Default for RawGpu {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawModels {
     pub context_tokens_max: Bounded<0, 16_777_216>,
@@ -97,7 +97,7 @@ impl Default for RawModels {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawPaths {
     pub state_dir: Option<PathBuf>,
@@ -105,7 +105,7 @@ pub(super) struct RawPaths {
     pub manifests_dir: Option<PathBuf>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawLimits {
     pub queued_jobs_max: Bounded<1, 65_536>,
@@ -118,14 +118,14 @@ impl Default for RawLimits {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawLog {
     pub level: Filter,
 }
 
 /// A number from `MIN` to `MAX`, checked while parsing so that the error has the value's place.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct Bounded<const MIN: u32, const MAX: u32>(pub(super) u32);
 
 impl<const MIN: u32, const MAX: u32> Bounded<MIN, MAX> {
@@ -164,7 +164,7 @@ impl<'de, const MIN: u32, const MAX: u32> Deserialize<'de> for Bounded<MIN, MAX>
 }
 
 /// `ADDRESS:PORT`; an IPv6 address in brackets; port 0 lets the system choose.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize)]
 pub(super) struct ListenAddress(pub SocketAddr);
 
 impl<'de> Deserialize<'de> for ListenAddress {

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use m40_control::paths::Env;
 use serde::de;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::exit::Failure;
 
 /// A file with a secret in it: an absolute path, or the name of a credential of the systemd unit.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct SecretFile(PathBuf);
 
 impl SecretFile {

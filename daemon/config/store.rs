@@ -7,14 +7,14 @@ use std::time::Duration;
 use m40_control::paths::Env;
 use m40_store::{Proxy, Secret, Settings, Token};
 use serde::de;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use url::Url;
 
 use super::raw::Bounded;
 use super::secret::SecretFile;
 use crate::exit::Failure;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawStore {
     connections: Bounded<1, 32>,
@@ -26,6 +26,7 @@ pub(super) struct RawStore {
     proxy: RawProxy,
     hugging_face: WebAddress,
     ollama: WebAddress,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     tokens: BTreeMap<String, SecretFile>,
 }
 
@@ -92,7 +93,7 @@ impl Store {
 }
 
 /// `environment`, `none`, or an HTTP address.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct RawProxy(Proxy);
 
 impl<'de> Deserialize<'de> for RawProxy {
@@ -108,8 +109,24 @@ impl<'de> Deserialize<'de> for RawProxy {
     }
 }
 
-#[derive(Debug)]
+impl Serialize for RawProxy {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.0 {
+            Proxy::Environment => serializer.serialize_str("environment"),
+            Proxy::Direct => serializer.serialize_str("none"),
+            Proxy::Url(address) => serializer.collect_str(address),
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
 struct WebAddress(Url);
+
+impl Serialize for WebAddress {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
 
 impl<'de> Deserialize<'de> for WebAddress {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

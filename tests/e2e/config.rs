@@ -104,12 +104,16 @@ fn wrong_arguments_are_usage_errors() {
     assert!(version.contains("GPU "), "says nothing of the kernels: {version}");
 }
 
-/// `m40ctl config check` of a user whose configuration is in this folder.
-fn config_check(dir: &Path, arguments: &[&str]) -> Done {
+/// A command of `m40ctl config` of a user whose configuration is in this folder.
+fn config(dir: &Path, arguments: &[&str]) -> Done {
     let mut command = Command::new(M40CTL);
     command.env_clear().env("HOME", dir).env("CONFIGURATION_DIRECTORY", dir);
-    let output = command.args(["config", "check"]).args(arguments).output();
-    Done::from(&output.expect("m40ctl must run"))
+    command.env("STATE_DIRECTORY", dir.join("state"));
+    Done::from(&command.arg("config").args(arguments).output().expect("m40ctl must run"))
+}
+
+fn config_check(dir: &Path, arguments: &[&str]) -> Done {
+    config(dir, &[&["check"], arguments].concat())
 }
 
 #[test]
@@ -145,4 +149,40 @@ fn mistakes_are_shown_with_their_lines_without_a_daemon() {
     let expected = format!("good: {}; 1 model in {}\n", config.display(), manifests.display());
     assert_eq!(out, expected);
     config_check(dir.path(), &["/nonexistent.toml"]).fails(65, &["a mistake"]);
+}
+
+#[test]
+fn what_counts_is_shown_as_a_file_that_means_the_same_without_a_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let defaults = config(dir.path(), &["show"]).ok().out;
+    assert!(
+        defaults.starts_with("# no configuration file, so the defaults\n[http]\n"),
+        "{defaults}"
+    );
+
+    let file = dir.path().join("m40d.toml");
+    let hidden = dir.path().join("token");
+    fs::write(&hidden, "hf_hidden\n").unwrap();
+    let tokens = format!("tokens = {{ \"h.example\" = {hidden:?} }}");
+    fs::write(&file, format!("[engine]\nthreads = 3\n[store]\n{tokens}\n")).unwrap();
+    let out = config(dir.path(), &["show"]).ok().out;
+    let state = format!("state_dir = {:?}", dir.path().join("state"));
+    for line in ["threads = 3", "queued_jobs_max = 256", "[store.tokens]", &state] {
+        assert!(out.lines().any(|shown| shown == line), "{out} lacks {line}");
+    }
+    assert!(!out.contains("hf_hidden"), "{out}");
+
+    let keys = config(dir.path(), &["show", "--json"]).ok().json();
+    assert_eq!(keys["engine"], serde_json::json!({"device": "cpu", "threads": 3}));
+    assert_eq!(keys["store"]["tokens"]["h.example"], path_str(&hidden));
+
+    let same = dir.path().join("same.toml");
+    fs::write(&same, out).unwrap();
+    let again = config(dir.path(), &["show", "--json", path_str(&same)]).ok().json();
+    assert_eq!(again, keys);
+
+    fs::write(&file, "[engine]\nthread = 2\n").unwrap();
+    let wrong = config(dir.path(), &["show", "--json"]);
+    wrong.fails(65, &["m40d.toml:2:1: unknown key `thread`", "m40ctl config check"]);
+    assert_eq!(wrong.out, "");
 }

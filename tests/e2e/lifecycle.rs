@@ -134,6 +134,15 @@ fn a_busy_port_is_one_clear_line() {
 }
 
 #[test]
+fn an_address_of_another_machine_is_one_clear_line_too() {
+    let address = "192.0.2.1:11434";
+    let output = builder().listen(address.parse().unwrap()).http("insecure = true").fail();
+    assert_eq!(output.status.code(), Some(75));
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    check_one_line(&err, &[address, "does not have", "[http] listen"]);
+}
+
+#[test]
 fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     let stale = builder();
     std::fs::create_dir(stale.dir().join("run")).unwrap();

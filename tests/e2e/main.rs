@@ -8,6 +8,7 @@ mod anthropic;
 mod bench;
 mod card;
 mod chat;
+mod completion;
 mod concurrency;
 mod config;
 mod doctor;

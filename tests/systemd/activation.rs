@@ -42,6 +42,28 @@ fn it_starts_when_somebody_connects() {
 }
 
 #[test]
+fn an_instance_starts_when_somebody_connects_to_its_sockets() {
+    let Some(machine) = Plan::new().and_then(Plan::boot_and_install) else { return };
+    machine.write("/etc/m40d-1/m40d.toml", "");
+    machine.ok("systemctl enable --now m40d@1.socket");
+    let state = || machine.property("m40d@1", "ActiveState");
+    assert_eq!(machine.ok("stat -c '%U:%G %a' /run/m40d-1/control.sock"), "m40d:m40d 660");
+    assert_eq!(state(), "inactive");
+    let said = machine.ok("M40_SOCKET=/run/m40d-1/control.sock m40ctl status");
+    assert!(said.contains("http://127.0.0.1:11441\n"), "{said}");
+    assert_eq!(state(), "active");
+
+    machine.run("systemctl stop m40d@1");
+    assert_eq!(state(), "inactive");
+    let health = || http::request(([127, 0, 0, 1], 11441).into(), "GET", "/health", None).status;
+    assert_eq!(machine.inside(health), 200);
+    assert_eq!(state(), "active");
+
+    machine.ok("dpkg --remove m40d");
+    assert!(!machine.path("/run/m40d-1/control.sock").exists());
+}
+
+#[test]
 fn restarts_under_load_refuse_nobody() {
     let Some(machine) = with_sockets() else { return };
     machine.ok("systemctl start m40d");

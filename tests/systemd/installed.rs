@@ -1,5 +1,7 @@
 //! What is installed, upgraded, removed and purged.
 
+use std::process::Command;
+
 use m40_testkit::gguf::TinyModel;
 
 use crate::machine::Plan;
@@ -54,7 +56,7 @@ fn an_installation_is_below_its_prefix_and_leaves_what_is_configured() {
     let folder = tempfile::tempdir().unwrap();
     let path = |place: &str| folder.path().join(place);
     let install = || {
-        let mut install = package::script("install");
+        let mut install = package::script("install", "m40d", package::programs());
         install.env("DESTDIR", folder.path()).env("PREFIX", "/opt/m40d");
         let output = install.output().unwrap();
         assert!(output.status.success(), "{output:?}");
@@ -63,10 +65,46 @@ fn an_installation_is_below_its_prefix_and_leaves_what_is_configured() {
     let read = |place: &str| std::fs::read_to_string(path(place)).unwrap();
     let unit = read("opt/m40d/lib/systemd/system/m40d.service");
     assert!(unit.contains("\nExecStart=/opt/m40d/bin/m40d\n"), "{unit}");
-    assert!(read("opt/m40d/share/bash-completion/completions/m40ctl").contains("bench"));
+    assert!(read("opt/m40d/share/bash-completion/completions/m40ctl").contains("complete -o"));
     assert!(read("etc/m40d/m40d.toml").contains("\ngroup = \"m40d\"\n"));
 
     std::fs::write(path("etc/m40d/m40d.toml"), "mine").unwrap();
     install();
     assert_eq!(read("etc/m40d/m40d.toml"), "mine");
+}
+
+/// What a program prints that must succeed.
+#[track_caller]
+fn printed(command: &mut Command) -> String {
+    let output = command.output().expect("a program of Debian");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).expect("a text")
+}
+
+#[test]
+fn packages_say_their_own_version_and_what_has_changed() {
+    if Plan::new().is_none() {
+        return;
+    }
+    for (name, (_folder, package)) in
+        [("m40d", package::newer()), ("libm40llm-dev", package::newer_for_c())]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        printed(Command::new("dpkg-deb").arg("--extract").arg(&package).arg(folder.path()));
+        let changelog = folder.path().join(format!("usr/share/doc/{name}/changelog.Debian.gz"));
+        let changelog = printed(Command::new("gzip").arg("-dc").arg(changelog));
+        let lines: Vec<_> = changelog.lines().collect();
+        let [heading, "", change, "", ending] = lines[..] else { panic!("{changelog}") };
+        assert_eq!(heading, format!("{name} ({}) unstable; urgency=medium", package::NEWER));
+        assert!(change.starts_with("  * Version 1000.0 of m40d"), "{change}");
+        let (author, date) = ending.split_once(">  ").unwrap();
+        assert_eq!(author, " -- The m40d authors <m40d@localhost");
+        printed(Command::new("date").args(["--date", date]));
+
+        if name == "libm40llm-dev" {
+            let pkg_config = folder.path().join("usr/lib/pkgconfig/m40llm.pc");
+            let pkg_config = std::fs::read_to_string(pkg_config).unwrap();
+            assert!(pkg_config.contains("\nVersion: 1000.0\n"), "{pkg_config}");
+        }
+    }
 }

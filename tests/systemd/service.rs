@@ -82,4 +82,32 @@ fn an_instance_has_its_own_files_and_sees_its_own_card() {
     assert!(environment.lines().any(|line| line == "CUDA_VISIBLE_DEVICES=1"), "{environment}");
     assert_ne!(pid, machine.property("m40d", "MainPID"));
     machine.ok("m40ctl status");
+
+    let doctor = || String::from_utf8(machine.run("m40ctl doctor").stdout).unwrap();
+    for said in
+        ["m40d.service is active and enabled", "m40d@1.service is active, and does not start"]
+    {
+        assert!(doctor().contains(said), "{}", doctor());
+    }
+    machine.ok("systemctl disable --now m40d && systemctl enable m40d@1");
+    assert!(doctor().contains("m40d@1.service is active and enabled"), "{}", doctor());
+    assert!(!doctor().contains("m40d.service is"), "{}", doctor());
+}
+
+#[test]
+fn an_address_that_comes_late_is_waited_for_and_what_cannot_be_made_is_not() {
+    let Some(machine) = Plan::new().and_then(Plan::boot_and_install) else { return };
+    let late = "[http]\nlisten = \"192.0.2.1:11434\"\ninsecure = true\n";
+    machine.write("/etc/m40d/m40d.toml", late);
+    assert!(!machine.run("systemctl restart m40d").status.success());
+    machine.wait_for_log("m40d", "does not have the address of 192.0.2.1:11434", 2);
+    machine.ok("ip address add 192.0.2.1/32 dev lo");
+    machine.wait_for_log("m40d", "Started m40d.service", 2);
+    machine.ok("m40ctl status");
+
+    let in_the_way = "[control]\nsocket = \"/etc/m40d/m40d.toml\"\n";
+    machine.write("/etc/m40d/m40d.toml", in_the_way);
+    assert!(!machine.run("systemctl restart m40d").status.success());
+    assert_eq!(machine.property("m40d", "ActiveState"), "failed");
+    assert_eq!(machine.property("m40d", "ExecMainStatus"), "73");
 }

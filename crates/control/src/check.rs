@@ -17,6 +17,10 @@ pub struct ConfigCheck {
     /// they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settings: Option<Settings>,
+    /// The same as a file would say it that leaves no key out, in TOML: what a start would go by. Of
+    /// secrets it has the files' names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
     /// Names of the models that manifests define.
     pub models: Vec<String>,
     /// All that is wrong, with the configuration file first. Nothing serves instead of what is wrong.

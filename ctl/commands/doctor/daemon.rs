@@ -1,11 +1,11 @@
-//! Findings about the daemon: its configuration, its unit, its disk and who can reach it.
+//! Findings about the daemon: its configuration, its units, its disk and who can reach it.
 
 use std::net::SocketAddr;
 
 use m40_control::{ManifestProblem, Settings};
 
 use super::facts::Facts;
-use super::service::UNIT;
+use super::service::{UNIT, Unit};
 use super::{Finding, Level};
 use crate::output::size;
 
@@ -17,7 +17,7 @@ const FREE_BYTES: u64 = 2_000_000_000;
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![running(facts)];
     findings.extend(several(facts));
-    findings.extend(unit(facts));
+    findings.extend(units(facts));
     findings.extend(configuration(facts));
     findings.extend(http(facts));
     findings.extend(store(facts));
@@ -77,40 +77,52 @@ fn several(facts: &Facts) -> Option<Finding> {
     Some(Finding::new(level, "daemons", found, cure))
 }
 
-fn unit(facts: &Facts) -> Option<Finding> {
-    let unit = facts.unit.as_ref()?;
-    let finding = |level, found: String, cure: &str| Finding::new(level, "unit", found, cure);
-    Some(match (unit.load.as_str(), unit.active.as_str(), unit.file.as_str()) {
+fn units(facts: &Facts) -> impl Iterator<Item = Finding> {
+    let is_wanted = |unit: &&Unit| facts.units.len() == 1 || !is_unused(unit);
+    facts.units.iter().filter(is_wanted).map(unit)
+}
+
+/// Who has an instance for each GPU leaves the one for all out.
+fn is_unused(unit: &Unit) -> bool {
+    unit.id == UNIT && unit.active == "inactive" && unit.file != "enabled"
+}
+
+fn unit(unit: &Unit) -> Finding {
+    let (id, name) = (&unit.id, unit.name());
+    let finding = |level, found: String, cure: String| Finding::new(level, "unit", found, cure);
+    match (unit.load.as_str(), unit.active.as_str(), unit.file.as_str()) {
         ("not-found", ..) => finding(
             Level::Note,
-            format!("systemd has no {UNIT}, so m40d does not start with the machine"),
-            "install m40d's package, or its unit",
+            format!("systemd has no {id}, so m40d does not start with the machine"),
+            "install m40d's package, or its unit".to_owned(),
         ),
         ("loaded", "failed", _) => finding(
             Level::Problem,
-            format!("{UNIT} has failed ({})", unit.result),
-            "`m40ctl logs -n 30 --unit m40d` says why; `systemctl restart m40d` tries again",
+            format!("{id} has failed ({})", unit.result),
+            format!(
+                "`m40ctl logs -n 30 --unit {name}` says why; `systemctl restart {name}` tries again"
+            ),
         ),
         ("loaded", active, _) if unit.restarts >= RESTARTS => finding(
             Level::Warning,
-            format!("{UNIT} is {active}, and had to be started again {} times", unit.restarts),
-            "`m40ctl logs -n 100 --unit m40d` says why",
+            format!("{id} is {active}, and had to be started again {} times", unit.restarts),
+            format!("`m40ctl logs -n 100 --unit {name}` says why"),
         ),
         ("loaded", active, "disabled") => finding(
             Level::Note,
-            format!("{UNIT} is {active}, and does not start with the machine"),
-            "`systemctl enable m40d`",
+            format!("{id} is {active}, and does not start with the machine"),
+            format!("`systemctl enable {name}`"),
         ),
         ("loaded", active, file) => {
             let file = if file.is_empty() { String::new() } else { format!(" and {file}") };
-            Finding::ok("unit", format!("{UNIT} is {active}{file}"))
+            Finding::ok("unit", format!("{id} is {active}{file}"))
         }
         (load, ..) => finding(
             Level::Problem,
-            format!("systemd cannot use {UNIT} ({load})"),
-            "`systemctl status m40d` says why",
+            format!("systemd cannot use {id} ({load})"),
+            format!("`systemctl status {name}` says why"),
         ),
-    })
+    }
 }
 
 /// The configuration and the manifests, whoever has read them.

@@ -37,7 +37,8 @@ pub(super) struct Facts {
     pub disk: Option<Disk>,
     /// Bytes that the daemon may lock; without one, those that this user's could.
     pub memlock: Option<u64>,
-    pub unit: Option<Unit>,
+    /// The daemon's units; none without systemd.
+    pub units: Vec<Unit>,
     pub daemons: Vec<Process>,
 }
 
@@ -80,7 +81,7 @@ pub(super) async fn gather(client: &Client, env: &Env) -> Facts {
         wanted_bytes,
         disk: state_dir.and_then(|dir| machine::disk(&dir)),
         memlock: machine::memlock(root, &pid),
-        unit: aside(service::unit).await.flatten(),
+        units: aside(service::units).await.unwrap_or_default(),
         daemons: machine::daemons(root),
         status,
         check,
@@ -140,7 +141,7 @@ pub(super) fn bare() -> Facts {
             total_bytes: 100_000_000_000,
         }),
         memlock: Some(8 << 20),
-        unit: None,
+        units: vec![],
         daemons: vec![],
     }
 }

@@ -327,7 +327,7 @@ fn settings(card: &CardReading) -> Option<Finding> {
 }
 
 fn nvrtc(facts: &Facts) -> Finding {
-    let is_systems = facts.unit.as_ref().is_some_and(|unit| unit.load == "loaded");
+    let is_systems = facts.units.iter().any(|unit| unit.load == "loaded");
     match &facts.nvrtc {
         Some((file, true)) if is_systems => Finding::new(
             Level::Warning,

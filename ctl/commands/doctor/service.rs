@@ -1,4 +1,4 @@
-//! What systemd says of the unit.
+//! What systemd says of the daemon's units.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -6,9 +6,16 @@ use std::process::{Command, Stdio};
 /// The unit of the system's daemon.
 pub(super) const UNIT: &str = "m40d.service";
 
+/// Those of its instances, one for each GPU, that systemd has loaded: all that run, have failed or are
+/// started with the machine.
+const INSTANCES: &str = "m40d@*.service";
+const PROPERTIES: &str = "--property=Id,LoadState,UnitFileState,ActiveState,Result,NRestarts";
+
 /// A unit, in systemd's words.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Unit {
+    /// Its name, such as `m40d@1.service`.
+    pub id: String,
     /// `loaded`, `not-found`, `masked`, `error` or `bad-setting`.
     pub load: String,
     /// `enabled`, `disabled` and others; empty where there is no file.
@@ -21,22 +28,37 @@ pub(super) struct Unit {
     pub restarts: u32,
 }
 
-/// The unit; `None` where systemd does not run, or does not say.
-pub(super) fn unit() -> Option<Unit> {
-    if !Path::new("/run/systemd/system").is_dir() {
-        return None;
+impl Unit {
+    /// The name as people type it.
+    pub(super) fn name(&self) -> &str {
+        self.id.trim_end_matches(".service")
     }
-    let mut command = Command::new("systemctl");
-    command.args(["show", UNIT, "--property=LoadState,UnitFileState,ActiveState,Result,NRestarts"]);
-    let done = command.stdin(Stdio::null()).output().ok()?;
-    done.status.success().then(|| parsed(&String::from_utf8_lossy(&done.stdout)))
 }
 
-fn parsed(shown: &str) -> Unit {
+/// The unit of the system's daemon and then its instances; none where systemd does not run, or does not say.
+pub(super) fn units() -> Vec<Unit> {
+    if !Path::new("/run/systemd/system").is_dir() {
+        return Vec::new();
+    }
+    let mut command = Command::new("systemctl");
+    command.args(["show", UNIT, INSTANCES, PROPERTIES]).stdin(Stdio::null());
+    match command.output() {
+        Ok(done) if done.status.success() => parsed(&String::from_utf8_lossy(&done.stdout)),
+        _ => Vec::new(),
+    }
+}
+
+/// A paragraph of what is shown is a unit.
+fn parsed(shown: &str) -> Vec<Unit> {
+    shown.split("\n\n").filter(|shown| !shown.is_empty()).map(unit).collect()
+}
+
+fn unit(shown: &str) -> Unit {
     let mut unit = Unit::default();
     for (name, value) in shown.lines().filter_map(|line| line.split_once('=')) {
         let value = value.to_owned();
         match name {
+            "Id" => unit.id = value,
             "LoadState" => unit.load = value,
             "UnitFileState" => unit.file = value,
             "ActiveState" => unit.active = value,
@@ -53,17 +75,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_unit_is_what_systemctl_shows() {
-        let shown = "Result=exit-code\nNRestarts=4\nLoadState=loaded\nActiveState=failed\n\
-                     UnitFileState=enabled\nMore=than=that\n";
+    fn units_are_what_systemctl_shows() {
+        let shown = "Result=exit-code\nNRestarts=4\nId=m40d.service\nLoadState=loaded\nActiveState=failed\n\
+                     UnitFileState=enabled\nMore=than=that\n\nId=m40d@1.service\nNRestarts=0\n";
         let unit = Unit {
+            id: "m40d.service".into(),
             load: "loaded".into(),
             file: "enabled".into(),
             active: "failed".into(),
             result: "exit-code".into(),
             restarts: 4,
         };
-        assert_eq!(parsed(shown), unit);
-        assert_eq!(parsed(""), Unit::default());
+        let instance = Unit { id: "m40d@1.service".into(), ..Unit::default() };
+        assert_eq!(instance.name(), "m40d@1");
+        assert_eq!(parsed(shown), [unit, instance]);
+        assert_eq!(parsed(""), []);
     }
 }

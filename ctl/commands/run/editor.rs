@@ -163,8 +163,15 @@ impl Helper for Chatting {}
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
 
     use super::*;
+
+    /// While a history is written the process has another umask, which all of its files go by.
+    fn alone() -> MutexGuard<'static, ()> {
+        static UMASK: Mutex<()> = Mutex::new(());
+        UMASK.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
     fn entries(editor: &Editor) -> Vec<&String> {
         editor.editor.history().iter().collect()
@@ -172,6 +179,7 @@ mod tests {
 
     #[test]
     fn a_history_lasts_has_a_cap_and_is_its_owners_alone() {
+        let _alone = alone();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new/history");
         let mut editor = Editor::new(Some(path.clone())).unwrap();
@@ -194,6 +202,7 @@ mod tests {
 
     #[test]
     fn two_chats_at_a_time_keep_the_history_of_both() {
+        let _alone = alone();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("history");
         let mut one = Editor::new(Some(path.clone())).unwrap();
@@ -207,6 +216,7 @@ mod tests {
 
     #[test]
     fn what_is_no_history_is_not_read() {
+        let _alone = alone();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("history");
         let file = std::fs::File::create(&path).unwrap();

@@ -4,7 +4,6 @@ use serde_json::json;
 use super::super::check_odd;
 use super::super::facts::bare;
 use super::super::machine::Process;
-use super::super::service::Unit;
 use super::*;
 use crate::view;
 
@@ -16,13 +15,14 @@ fn status() -> Status {
 fn well() -> Facts {
     let daemons = vec![Process { pid: 7, uid: 990 }];
     let unit = Unit {
+        id: UNIT.into(),
         load: "loaded".into(),
         file: "enabled".into(),
         active: "active".into(),
         result: "success".into(),
         restarts: 0,
     };
-    Facts { status: Ok(status()), daemons, unit: Some(unit), ..bare() }
+    Facts { status: Ok(status()), daemons, units: vec![unit], ..bare() }
 }
 
 /// The one finding that is not as it should be after this was changed must be of this level and check,
@@ -74,7 +74,7 @@ fn a_daemon_that_does_not_answer_is_a_warning() {
 #[test]
 fn a_unit_says_what_is_wrong_with_it() {
     fn unit(change: impl FnOnce(&mut Unit)) -> impl FnOnce(&mut Facts) {
-        |facts| change(facts.unit.as_mut().expect("there is one"))
+        |facts| change(&mut facts.units[0])
     }
     let absent = unit(|unit| unit.load = "not-found".into());
     check(absent, Level::Note, "unit", &["does not start with the machine", "package"]);
@@ -87,8 +87,35 @@ fn a_unit_says_what_is_wrong_with_it() {
     let disabled = unit(|unit| unit.file = "disabled".into());
     check(disabled, Level::Note, "unit", &["systemctl enable m40d"]);
     let mut facts = well();
-    facts.unit = None;
+    facts.units.clear();
     assert!(findings(&facts).iter().all(|finding| finding.check != "unit"));
+}
+
+#[test]
+fn each_instance_has_a_finding_and_the_unit_that_it_stands_for_none() {
+    let add = |facts: &mut Facts, active: &str| {
+        let (id, active) = ("m40d@1.service".into(), active.into());
+        facts.units.push(Unit { id, active, ..facts.units[0].clone() });
+    };
+    let failed = |facts: &mut Facts| add(facts, "failed");
+    check(
+        failed,
+        Level::Problem,
+        "unit",
+        &["m40d@1.service has failed", "logs -n 30 --unit m40d@1"],
+    );
+
+    let mut facts = well();
+    add(&mut facts, "active");
+    let found = |facts: &Facts| {
+        let units = findings(facts).into_iter().filter(|finding| finding.check == "unit");
+        units.map(|finding| finding.found).collect::<Vec<_>>()
+    };
+    let (one, instance) =
+        ("m40d.service is active and enabled", "m40d@1.service is active and enabled");
+    assert_eq!(found(&facts), [one, instance]);
+    (facts.units[0].active, facts.units[0].file) = ("inactive".into(), "disabled".into());
+    assert_eq!(found(&facts), [instance]);
 }
 
 #[test]

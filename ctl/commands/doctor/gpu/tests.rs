@@ -167,7 +167,7 @@ fn what_a_model_on_a_gpu_needs_is_there() {
     check(none, Level::Problem, "nvrtc", &["libnvrtc.so.12", "M40_NVRTC"]);
     let own = |facts: &mut Facts| {
         facts.nvrtc = Some(("/home/u/.cache/m40d/libnvrtc.so.12".into(), true));
-        facts.unit = Some(Unit { load: "loaded".into(), ..Unit::default() });
+        facts.units = vec![Unit { load: "loaded".into(), ..Unit::default() }];
     };
     check(own, Level::Warning, "nvrtc", &["only this user", "/usr/lib/m40d"]);
     let little = |facts: &mut Facts| facts.memlock = Some(8 << 20);

@@ -122,12 +122,13 @@ struct Launch {
     u64 rounds = 0;    // in which each thread had a turn
     // On their way: by address, and by the round in which they arrive.
     struct Store {
-        float value;
+        u64 bits;
+        u32 bytes;
         const Block* block;
         u64 due;
     };
-    std::map<float*, Store> stores;
-    std::multimap<u64, float*> due;
+    std::map<void*, Store> stores;
+    std::multimap<u64, void*> due;
 };
 
 inline Launch* launch = nullptr;
@@ -153,8 +154,8 @@ inline void yield() {
 #endif
 }
 
-inline void arrive(std::map<float*, Launch::Store>::iterator store) {
-    *store->first = store->second.value;
+inline void arrive(std::map<void*, Launch::Store>::iterator store) {
+    std::memcpy(store->first, &store->second.bits, store->second.bytes);
     launch->stores.erase(store);
 }
 
@@ -181,14 +182,17 @@ inline void arrive_due() {
 }
 
 // Stores, to arrive within some rounds; after what was stored there before.
-inline void store_late(float* p, float value) {
+template <class T>
+void store_late(T* p, T value) {
     const auto before = launch->stores.find(p);
     if (before != launch->stores.end()) {
         arrive(before);
     }
     const u64 address = reinterpret_cast<std::uintptr_t>(p) / 4;
     const u64 due = launch->rounds + 1 + (address * 0x9e3779b97f4a7c15 >> 32) % 61;
-    launch->stores[p] = {value, self().block, due};
+    u64 bits = 0;
+    std::memcpy(&bits, &value, sizeof(T));
+    launch->stores[p] = {bits, sizeof(T), self().block, due};
     launch->due.emplace(due, p);
 }
 
@@ -559,6 +563,10 @@ DEVICE u32 as_bits(float x) {
     std::memcpy(&bits, &x, 4);
     return bits;
 }
+DEVICE void store_stamped(u64* p, float v, u32 stamp) {
+    emulate::store_late(p, u64{stamp} << 32 | as_bits(v));
+}
+DEVICE u64 load_stamped(const u64* p) { return emulate::aligned<u64>(p); }
 DEVICE float half_to_float(u32 bits) {
     const u32 sign = (bits & 0x8000) << 16, magnitude = bits & 0x7fff;
     if (magnitude >= 0x7c00) {

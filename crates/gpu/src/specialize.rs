@@ -25,6 +25,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     header!("attention.cuh"),
     header!("attention_head.cuh"),
     header!("attention_item.cuh"),
+    header!("attention_join.cuh"),
     header!("attention_part.cuh"),
     header!("block.cuh"),
     header!("choice.cuh"),

@@ -10,8 +10,71 @@
 #pragma once
 
 #include "attention_head.cuh"
-#include "attention_join.cuh"
 #include "attention_part.cuh"
+
+// A head's sum of weights relative to 2^largest, with that of its sink.
+template <class C, class Op>
+DEVICE float with_sink(const Block<C>& block, const Op& op, u32 head, float largest, float total) {
+    if (op.sinks == kNowhere) {
+        return total;
+    }
+    // Far above all scores it is infinite, and the result 0.
+    const float sink = as_float(load_weights_4(at<float>(block, op.sinks) + head));
+    return total + exp2_approx(sink * kLog2E - largest);
+}
+
+// The results of all chunks of a row's KV head, put together by the block that finished last.
+// partials: [chunks][group][value_dim + 4]; out: [group][value_dim]
+// kAtOnce: chunks that a thread has on their way
+template <u32 kAtOnce, class C, class Op>
+DEVICE void join_chunks(const Block<C>& block, const Op& op, u32 chunks, u32 kv_head, u32 group,
+                        const float* partials, float* out) {
+    const u32 partial = op.value_dim + 4;
+    const float infinity = as_float(0x7f800000);
+#pragma unroll 1
+    for (u32 i = threadIdx.x; i < group * op.value_dim; i += C::kThreads) {
+        const u32 head = i / op.value_dim, d = i - head * op.value_dim;
+        const float* of_head = partials + head * partial;
+        float largest = -infinity, sum = 0.0f, total = 0.0f;
+#pragma unroll 1
+        for (u32 first = 0; first < chunks; first += kAtOnce) {
+            float here[kAtOnce], part[kAtOnce], parts[kAtOnce];
+#pragma unroll
+            for (u32 c = 0; c < kAtOnce; ++c) {
+                const float* from = of_head + (first + c) * (group * partial);
+                here[c] = -infinity;
+                part[c] = parts[c] = 0.0f;
+                load_shared_by_blocks_if(first + c < chunks, from + op.value_dim, here[c]);
+                load_shared_by_blocks_if(first + c < chunks, from + d, part[c]);
+                load_shared_by_blocks_if(first + c < chunks, from + op.value_dim + 1, parts[c]);
+            }
+            float highest = largest;
+#pragma unroll
+            for (u32 c = 0; c < kAtOnce; ++c) {
+                highest = fmaxf(highest, here[c]);
+            }
+            const float old = exp2_approx(largest - highest);
+            sum *= old;
+            total *= old;
+#pragma unroll
+            for (u32 c = 0; c < kAtOnce; ++c) {
+                const float factor = exp2_approx(here[c] - highest);
+                sum = fmaf(factor, part[c], sum);
+                total = fmaf(factor, parts[c], total);
+            }
+            largest = highest;
+        }
+        total = with_sink(block, op, kv_head * group + head, largest, total);
+        store_openly(out + i, marked(sum * reciprocal_approx(total), op.flags));
+    }
+}
+
+// Counts a finished item of a row's KV head; true in the block that finished the last one.
+template <class C, class Op>
+DEVICE bool finished_last(const Block<C>& block, const Op& op, const AttentionItem& item, u32 items) {
+    u32* arrivals = at<u32>(block, op.arrivals) + (item.row * op.kv_heads + item.kv_head);
+    return arrived_last(block, arrivals, items);
+}
 
 // A key or value of the row, whole in `from` and this warp's, rounded to what the cache holds: for this
 // block, and into the cache if `appends`. There dimension d is element `at(d)`.
@@ -131,6 +194,60 @@ DEVICE void prepare(const Block<C>& block, const Op& op, const AttentionItem& it
     }
 }
 
+// Parts of one head put together: dimensions d0.. of its result, or of the chunk's.
+// slot, parts: where they lie, and how many; first: of the threads that do it;
+// out: [value_dim], or [value_dim + 4] of a row of several chunks
+template <class C, class Kv, class Op>
+DEVICE void join_parts(const Block<C>& block, const Op& op, const AttentionMemory<Kv>& memory,
+                       u32 slot, u32 parts, u32 head, u32 d0, u32 first, float* out, bool whole) {
+    const u32 width = min(op.value_dim, u32{kOutputFloats});
+    const float* maxima = memory.maxima + slot;
+    const float* sums = memory.sums + slot;
+#pragma unroll 1
+    for (u32 d = (threadIdx.x + C::kThreads - first) % C::kThreads;
+         d < width && d0 + d < op.value_dim; d += C::kThreads) {
+        const float infinity = as_float(0x7f800000);
+        float factors[kParts], largest = -infinity;
+#pragma unroll
+        for (u32 p = 0; p < kParts; p += 4) {
+            const float4 none = {-infinity, -infinity, -infinity, -infinity};
+            const float4 four = p < parts ? *reinterpret_cast<const float4*>(maxima + p) : none;
+            factors[p] = four.x, factors[p + 1] = four.y;
+            factors[p + 2] = four.z, factors[p + 3] = four.w;
+            largest = fmaxf(largest, fmaxf(fmaxf(four.x, four.y), fmaxf(four.z, four.w)));
+        }
+        float dots[4] = {}, totals[4] = {};
+        const float* outputs = memory.outputs + slot * width + d;
+#pragma unroll
+        for (u32 p = 0; p < kParts; p += 4) {
+            if (p >= parts) {
+                break;
+            }
+            const float4 four = *reinterpret_cast<const float4*>(sums + p);
+            const float part_sums[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) {
+                // A part that sees nothing has a maximum of -inf, and counts for nothing.
+                const float factor = exp2_approx(factors[p + i] - largest);
+                dots[i] = fmaf(factor, outputs[(p + i) * width], dots[i]);
+                totals[i] = fmaf(factor, part_sums[i], totals[i]);
+            }
+        }
+        const float sum = dots[0] + dots[1] + (dots[2] + dots[3]);
+        const float total = totals[0] + totals[1] + (totals[2] + totals[3]);
+        if (whole) {
+            const float total_with_sink = with_sink(block, op, head, largest, total);
+            store_openly(out + d0 + d, marked(sum * reciprocal_approx(total_with_sink), op.flags));
+        } else {
+            out[d0 + d] = sum;
+        }
+        if (!whole && d0 + d == 0) {
+            out[op.value_dim] = largest;
+            out[op.value_dim + 1] = total;
+        }
+    }
+}
+
 template <class C, class Kv, u32 kHeads, class Op>
 DEVICE void attention(Block<C>& block, const Op& op, bool resident) {
     constexpr u32 kPartsOfWarp = (kParts + C::kWarps - 1) / C::kWarps;
@@ -139,6 +256,7 @@ DEVICE void attention(Block<C>& block, const Op& op, bool resident) {
     const auto memory = AttentionMemory<Kv>::of(shared.pool, op);
     const auto split = ValueLanes::of(min(op.value_dim, u32{kOutputFloats}));
     const auto cut = HeadCut::of(shared, op);
+    const u32 group = op.heads / op.kv_heads;
 
     bool awaited = false;
     u32 turn = 0;
@@ -187,9 +305,9 @@ DEVICE void attention(Block<C>& block, const Op& op, bool resident) {
         }
         __syncthreads();
 
-        const Results results = item.chunks == 1                        ? kWhole
-                                : arrives<C>(op, item.chunks, resident) ? kArriving
-                                                                        : kPartial;
+        const bool whole = item.chunks == 1;
+        const u32 partial = op.value_dim + 4;  // floats of a head's partial result
+        const u32 of_row = (item.row * op.kv_heads + item.kv_head) * op.chunks * group * partial;
 #pragma unroll 1
         for (u32 first_head = 0; first_head < item.heads; first_head += kHeads * sides) {
             float probability[kPartsOfWarp][kHeads];
@@ -215,10 +333,16 @@ DEVICE void attention(Block<C>& block, const Op& op, bool resident) {
                 // Each head by other threads; of single heads the others go on to the next one meanwhile.
 #pragma unroll 1
                 for (u32 h = 0; h < kHeads * sides && first_head + h < item.heads; ++h) {
-                    const u32 slot = (turn + h % kHeads) * kParts + h / kHeads * slots;
-                    join_parts<C>(block, op, item, memory, slot, slots,
-                                  item.first_head + first_head + h, d0,
-                                  (first_head + h) * kOutputFloats % C::kThreads, results);
+                    const u32 head = item.first_head + first_head + h;
+                    const u32 of_group = head - item.kv_head * group;
+                    float* to = whole
+                                    ? at<float>(block, op.out) + u64{item.row} * op.out_stride +
+                                          head * op.value_dim
+                                    : at<float>(block, op.partials) + of_row +
+                                          ((item.chunk - item.first_chunk) * group + of_group) * partial;
+                    join_parts<C>(block, op, memory, (turn + h % kHeads) * kParts + h / kHeads * slots,
+                                  slots, head, d0, (first_head + h) * kOutputFloats % C::kThreads, to,
+                                  whole);
                 }
                 if (kHeads > 1 || op.value_dim > kOutputFloats) {
                     // Maxima of these heads are of use to their next dimensions.
@@ -227,14 +351,17 @@ DEVICE void attention(Block<C>& block, const Op& op, bool resident) {
             }
             turn ^= kHeads == 1 ? 1 : 0;
         }
-        if (results == kPartial && finished_last(block, op, item, item.chunks * cut.parts)) {
-            join_chunks(block, &op, item);
+        if (!whole) {
+            if (finished_last(block, op, item, item.chunks * cut.parts)) {
+                join_chunks<8 * kHeads + 1>(block, op, item.chunks, item.kv_head, group,
+                                            at<float>(block, op.partials) + of_row,
+                                            at<float>(block, op.out) +
+                                                u64{item.row} * op.out_stride +
+                                                u64{item.kv_head} * group * op.value_dim);
+            }
         }
     }
     if (!awaited) {
         await(block, op.flags, resident);
-    }
-    if (C::kReadsMarks && resident && op.arriving != kNowhere) {
-        join_arriving(block, op);
     }
 }

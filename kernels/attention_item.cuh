@@ -5,8 +5,6 @@
 #include "kv.cuh"
 #include "marks.cuh"
 
-constexpr float kLog2E = 1.44269504f;
-
 enum : u32 {
     kPartTokens = 16,
     kParts = kChunkTokens / kPartTokens,
@@ -86,20 +84,6 @@ struct AttentionItem {
     bool appends;                         // and this item stores it
 };
 
-// What a row of the pass sees of its sequence.
-struct Span {
-    u32 position, first_token;  // tokens first_token..=position
-    u32 first_chunk, chunks;    // and the chunks that they are in
-
-    template <class C, class Op>
-    DEVICE_MEMBER Span of(const Shared<C>& shared, const Op& op, u32 row) {
-        const u32 position = shared.rows[row].position;
-        const u32 seen = op.window == 0 ? position + 1 : min(op.window, position + 1);
-        const u32 first = position + 1 - seen, first_chunk = first / kChunkTokens;
-        return {position, first, first_chunk, position / kChunkTokens - first_chunk + 1};
-    }
-};
-
 // How the query heads of a KV head are dealt to items: one item while chunks keep all blocks busy.
 struct HeadCut {
     u32 parts, heads;  // items of a KV head, and heads of each but the last
@@ -110,7 +94,9 @@ struct HeadCut {
         u32 items = 0;
 #pragma unroll 1
         for (u32 row = 0; row < rows_of(shared); ++row) {
-            items += op.kv_heads * Span::of(shared, op, row).chunks;
+            const u32 position = shared.rows[row].position;
+            const u32 seen = op.window == 0 ? position + 1 : min(op.window, position + 1);
+            items += op.kv_heads * (position / kChunkTokens - (position + 1 - seen) / kChunkTokens + 1);
         }
         const u32 group = op.heads / op.kv_heads, share = max(grid_blocks() / items, 1u);
         const u32 heads = min((group + share - 1) / share, u32{kHeadsAtOnce});
@@ -127,12 +113,13 @@ DEVICE AttentionItem find_item(const Shared<C>& shared, const Op& op, const Head
     AttentionItem item = {};
 #pragma unroll 1
     for (u32 row = 0; row < rows_of(shared); ++row) {
-        const Span span = Span::of(shared, op, row);
+        const u32 position = shared.rows[row].position;
+        const u32 seen = op.window == 0 ? position + 1 : min(op.window, position + 1);
         item.row = C::kBatch == 1 ? 0 : row;
-        item.position = span.position;
-        item.first_token = span.first_token;
-        item.first_chunk = span.first_chunk;
-        item.chunks = span.chunks;
+        item.position = position;
+        item.first_token = position + 1 - seen;
+        item.first_chunk = item.first_token / kChunkTokens;
+        item.chunks = position / kChunkTokens - item.first_chunk + 1;
         if (C::kBatch == 1 || number < item.chunks * of_chunk) {
             break;
         }

@@ -4,6 +4,8 @@
 
 #include "attention_item.cuh"
 
+constexpr float kLog2E = 1.44269504f;
+
 // A score as a power of 2.
 template <class Op>
 DEVICE float score(const Op& op, float dot) {

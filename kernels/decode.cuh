@@ -169,8 +169,7 @@ DEVICE bool begin_job(Block<C>& block, Pass* pass, u32* desk) {
 }
 
 // passes: 0: the kernel stays, and the desk has its jobs, of which `taken` was the last
-// barrier: [counter, the counter's value between launches, whether waiting for it has failed]; it goes on from
-// launch to launch, so that no stamp (attention_join.cuh) comes again
+// barrier: [counter, the counter's value at the launch, whether waiting for it has failed]
 // chosen: as SampleOp's
 template <class C>
 DEVICE void decode(u8* arena, Place ops, u32 first, u32 last, Place pass_place, u32 passes,
@@ -227,10 +226,6 @@ DEVICE void decode(u8* arena, Place ops, u32 first, u32 last, Place pass_place, 
     }
     if (threadIdx.x == 0 && shared.failed != 0) {
         at<u32>(block, barrier)[2] = 1;
-    }
-    if (resident && blockIdx.x == 0 && threadIdx.x == 0) {
-        // All have read it: they have met since.
-        at<u32>(block, barrier)[1] = block.grid.target;
     }
     if (stays && blockIdx.x == 0 && threadIdx.x == 0) {
         if (shared.failed != 0) {

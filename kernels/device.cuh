@@ -173,17 +173,6 @@ DEVICE void look_again() {}
 // A number that others read before a fence.
 DEVICE void store_openly(float* p, float v) { *p = v; }
 
-// A number, and a stamp above it, in one access: who reads the stamp has the number too.
-DEVICE void store_stamped(u64* p, float v, u32 stamp) {
-    const u64 word = u64{stamp} << 32 | __float_as_uint(v);
-    asm volatile("st.global.u64 [%0], %1;" : : "l"(p), "l"(word) : "memory");
-}
-DEVICE u64 load_stamped(const u64* p) {
-    u64 word;
-    asm volatile("ld.global.cg.u64 %0, [%1];" : "=l"(word) : "l"(p) : "memory");
-    return word;
-}
-
 // A clock: it need not be exact, and steps by about a microsecond.
 DEVICE u64 nanoseconds() {
     u64 v;

@@ -30,9 +30,9 @@ enum KvType : u32 {
     kInt8Kv = 1,  // u8, the number times its scale + 128
 };
 
-// Tokens of the context that one block attends to at a time, a chunk; where a row has more of them, blocks
-// leave partial results, which are joined (attention_join.cuh), and by all blocks up to kArrivingChunks.
-enum : u32 { kChunkTokens = 256, kArrivingChunks = 128 };
+// Tokens of the context that one block attends to at a time; where a row has more of them, blocks
+// leave partial results, and the last one to finish adds them up, in order.
+enum : u32 { kChunkTokens = 256 };
 
 // Rows of a decode pass, and passes of a launch, at most.
 enum : u32 { kPassRows = 8, kPassesAtOnce = 64 };
@@ -150,8 +150,6 @@ struct AttentionOp {
                                   // [heads / kv_heads][value_dim + 4] f32
     u32 chunks;                   // of the longest context that fits
     Place arrivals;               // [pass rows][kv_heads] u32, zero between ops
-    Place arriving;               // of one or two rows, the same for all blocks: [2][heads][chunks, at most
-                                  // kArrivingChunks][value_dim + 2] {f32, stamp}; or nowhere
     Place out;                    // [pass rows][out_stride] f32
     u32 out_stride;
 };

@@ -122,13 +122,12 @@ struct Launch {
     u64 rounds = 0;    // in which each thread had a turn
     // On their way: by address, and by the round in which they arrive.
     struct Store {
-        u64 bits;
-        u32 bytes;
+        float value;
         const Block* block;
         u64 due;
     };
-    std::map<void*, Store> stores;
-    std::multimap<u64, void*> due;
+    std::map<float*, Store> stores;
+    std::multimap<u64, float*> due;
 };
 
 inline Launch* launch = nullptr;
@@ -154,8 +153,8 @@ inline void yield() {
 #endif
 }
 
-inline void arrive(std::map<void*, Launch::Store>::iterator store) {
-    std::memcpy(store->first, &store->second.bits, store->second.bytes);
+inline void arrive(std::map<float*, Launch::Store>::iterator store) {
+    *store->first = store->second.value;
     launch->stores.erase(store);
 }
 
@@ -182,17 +181,14 @@ inline void arrive_due() {
 }
 
 // Stores, to arrive within some rounds; after what was stored there before.
-template <class T>
-void store_late(T* p, T value) {
+inline void store_late(float* p, float value) {
     const auto before = launch->stores.find(p);
     if (before != launch->stores.end()) {
         arrive(before);
     }
     const u64 address = reinterpret_cast<std::uintptr_t>(p) / 4;
     const u64 due = launch->rounds + 1 + (address * 0x9e3779b97f4a7c15 >> 32) % 61;
-    u64 bits = 0;
-    std::memcpy(&bits, &value, sizeof(T));
-    launch->stores[p] = {bits, sizeof(T), self().block, due};
+    launch->stores[p] = {value, self().block, due};
     launch->due.emplace(due, p);
 }
 
@@ -563,10 +559,6 @@ DEVICE u32 as_bits(float x) {
     std::memcpy(&bits, &x, 4);
     return bits;
 }
-DEVICE void store_stamped(u64* p, float v, u32 stamp) {
-    emulate::store_late(p, u64{stamp} << 32 | as_bits(v));
-}
-DEVICE u64 load_stamped(const u64* p) { return emulate::aligned<u64>(p); }
 DEVICE float half_to_float(u32 bits) {
     const u32 sign = (bits & 0x8000) << 16, magnitude = bits & 0x7fff;
     if (magnitude >= 0x7c00) {

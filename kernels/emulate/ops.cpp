@@ -40,7 +40,7 @@ void print_attention() {
     FIELD(k) FIELD(v) FIELD(q_stride) FIELD(k_stride) FIELD(v_stride) FIELD(q_gain) FIELD(k_gain)
     FIELD(norm_eps) FIELD(angles) FIELD(pairs) FIELD(interleaved) FIELD(cache) FIELD(page_places)
     FIELD(kv_type) FIELD(scale) FIELD(softcap) FIELD(sinks) FIELD(window) FIELD(partials)
-    FIELD(chunks) FIELD(arrivals) FIELD(arriving) FIELD(out) FIELD(out_stride)
+    FIELD(chunks) FIELD(arrivals) FIELD(out) FIELD(out_stride)
 }
 
 void print_embed() {
@@ -95,7 +95,7 @@ int main() {
     print_sample();
     print_next();
     print_ending();
-    CONSTANT(kPageTokens) CONSTANT(kChunkTokens) CONSTANT(kArrivingChunks) CONSTANT(kPassRows)
+    CONSTANT(kPageTokens) CONSTANT(kChunkTokens) CONSTANT(kPassRows)
     CONSTANT(kPassesAtOnce) CONSTANT(kOpWords) CONSTANT(kMostStops)
     // Of most rows, so the least.
     constexpr u32 kPool = Batch<kPassRows>::kPool;

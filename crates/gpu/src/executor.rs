@@ -365,6 +365,7 @@ impl Executor {
             }
             Launches::Recorded => Ok(self.graphs[kernel].launch(self.ring.stream())?),
             Launches::Whole => {
+                self.ring.stream().zero(self.barrier.all_mut())?;
                 self.launch(kernel, 0..self.plan.lowered.ops.len())?;
                 let mut words = [0; BARRIER_WORDS];
                 self.ring.read(self.barrier.all(), &mut words)?;
@@ -408,13 +409,12 @@ impl Executor {
         Ok(words)
     }
 
-    /// Scratch memory and the barrier as the first pass expects them.
+    /// Scratch memory as passes expect it.
     fn write_scratch(&mut self) -> Result<(), CudaError> {
         let image = self.plan.lowered.scratch_image();
         let image: Vec<u32> =
             image.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
-        self.ring.write(self.scratch.all_mut(), &image)?;
-        self.ring.write(self.barrier.all_mut(), &[0; BARRIER_WORDS])
+        self.ring.write(self.scratch.all_mut(), &image)
     }
 
     /// A row for kernels, without a slot, after its sequence's page table was sent.

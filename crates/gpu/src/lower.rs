@@ -259,8 +259,6 @@ pub struct Attention {
     pub partials: RegionId,
     /// Blocks that have left partial results.
     pub arrivals: RegionId,
-    /// Partial results with stamps, if contexts have several chunks.
-    pub arriving: Option<RegionId>,
     /// The results.
     pub out: View,
 }

@@ -36,12 +36,6 @@ pub const POOL_FLOATS: usize = 10048;
 /// Columns of a step of a product.
 pub const STEP_COLUMNS: usize = 1024;
 
-/// Rows of a pass, at most, whose readers look at marks and stamps.
-pub const MARKED_ROWS: usize = 2;
-
-/// Chunks of a row that all blocks put together, at most.
-pub const ARRIVING_CHUNKS: usize = 128;
-
 /// Words that lie before the sums of a product whose columns are dealt to blocks: a counter and three
 /// that are not used, and squares of each group of a normed row.
 pub const SPLIT_HEADER: usize = 4 + PASS_ROWS * MAX_NORM_WIDTH / 32;
@@ -345,8 +339,6 @@ structure! {
         chunks: u32,
         /// `[pass rows][kv_heads] u32`, zero between ops.
         arrivals: Place,
-        /// `[MARKED_ROWS][heads][chunks, at most ARRIVING_CHUNKS][value_dim + 2] {f32, stamp u32}`, or nowhere.
-        arriving: Place,
         /// `[pass rows][out_stride] f32`.
         out: Place,
         /// Floats.

@@ -25,7 +25,6 @@ pub const HEADERS: &[(&str, &str)] = &[
     header!("attention.cuh"),
     header!("attention_head.cuh"),
     header!("attention_item.cuh"),
-    header!("attention_join.cuh"),
     header!("attention_part.cuh"),
     header!("block.cuh"),
     header!("choice.cuh"),

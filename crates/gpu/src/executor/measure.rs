@@ -196,6 +196,7 @@ impl Executor {
         self.ring.write(pass.all_mut(), &[0; PASS_WORDS])?;
         let mut time = None;
         for _ in 0..2 {
+            self.ring.write(self.barrier.all_mut(), &[0; BARRIER_WORDS])?;
             let begun = Instant::now();
             let decode = self.decode();
             let places =
@@ -207,9 +208,6 @@ impl Executor {
             let mut words = [0; BARRIER_WORDS];
             self.ring.read(self.barrier.all(), &mut words)?;
             time = (words[2] == 0).then_some(elapsed);
-            if time.is_none() {
-                self.write_scratch()?;
-            }
         }
         Ok(time)
     }

@@ -2,7 +2,7 @@
 
 use std::mem::ManuallyDrop;
 
-use m40_cuda::{CudaError, Mailbox, Residency, Stream};
+use m40_cuda::{CudaError, DeviceSlice, Mailbox, Residency, Stream};
 
 use super::{Decode, Executor, PassError, Row, kernel_for};
 use crate::ops;
@@ -31,6 +31,7 @@ impl Drop for Stay {
 /// Launches one for a model.
 struct OnCard<'a> {
     decode: Decode<'a>,
+    barrier: &'a mut DeviceSlice<u32>,
     stream: &'a Stream,
     residency: &'a mut Option<Residency>,
 }
@@ -39,8 +40,12 @@ impl Launcher for OnCard<'_> {
     fn launch(&mut self, kernel: usize, taken: u32) -> Result<(), CudaError> {
         let device = self.stream.device();
         self.residency.get_or_insert_with(|| device.begin_residency());
+        // Enqueued before the kernel: beside it this would wait for its end.
         let ops = self.decode.plan.lowered.ops.len();
-        let launched = self.decode.launch(kernel, 0..ops, 0, taken, self.stream);
+        let launched = self
+            .stream
+            .zero(self.barrier.all_mut())
+            .and_then(|()| self.decode.launch(kernel, 0..ops, 0, taken, self.stream));
         if launched.is_err() {
             *self.residency = None;
         }
@@ -105,10 +110,10 @@ impl Executor {
 
     fn stay(&mut self) -> (&mut Resident<Mailbox>, OnCard<'_>) {
         let places = self.decode_places();
-        let Self { kernels, arena, plan, cancels, desk, stay, .. } = self;
+        let Self { kernels, arena, plan, cancels, desk, barrier, stay, .. } = self;
         let Stay { resident, stream, residency } = stay;
         let decode = Decode { kernels, arena, plan, cancels, desk, places };
-        (resident, OnCard { decode, stream, residency })
+        (resident, OnCard { decode, barrier, stream, residency })
     }
 }
 

@@ -343,7 +343,6 @@ impl Assembler<'_> {
             partials: self.region(attention.partials),
             chunks: self.lowered.chunks(),
             arrivals: self.region(attention.arrivals),
-            arriving: attention.arriving.map_or(Place::NOWHERE, |region| self.region(region)),
             out,
             out_stride,
         }

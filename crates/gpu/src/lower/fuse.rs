@@ -17,8 +17,8 @@ use super::{
     Rope, Sample, Step, Target, View, chunks,
 };
 use crate::ops::{
-    ARRIVING_CHUNKS, MARKED_ROWS, MAX_NORM_WIDTH, MAX_ROPES, Next, PASS_ROWS, PASSES_AT_ONCE,
-    POOL_FLOATS, SPLIT_HEADER, STEP_COLUMNS, weight_type,
+    MAX_NORM_WIDTH, MAX_ROPES, Next, PASS_ROWS, PASSES_AT_ONCE, POOL_FLOATS, SPLIT_HEADER,
+    STEP_COLUMNS, weight_type,
 };
 
 /// Floats of a vector's last part that weights are padded to: with whole ones, a vector ends where
@@ -91,7 +91,6 @@ struct Fuser<'a> {
     ropes: Vec<Rope>,
     partials: RegionId,
     arrivals: RegionId,
-    arriving: Option<RegionId>,
 }
 
 /// Why an op does not become a step.
@@ -120,16 +119,11 @@ pub(super) fn fuse(program: &Program, target: Target) -> Result<Fused, LowerErro
     };
     let floats = shapes().map(|s| s.heads * chunks * (s.value_dim + 4)).max().unwrap_or(0);
     let kv_heads = shapes().map(|s| s.kv_heads).max().unwrap_or(0);
-    // Each with its stamp.
-    let stamped =
-        |s: &AttentionShape| 2 * s.heads * chunks.min(ARRIVING_CHUNKS) * (s.value_dim + 2);
-    let stamped = shapes().map(stamped).max().filter(|_| chunks > 1);
     let mut fuser = Fuser {
         program,
         uses: Uses::new(program),
         partials: store.region("partials".into(), floats, PASS_ROWS),
         arrivals: store.region("arrivals".into(), kv_heads, PASS_ROWS),
-        arriving: stamped.map(|words| store.region("arriving".into(), words, MARKED_ROWS)),
         store,
         steps: vec![],
         gathers: vec![],
@@ -500,7 +494,6 @@ impl Fuser<'_> {
             angles: rope.map(|id| self.ropes[usize::from(id.0)].angles),
             partials: self.partials,
             arrivals: self.arrivals,
-            arriving: self.arriving,
             out,
         }));
         Ok(())

@@ -25,7 +25,6 @@ impl Step {
                 writes.push(attention.out.into());
                 writes.push(Memory::Cache(attention.layer));
                 writes.extend([attention.partials, attention.arrivals].map(whole));
-                writes.extend(attention.arriving.map(whole));
             }
             Self::Norm(norm) => {
                 reads.push(norm.x.into());

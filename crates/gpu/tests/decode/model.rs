@@ -461,6 +461,7 @@ impl Placed {
 
     /// Launches the kernel for so many rows; it stays. Nothing else can be done before it has left.
     pub(crate) fn launch_to_stay(&mut self, rows: usize, taken: u32) {
+        self.card.write_words(self.barrier, &[0; 3]);
         self.card.run(&Launch { taken, ..self.whole(rows, 0) });
         self.card.begin();
     }
@@ -468,7 +469,11 @@ impl Placed {
     fn launch(&mut self, way: Way, rows: usize, passes: u32) {
         let launch = self.whole(rows, passes);
         match way {
-            Way::Resident => self.card.run(&launch),
+            Way::Resident => {
+                // The counter and what it is awaited from.
+                self.card.write_words(self.barrier, &[0; 2]);
+                self.card.run(&launch);
+            }
             Way::OpByOp => {
                 for first in 0..self.lowered.ops.len() {
                     self.card.run(&Launch { first, last: first + 1, ..launch });

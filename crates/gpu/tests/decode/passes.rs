@@ -4,15 +4,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use m40_gguf::TensorType;
-use m40_gpu::kv::KvPlan;
 use m40_gpu::lower::Target;
-use m40_gpu::ops::{CHUNK_TOKENS, PAGE_TOKENS};
+use m40_gpu::ops::PAGE_TOKENS;
 use m40_program::KvType;
 use m40_sched::pages::Rank;
 use m40_testkit::emulation::{compile, compile_for};
 use m40_testkit::gguf::{Noise, TinyModel};
 
-use crate::half::half;
 use crate::model::{Model, Placed, Sequence, Way};
 
 /// Few enough for an emulation, and a number that divides no count of rows.
@@ -240,45 +238,4 @@ fn who_reads_pages_of_others_computes_the_same_bits() {
     assert_ne!(beside, expected[PAGE_TOKENS..]);
     placed.release(third);
     placed.end();
-}
-
-/// Keys and values that were computed elsewhere, any.
-fn filled(model: &Model, pages: usize) -> Vec<u32> {
-    let words = KvPlan::new(&model.program.kv, u64::MAX, pages).bytes() as usize / 4;
-    let halves = Noise::new(60).normals(2 * words, 1.0);
-    halves
-        .chunks_exact(2)
-        .map(|two| u32::from(half(two[0])) | u32::from(half(two[1])) << 16)
-        .collect()
-}
-
-#[test]
-fn chunks_that_go_without_a_pass_are_not_taken_for_those_of_a_later_one() {
-    let Some(emulation) = emulation() else { return };
-    // Of one layer, so that each first attention of a launch comes as far behind its start.
-    let model = Model::new(&tiny("llama"));
-    const TOKENS: usize = 2 * CHUNK_TOKENS - 2;
-    let pages = TOKENS.div_ceil(PAGE_TOKENS) + 2;
-    let words = filled(&model, pages);
-    let found = [Way::Resident, Way::OpByOp].map(|way| {
-        let mut placed = Placed::new(&emulation, &model, TARGET, pages);
-        let mut long = placed.sequence_of(TOKENS, &words);
-        let mut short = placed.sequence();
-        let mut logits = vec![];
-        // Alone and beside the other one, into a third chunk.
-        for (is_long, is_short) in
-            [(true, false), (false, true), (true, false), (true, true), (false, true), (true, true)]
-        {
-            let token = 20 + logits.len() as u32;
-            let rows = [(is_long, &mut long), (is_short, &mut short)].into_iter();
-            let mut rows: Vec<_> =
-                rows.filter_map(|(there, sequence)| there.then_some((sequence, token))).collect();
-            logits.extend(placed.pass(way, &mut rows));
-        }
-        assert!(long.tokens > 2 * CHUNK_TOKENS);
-        [long, short].into_iter().for_each(|sequence| placed.release(sequence));
-        placed.end();
-        logits
-    });
-    assert!(found[0] == found[1], "blocks that are there together compute other bits");
 }

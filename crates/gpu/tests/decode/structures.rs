@@ -6,9 +6,9 @@ use std::process::Command;
 use m40_gguf::TensorType;
 use m40_gpu::desk;
 use m40_gpu::ops::{
-    ANNOUNCE, ARRIVING_CHUNKS, AWAIT, AttentionOp, CHUNK_TOKENS, EmbedOp, End, Ending, MOST_STOPS,
-    MatvecOp, NO_SLOT, Next, NormOp, OP_WORDS, Op, PAGE_TOKENS, PASS_ROWS, PASSES_AT_ONCE,
-    POOL_FLOATS, RopeAngles, Row, SPLIT_HEADER, STEP_COLUMNS, SampleOp, kv_type, weight_type,
+    ANNOUNCE, AWAIT, AttentionOp, CHUNK_TOKENS, EmbedOp, End, Ending, MOST_STOPS, MatvecOp,
+    NO_SLOT, Next, NormOp, OP_WORDS, Op, PAGE_TOKENS, PASS_ROWS, PASSES_AT_ONCE, POOL_FLOATS,
+    RopeAngles, Row, SPLIT_HEADER, STEP_COLUMNS, SampleOp, kv_type, weight_type,
 };
 use m40_program::KvType;
 use m40_testkit::emulation::compile;
@@ -42,7 +42,6 @@ fn the_host_writes_ops_as_kernels_read_them() {
     let constants = [
         ("PageTokens", PAGE_TOKENS as u32),
         ("ChunkTokens", CHUNK_TOKENS as u32),
-        ("ArrivingChunks", ARRIVING_CHUNKS as u32),
         ("PassRows", PASS_ROWS as u32),
         ("PassesAtOnce", PASSES_AT_ONCE as u32),
         ("OpWords", OP_WORDS as u32),

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "cuda")]
+use crate::generate::CancelToken;
 use crate::pulse::Pulse;
 
 /// All of the time, in the unit in which the share is kept.
@@ -117,6 +119,18 @@ impl Duty {
         None
     }
 
+    /// Waits until the next pass may begin; false if nobody wants it any more.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn wait(&self, cancel: &CancelToken) -> bool {
+        while !cancel.is_cancelled() {
+            match self.pause(Instant::now()) {
+                Some(time) => m40_gpu::resident::pause(time),
+                None => return true,
+            }
+        }
+        false
+    }
+
     fn micros(&self, at: Instant) -> u64 {
         at.saturating_duration_since(self.0.start).as_micros() as u64
     }
@@ -182,6 +196,22 @@ mod tests {
         assert!(duty.pause(asked).is_some());
         // The pulse counts whole milliseconds.
         assert!(pulse.stalled().unwrap() <= asked.elapsed() + MS);
+    }
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn who_is_cancelled_waits_no_longer() {
+        let duty = Duty::default();
+        duty.set(0.1);
+        duty.ran(1000 * MS, Instant::now());
+        let cancel = CancelToken::new();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| duty.wait(&cancel));
+            cancel.cancel();
+            assert!(!waiting.join().unwrap());
+        });
+        duty.set(1.0);
+        assert!(duty.wait(&CancelToken::new()));
     }
 
     #[test]

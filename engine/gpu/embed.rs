@@ -52,13 +52,10 @@ impl CardModel {
             .flat_map(|(sequence, text)| rows(text, sequence, pooling))
             .collect();
         for rows in rows.chunks(PROMPT_ROWS) {
-            if cancel.is_cancelled() {
-                return Err(EmbedError::Cancelled);
-            }
             let wanted = rows.iter().filter(|row| row.logits).map(|row| row.sequence);
             let wanted: Vec<usize> = wanted.collect();
-            while let Some(time) = self.duty.pause(Instant::now()) {
-                pause(time);
+            if !self.duty.wait(cancel) {
+                return Err(EmbedError::Cancelled);
             }
             let states;
             (states, sequences) = self.hidden(rows.to_vec(), sequences)?;

@@ -10,7 +10,7 @@ use super::*;
 static SMOLLM2: LazyLock<Model> =
     LazyLock::new(|| engine().load(&models::smollm2(), &ModelOptions::default()).unwrap());
 
-/// What SmolLM2 says of France: ` Paris.\n\nThe United States has`, for the first tokens.
+/// What SmolLM2 says of France: ` Paris.\n\nThe`, and what then is likeliest hangs on the processor.
 fn france(params: &GenerateParams) -> Answer {
     let prompt = SMOLLM2.tokenizer().encode_prompt("The capital of France is");
     generate(&mut SMOLLM2.session(), &prompt, params)
@@ -19,13 +19,14 @@ fn france(params: &GenerateParams) -> Answer {
 #[test]
 fn a_stop_text_ends_the_output_before_it_wherever_tokens_end() {
     let whole = france(&greedy(9));
-    assert_eq!(whole.text, " Paris.\n\nThe United States has a");
+    const COMMON: &str = " Paris.\n\nThe ";
+    assert!(whole.text.starts_with(COMMON), "{:?}", whole.text);
     assert_eq!(whole.finish(), FinishReason::Length);
     for (stop, text) in [
         (" Paris", ""),
         ("aris.\n", " P"),
-        ("\nThe Uni", " Paris.\n"),
-        ("d States h", " Paris.\n\nThe Unite"),
+        (&whole.text[8..COMMON.len() + 3], " Paris.\n"),
+        (&whole.text[COMMON.len() + 2..][..6], &whole.text[..COMMON.len() + 2]),
     ] {
         let stop = vec!["never".into(), stop.into()];
         let found = france(&GenerateParams { stop, ..greedy(9) });

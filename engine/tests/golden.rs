@@ -6,14 +6,17 @@
 
 use std::path::Path;
 
+use m40_cpu::Isa;
 use m40_testkit::models;
 use serde_json::Value;
 
 use super::*;
 
 /// How far ahead the best token must be to count as decided. The largest lead that different
-/// rounding has overcome in these models is 0.33, on a processor with AVX2 alone.
-const DECIDED: f32 = 0.35;
+/// rounding has overcome in these models is 0.23, and 0.33 on a processor with AVX2 alone.
+fn decided() -> f32 {
+    if Isa::detect() == Isa::Avx2 { 0.35 } else { 0.25 }
+}
 
 fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
@@ -52,7 +55,7 @@ fn check(path: &Path, golden: &str) {
             Some(step) => {
                 let lead = lead(case, step, found.ids()[step]);
                 eprintln!("{text:?} parts at token {step}, {lead} ahead at least");
-                assert!(lead < DECIDED, "{text:?}: {:?} is not {theirs:?}", found.text);
+                assert!(lead < decided(), "{text:?}: {:?} is not {theirs:?}", found.text);
                 let common = model.tokenizer().decode(&expected[..step], false);
                 let common = common.trim_end_matches(char::REPLACEMENT_CHARACTER);
                 assert!(found.text.starts_with(common) && theirs.starts_with(common));

@@ -23,7 +23,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
-use m40_cpu::{Executor, ExecutorOptions, Numerics, Row};
+use m40_cpu::{Executor, ExecutorOptions, Isa, Numerics, Row};
 use m40_gguf::Gguf;
 use m40_program::{BuildOptions, build};
 use m40_testkit::models;
@@ -240,7 +240,8 @@ fn gemma3_oracle_is_plain_arithmetic() {
 fn smollm2_fast_path_is_near_plain_arithmetic() {
     // Activations are rounded to bytes: which of two near tokens wins hangs on the order of sums, and so on the
     // instruction set. In plain Rust those up to 0.03 ahead lost, with AVX2 up to 0.26, at the same mean.
-    let bounds = Bounds { mean: 0.085, worst: 0.84, decided: 0.3 };
+    let decided = if Isa::detect() == Isa::Avx2 { 0.3 } else { 0.07 };
+    let bounds = Bounds { mean: 0.085, worst: 0.84, decided };
     check(&SMOLLM2_FAST, &SMOLLM2.plain, &bounds);
 }
 

@@ -126,7 +126,7 @@ pub struct GpuMemory {
     pub context: u32,
     /// Tokens of context that the model was trained for.
     pub context_trained: u32,
-    /// Memory for models that none has.
+    /// Memory for models that none has, in one piece.
     pub free: u64,
     /// Memory for models.
     pub capacity: u64,
@@ -138,7 +138,7 @@ impl GpuMemory {
         self.weights + self.scratch + self.kv
     }
 
-    /// Whether it fits in what is free.
+    /// Whether it fits in the piece that is free.
     pub fn fits(&self) -> bool {
         self.needed() <= self.free
     }
@@ -161,7 +161,7 @@ impl fmt::Display for GpuMemory {
         write!(
             f,
             "{} MiB of weights, {} MiB of working memory and {} MiB of KV cache for {} tokens are \
-             {sum} MiB, and {} of {} MiB are free: ",
+             {sum} MiB, and {} of {} MiB are free in one piece: ",
             up(self.weights),
             up(self.scratch),
             up(self.kv),

@@ -66,7 +66,7 @@ pub(crate) struct LoadFailure {
 }
 
 impl LoadFailure {
-    /// Whether it would fit if what is free was in one piece.
+    /// Whether it would fit if enough of what there is were free in one piece.
     pub(super) fn found_no_place(&self) -> bool {
         self.code == ErrorCode::Busy
     }
@@ -77,7 +77,7 @@ impl From<&LoadError> for LoadFailure {
         let code = match error {
             LoadError::NotFound { .. } => ErrorCode::NotFound,
             LoadError::Io { .. } | LoadError::Gpu { .. } => ErrorCode::Internal,
-            // It would fit if what is free was in one piece.
+            // It would if others left.
             LoadError::NoRoom { memory, .. } if memory.needed() <= memory.capacity => {
                 ErrorCode::Busy
             }
@@ -134,5 +134,35 @@ impl Reason {
 impl From<ModelError> for ApiError {
     fn from(error: ModelError) -> Self {
         Self::new(error.code(), error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use m40llm::GpuMemory;
+
+    use super::*;
+
+    #[test]
+    fn what_would_fit_without_others_found_no_place() {
+        let failure = |capacity| {
+            let (weights, scratch, kv) = (60, 10, 30);
+            let memory = Box::new(GpuMemory {
+                weights,
+                scratch,
+                kv,
+                kv_step: 1,
+                step_tokens: 32,
+                context: 960,
+                context_trained: 960,
+                // Of all that is free, the largest piece.
+                free: 50,
+                capacity,
+            });
+            LoadFailure::from(&LoadError::NoRoom { path: "some.gguf".into(), memory })
+        };
+        assert!(failure(100).found_no_place());
+        assert!(!failure(99).found_no_place());
+        assert_eq!(failure(99).code, ErrorCode::BadModel);
     }
 }

@@ -140,7 +140,7 @@ impl Card {
         let mut held = lock(&self.loader);
         let (loader, kernels) = &mut *held;
         let usage = self.arena.usage();
-        let memory = GpuMemory { free: usage.free, capacity: usage.capacity, ..memory };
+        let memory = GpuMemory { free: usage.largest, capacity: usage.capacity, ..memory };
         if !memory.fits() {
             return Err(LoadError::NoRoom { path: path.into(), memory: Box::new(memory) });
         }

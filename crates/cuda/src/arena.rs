@@ -23,9 +23,17 @@ pub struct Arena {
 #[derive(Debug)]
 struct Inner {
     blocks: Mutex<SubAllocator>,
-    /// `Some` until dropped.
-    memory: Option<DeviceMemory>,
+    /// Where they begin, an address.
+    start: u64,
+    memory: Memory,
     device: Device,
+}
+
+/// What an arena gives out parts of. `Some` until dropped.
+#[derive(Debug)]
+enum Memory {
+    Own(Option<DeviceMemory>),
+    Block(Option<Block>, Arc<Inner>),
 }
 
 /// How an [`Arena`] is used, bytes.
@@ -43,8 +51,26 @@ impl Arena {
     /// Takes `bytes` bytes of the device's memory.
     pub fn new(device: &Device, bytes: u64) -> Result<Self, CudaError> {
         let memory = device.driver()?.allocate(bytes)?;
-        let blocks = Mutex::new(SubAllocator::new(bytes));
-        Ok(Self { inner: Arc::new(Inner { blocks, memory: Some(memory), device: device.clone() }) })
+        let (start, memory) = (memory.address, Memory::Own(Some(memory)));
+        Ok(Self::of(device, start, bytes, memory))
+    }
+
+    /// So many of its bytes in one piece, as an arena of their own. What has parts of such a piece leaves
+    /// it as one when it goes, however it came beside others. Addresses are counted from the start of the
+    /// whole arena all the same, and the piece goes back when its last handle and buffer are gone.
+    ///
+    /// # Errors
+    /// [`CudaError::ArenaExhausted`] if no piece is large enough.
+    pub fn piece(&self, bytes: u64) -> Result<Self, CudaError> {
+        let block = self.inner.take(bytes)?;
+        let (start, bytes) = (self.inner.start + block.offset(), block.bytes());
+        let memory = Memory::Block(Some(block), Arc::clone(&self.inner));
+        Ok(Self::of(self.device(), start, bytes, memory))
+    }
+
+    fn of(device: &Device, start: u64, bytes: u64, memory: Memory) -> Self {
+        let (blocks, device) = (Mutex::new(SubAllocator::new(bytes)), device.clone());
+        Self { inner: Arc::new(Inner { blocks, start, memory, device }) }
     }
 
     /// The device whose memory this is.
@@ -55,16 +81,13 @@ impl Arena {
     /// A buffer of `len` elements, with whatever the memory held before.
     pub fn allocate<T: Element>(&self, len: usize) -> Result<DeviceSlice<T>, CudaError> {
         let bytes = (len as u64).saturating_mul(size_of::<T>() as u64);
-        let block =
-            self.inner.blocks().allocate(bytes).map_err(|Exhausted { asked, free, largest }| {
-                CudaError::ArenaExhausted { asked, free, largest }
-            })?;
-        let address = self.inner.address() + block.offset();
+        let block = self.inner.take(bytes)?;
+        let address = self.inner.start + block.offset();
         let block = Some(block);
         Ok(DeviceSlice { address, len, block, arena: self.inner.clone(), elements: PhantomData })
     }
 
-    /// Where the memory begins on the device.
+    /// Where the whole arena begins on the device.
     pub(crate) fn address(&self) -> u64 {
         self.inner.address()
     }
@@ -82,8 +105,17 @@ impl Arena {
 }
 
 impl Inner {
+    fn take(&self, bytes: u64) -> Result<Block, CudaError> {
+        self.blocks().allocate(bytes).map_err(|Exhausted { asked, free, largest }| {
+            CudaError::ArenaExhausted { asked, free, largest }
+        })
+    }
+
     fn address(&self) -> u64 {
-        self.memory.as_ref().expect("present until dropped").address
+        match &self.memory {
+            Memory::Own(_) => self.start,
+            Memory::Block(_, whole) => whole.address(),
+        }
     }
 
     fn blocks(&self) -> MutexGuard<'_, SubAllocator> {
@@ -93,8 +125,17 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Some(memory) = self.memory.take() {
-            self.device.discard(Garbage::Memory(memory));
+        match &mut self.memory {
+            Memory::Own(memory) => {
+                if let Some(memory) = memory.take() {
+                    self.device.discard(Garbage::Memory(memory));
+                }
+            }
+            Memory::Block(block, whole) => {
+                if let Some(block) = block.take() {
+                    whole.blocks().release(block);
+                }
+            }
         }
     }
 }
@@ -123,7 +164,7 @@ impl<T: Element> DeviceSlice<T> {
         self.len == 0
     }
 
-    /// Where it begins, counted in bytes from the start of its arena: a multiple of
+    /// Where it begins, counted in bytes from the start of the whole arena: a multiple of
     /// [`ALIGNMENT`](crate::ALIGNMENT), thus of 16. Kernels that get the whole arena
     /// ([`Launch::arena`](crate::Launch::arena)) find it by this number.
     pub fn offset(&self) -> u64 {

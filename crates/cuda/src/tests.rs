@@ -223,6 +223,31 @@ fn buffers_go_back_when_dropped_and_the_memory_with_the_last() {
 }
 
 #[test]
+fn pieces_of_an_arena_are_arenas_and_come_back_whole() {
+    let device = device();
+    let arena = Arena::new(&device, 4096).unwrap();
+    let [first, second] = [arena.piece(1000).unwrap(), arena.piece(2048).unwrap()];
+    assert_eq!((first.usage().capacity, second.usage().capacity), (1024, 2048));
+    assert_eq!((arena.usage().free, arena.address()), (1024, second.address()));
+    // Whatever comes and goes in one, the other has its own.
+    let a = second.allocate::<u8>(1000).unwrap();
+    let b = first.allocate::<u8>(1024).unwrap();
+    let c = second.allocate::<u8>(1024).unwrap();
+    assert_eq!([b.offset(), a.offset(), c.offset()], [0, 1024, 2048]);
+    let expected = CudaError::ArenaExhausted { asked: 1, free: 0, largest: 0 };
+    assert_eq!(second.allocate::<u8>(1).unwrap_err(), expected);
+    drop((first, second, a));
+    assert_eq!(arena.usage().largest, 1024);
+    drop(c);
+    assert_eq!(arena.usage().largest, 3072);
+    // The memory is there until the last buffer is gone.
+    drop(arena);
+    assert_eq!(with(|fake| fake.allocations().0), 1);
+    drop(b);
+    assert_eq!(with(|fake| fake.allocations().0), 0);
+}
+
+#[test]
 fn running_out_says_of_what_and_how_much_there_is() {
     let device = device();
     let arena = Arena::new(&device, 1 << 20).unwrap();

@@ -166,7 +166,7 @@ impl Plan {
             4 * BARRIER_WORDS as u64,
             States::bytes(self.options.sequences as usize) as u64,
         ];
-        let whole = |bytes: u64| bytes.next_multiple_of(m40_cuda::ALIGNMENT);
+        let whole = |bytes: u64| bytes.max(1).next_multiple_of(m40_cuda::ALIGNMENT);
         let buffers = self.prefill.buffers.iter().map(|buffer| 4 * buffer.words as u64);
         let slices: u64 = slices.into_iter().chain(buffers).map(whole).sum();
         Ok(slices + Weights::bytes(&self.program, &self.lowered.matrices)?)

@@ -6,8 +6,8 @@ use std::panic::resume_unwind;
 use std::thread;
 
 use m40_cuda::{
-    Arena, Device, ElementType, Kernel, KernelSource, Mailbox, Param, Priority, Signature,
-    StagingRing,
+    ALIGNMENT, Arena, Device, ElementType, Kernel, KernelSource, Mailbox, Param, Priority,
+    Signature, StagingRing,
 };
 use m40_gguf::Gguf;
 use m40_program::VectorId;
@@ -56,7 +56,7 @@ static DECODE: [Signature; 4] = [
 ];
 
 impl Executor {
-    /// Loads a model into an arena, with a KV cache of at most `kv_bytes` bytes.
+    /// Loads a model into one piece of an arena, with a KV cache of at most `kv_bytes` bytes.
     ///
     /// # Errors
     /// [`LoadError`]; what was taken of the arena has gone back to it.
@@ -78,20 +78,22 @@ impl Executor {
         }
         let device = arena.device().clone();
         let source = plan.decode_source()?;
+        let kv_memory = kv.bytes().max(1).next_multiple_of(ALIGNMENT);
+        let own = arena.piece(plan.fixed_bytes()? + kv_memory)?;
         // Neither waits for the other: one is the work of a compiler and of this processor, the other's is
         // the bus's.
         let (kernels, weights) = thread::scope(|scope| {
             let kernels = scope.spawn(|| Kernels::of(&plan, &source, &device, builder));
-            let weights = Weights::load(program, gguf, &lowered.matrices, arena, loader, progress);
+            let weights = Weights::load(program, gguf, &lowered.matrices, &own, loader, progress);
             (kernels.join().unwrap_or_else(|panic| resume_unwind(panic)), weights)
         });
         let (Kernels { decode: kernels, rows: rows_kernels }, weights) = (kernels?, weights?);
         if options.launches == Launches::Whole {
             check_resident(&kernels, lowered.target.blocks)?;
         }
-        let cache = arena.allocate::<u8>(kv.bytes().max(1) as usize)?;
-        let scratch = arena.allocate::<u32>(lowered.scratch_bytes().div_ceil(4) as usize)?;
-        let states = arena.allocate::<u8>(States::bytes(sequences).max(1))?;
+        let cache = own.allocate::<u8>(kv.bytes().max(1) as usize)?;
+        let scratch = own.allocate::<u32>(lowered.scratch_bytes().div_ceil(4) as usize)?;
+        let states = own.allocate::<u8>(States::bytes(sequences).max(1))?;
         let kept = States::new(sequences, place(&states)?);
         let matrices: Vec<_> =
             weights.matrices().iter().map(|m| (*m.layout(), m.place())).collect();
@@ -106,7 +108,7 @@ impl Executor {
         };
         let mut words = lowered.assemble(program, &places)?;
         source.number(&mut words);
-        let ops = arena.allocate::<u32>(words.len())?;
+        let ops = own.allocate::<u32>(words.len())?;
         let starts: Vec<_> = places.caches.iter().map(|c| c.bytes() - cache.offset()).collect();
         let ends = starts.iter().skip(1).copied().chain([kv.bytes()]);
         let layers = starts.iter().zip(ends).map(|(start, end)| *start as usize..end as usize);
@@ -116,7 +118,7 @@ impl Executor {
         let stream = device.stream(Priority::High)?;
         let buffers = plan.prefill.buffers.iter();
         let buffers = buffers
-            .map(|buffer| arena.allocate::<u32>(buffer.words).map(Some))
+            .map(|buffer| own.allocate::<u32>(buffer.words).map(Some))
             .collect::<Result<Vec<_>, _>>()?;
         let mut executor = Self {
             kernels,
@@ -127,9 +129,9 @@ impl Executor {
             scratch,
             ops,
             sample_variant: words[words.len() - OP_WORDS],
-            pass: arena.allocate(PASS_WORDS)?,
-            barrier: arena.allocate(BARRIER_WORDS)?,
-            tables: arena.allocate(plan.table_words().max(1))?,
+            pass: own.allocate(PASS_WORDS)?,
+            barrier: own.allocate(BARRIER_WORDS)?,
+            tables: own.allocate(plan.table_words().max(1))?,
             states,
             cancels: Mailbox::new(&device, sequences)?,
             desk,

@@ -77,13 +77,24 @@ impl Model {
     fn oracle(&self, tokens: &[u32]) -> Vec<Vec<f32>> {
         let mut executor = self.oracle_executor();
         let mut cache: KvCache = executor.cache(tokens.len());
-        let row =
-            |(position, &token)| CpuRow { token, position, cache: 0, segment: 0, logits: true };
-        let rows: Vec<_> = tokens.iter().enumerate().map(row).collect();
-        let logits = executor.forward(&rows, &mut [&mut cache]);
+        let logits = executor.forward(&oracle_rows(tokens), &mut [&mut cache]);
         let vocab = self.program.description.vocab;
         logits.chunks_exact(vocab).map(<[f32]>::to_vec).collect()
     }
+
+    /// The hidden state of each token after the last norm, by the oracle.
+    pub(super) fn oracle_states(&self, tokens: &[u32]) -> Vec<Vec<f32>> {
+        let mut executor = self.oracle_executor();
+        let mut cache: KvCache = executor.cache(tokens.len());
+        let states = executor.hidden(&oracle_rows(tokens), &mut [&mut cache]);
+        states.chunks_exact(states.len() / tokens.len()).map(<[f32]>::to_vec).collect()
+    }
+}
+
+/// A text's rows, each with its result.
+fn oracle_rows(tokens: &[u32]) -> Vec<CpuRow> {
+    let row = |(position, &token)| CpuRow { token, position, cache: 0, segment: 0, logits: true };
+    tokens.iter().enumerate().map(row).collect()
 }
 
 pub(super) fn arena(gpu: &Gpu) -> Arena {
@@ -105,7 +116,8 @@ fn tokens(n: usize, seed: u64) -> Vec<u32> {
     (0..n).map(|_| 6 + noise.below(280) as u32).collect()
 }
 
-fn worst(found: &[f32], expected: &[f32]) -> f32 {
+/// How far two rows are from each other at most.
+pub(super) fn worst(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let differences = found.iter().zip(expected).map(|(f, e)| f - e);
     differences.fold(0.0, |worst, d| if d.is_nan() { f32::INFINITY } else { worst.max(d.abs()) })

@@ -18,6 +18,8 @@ pub struct StagingBuffer {
     memory: Option<PinnedMemory>,
     /// Reached when the last copy is done.
     copied: Event,
+    /// Whether anything was sent that has not been waited for.
+    travels: bool,
     device: Device,
 }
 
@@ -26,7 +28,7 @@ impl StagingBuffer {
     pub fn new(device: &Device, bytes: usize) -> Result<Self, CudaError> {
         let copied = device.event()?;
         let memory = Some(device.driver()?.allocate_pinned(bytes.max(4096))?);
-        Ok(Self { memory, copied, device: device.clone() })
+        Ok(Self { memory, copied, travels: false, device: device.clone() })
     }
 
     /// Bytes.
@@ -42,6 +44,7 @@ impl StagingBuffer {
     /// The memory, to be filled. Waits for what travels from it to have left.
     pub fn room(&mut self) -> Result<&mut [u8], CudaError> {
         self.copied.wait()?;
+        self.travels = false;
         Ok(self.memory.as_mut().expect("present until dropped").bytes_mut())
     }
 
@@ -53,8 +56,11 @@ impl StagingBuffer {
         stream: &Stream,
     ) -> Result<(), CudaError> {
         stream.check_not_capturing()?;
-        // So that the one event tells of all copies, whatever streams they are in.
-        stream.wait_for(&self.copied)?;
+        if self.travels {
+            // So that the one event tells of all copies, whatever streams they are in.
+            stream.wait_for(&self.copied)?;
+        }
+        self.travels = true;
         let sent = parts.into_iter().try_for_each(|(first, to)| self.send_part(first, to, stream));
         // Of what was enqueued before an error, too.
         mark(stream, &mut self.copied).and(sent)

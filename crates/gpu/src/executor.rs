@@ -9,6 +9,7 @@ mod observe;
 mod prompt;
 mod resident;
 mod wide;
+mod workspace;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -409,12 +410,8 @@ impl Executor {
         Ok(words)
     }
 
-    /// Scratch memory as passes expect it.
     fn write_scratch(&mut self) -> Result<(), CudaError> {
-        let image = self.plan.lowered.scratch_image();
-        let image: Vec<u32> =
-            image.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
-        self.ring.write(self.scratch.all_mut(), &image)
+        write_scratch(&self.plan.lowered, &mut self.ring, &mut self.scratch)
     }
 
     /// A row for kernels, without a slot, after its sequence's page table was sent.
@@ -589,6 +586,24 @@ fn place<T: m40_cuda::Element>(slice: &DeviceSlice<T>) -> Result<Place, LoadErro
     let nameable = Place::of_bytes(end.next_multiple_of(Place::BYTES)).is_some();
     let offset = slice.offset();
     if nameable { Ok(place_of(slice)) } else { Err(LoadError::TooFar { offset }) }
+}
+
+/// Scratch memory as passes expect it: constants, and zeros.
+fn write_scratch(
+    lowered: &Lowered,
+    ring: &mut StagingRing,
+    scratch: &mut DeviceSlice<u32>,
+) -> Result<(), CudaError> {
+    ring.stream().zero(scratch.all_mut())?;
+    for region in &lowered.regions {
+        let words: Vec<_> = region.contents.iter().map(|x| x.to_bits()).collect();
+        let first = (region.offset / size_of::<u32>() as u64) as usize;
+        if let (false, Some(to)) = (words.is_empty(), scratch.view_mut(first..first + words.len()))
+        {
+            ring.write(to, &words)?;
+        }
+    }
+    Ok(())
 }
 
 /// Enqueues a copy.

@@ -178,11 +178,10 @@ impl Weights {
         Ok(matrices + whole(plan::vector_offsets(program).1))
     }
 
-    /// Brings the weights of a program onto the card: one matrix for each list of `fused`, whose
-    /// parts lie in it one below the other, and all vectors. On return everything is there.
+    /// Brings the weights of a program onto the card: [`Self::place`] and [`Placed::fill`].
     ///
-    /// `progress` is called by any thread, one at a time, whenever a part is on its way, and may
-    /// stop the loading.
+    /// # Errors
+    /// [`WeightsError`]; what was taken of the arena has gone back to it.
     pub fn load<B: AsRef<[u8]>>(
         program: &Program,
         gguf: &Gguf<B>,
@@ -191,6 +190,20 @@ impl Weights {
         loader: &mut Loader,
         progress: &mut (dyn FnMut(Progress) -> ControlFlow<()> + Send),
     ) -> Result<Self, WeightsError> {
+        Self::place(program, gguf, fused, arena)?.fill(loader, progress)
+    }
+
+    /// Takes memory for the weights of a program: one matrix for each list of `fused`, whose parts
+    /// lie in it one below the other, and all vectors.
+    ///
+    /// # Errors
+    /// [`WeightsError`].
+    pub fn place<'a, B: AsRef<[u8]>>(
+        program: &'a Program,
+        gguf: &'a Gguf<B>,
+        fused: &[Vec<MatrixId>],
+        arena: &Arena,
+    ) -> Result<Placed<'a>, WeightsError> {
         let plan = Plan::new(program, gguf, fused)?;
         let mut matrices = Vec::with_capacity(plan.layouts.len());
         for &layout in &plan.layouts {
@@ -198,22 +211,12 @@ impl Weights {
             matrices.push(PlacedMatrix { place: place(memory.offset())?, memory, layout });
         }
         let bytes = plan.vectors.len() * size_of::<f32>();
-        let mut vector_memory = (bytes > 0).then(|| arena.allocate::<u8>(bytes)).transpose()?;
+        let vector_memory = (bytes > 0).then(|| arena.allocate::<u8>(bytes)).transpose()?;
         let start = vector_memory.as_ref().map_or(0, DeviceSlice::offset);
         let offsets = plan.vector_offsets.iter();
-        let vectors = offsets.map(|&offset| place(start + offset as u64)).collect::<Result<_, _>>();
-
-        let targets = matrices.iter_mut().map(|matrix| matrix.memory.all_mut()).collect();
-        let vector_target = vector_memory.as_mut().map(DeviceSlice::all_mut);
-        let Loader { buffers, stream } = loader;
-        let workers = buffers
-            .iter_mut()
-            .map(|pair| pair.each_mut().map(|buffer| upload::Pinned { buffer, stream: &*stream }));
-        let sent = upload::run(&plan, targets, vector_target, workers.collect(), progress);
-        // In any case nothing travels any more when memory goes back to the arena.
-        stream.wait()?;
-        sent?;
-        Ok(Self { matrices, vector_memory, vectors: vectors? })
+        let vectors =
+            offsets.map(|&offset| place(start + offset as u64)).collect::<Result<_, _>>()?;
+        Ok(Placed { plan, weights: Self { matrices, vector_memory, vectors } })
     }
 
     /// The matrices, in the order of the lists they were fused of.
@@ -243,6 +246,46 @@ impl Weights {
     pub fn device_bytes(&self) -> u64 {
         let matrices = self.matrices.iter().map(|matrix| matrix.memory.len() as u64);
         matrices.sum::<u64>() + self.vector_memory.as_ref().map_or(0, |memory| memory.len() as u64)
+    }
+}
+
+/// Weights that have their places, and are not there yet.
+#[derive(Debug)]
+pub struct Placed<'a> {
+    plan: Plan<'a>,
+    weights: Weights,
+}
+
+impl Placed<'_> {
+    /// Where everything is going to be.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// Brings them onto the card. On return everything is there.
+    ///
+    /// `progress` is called by any thread, one at a time, whenever a part is on its way, and may
+    /// stop the loading.
+    ///
+    /// # Errors
+    /// [`WeightsError`].
+    pub fn fill(
+        self,
+        loader: &mut Loader,
+        progress: &mut (dyn FnMut(Progress) -> ControlFlow<()> + Send),
+    ) -> Result<Weights, WeightsError> {
+        let Self { plan, mut weights } = self;
+        let targets = weights.matrices.iter_mut().map(|matrix| matrix.memory.all_mut()).collect();
+        let vector_target = weights.vector_memory.as_mut().map(DeviceSlice::all_mut);
+        let Loader { buffers, stream } = loader;
+        let workers = buffers
+            .iter_mut()
+            .map(|pair| pair.each_mut().map(|buffer| upload::Pinned { buffer, stream: &*stream }));
+        let sent = upload::run(&plan, targets, vector_target, workers.collect(), progress);
+        // In any case nothing travels any more when memory goes back to the arena.
+        stream.wait()?;
+        sent?;
+        Ok(weights)
     }
 }
 

@@ -3,33 +3,19 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::panic::resume_unwind;
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 
-use m40_cuda::{
-    ALIGNMENT, Arena, Device, ElementType, Kernel, KernelSource, Mailbox, Param, Priority,
-    Signature, StagingRing,
-};
+use m40_cuda::{ALIGNMENT, Arena, Device, ElementType, Kernel, KernelSource, Param, Signature};
 use m40_gguf::Gguf;
-use m40_program::VectorId;
 
-use super::resident::Stay;
-use super::{
-    BARRIER_WORDS, BuildKernels, Executor, KERNEL_ROWS, Launches, LoadError, PASS_WORDS, Plan,
-    place,
-};
-use crate::continuation::States;
-use crate::desk::{self, Desk};
+use super::workspace::{WeightPlaces, Workspace};
+use super::{BuildKernels, Executor, KERNEL_ROWS, Launches, LoadError, Plan};
 use crate::kv::KvPlan;
-use crate::lower::Places;
-use crate::ops::{OP_WORDS, PAGE_TOKENS, Place, decode_threads};
+use crate::ops::{PAGE_TOKENS, Place, decode_threads};
 use crate::prefill::{LOGIT_ROWS, Shape, Slots};
-use crate::resident::{IDLE_MICROS, MOST_SILENCE, Resident};
 use crate::sequence::Pool;
 use crate::specialize::{DecodeSource, HEADERS};
 use crate::weights::{self, Loader, Progress, Weights};
-
-/// Bytes of a staging buffer.
-const STAGING_BYTES: usize = 1 << 20;
 
 /// The arena; ops, first and last of them; pass; passes; barrier; chosen; cancels; the desk and the job
 /// that was taken from it last.
@@ -80,62 +66,52 @@ impl Executor {
         let source = plan.decode_source()?;
         let kv_memory = kv.bytes().max(1).next_multiple_of(ALIGNMENT);
         let own = arena.piece(plan.fixed_bytes()? + kv_memory)?;
-        // Neither waits for the other: one is the work of a compiler and of this processor, the other's is
-        // the bus's.
-        let (kernels, weights) = thread::scope(|scope| {
+        let placed = Weights::place(program, gguf, &lowered.matrices, &own)?;
+        // Nobody waits for another: one is the work of a compiler, one is the bus's, and one makes what
+        // passes work on.
+        let (kernels, weights, workspace) = thread::scope(|scope| {
             let kernels = scope.spawn(|| Kernels::of(&plan, &source, &device, builder));
-            let weights = Weights::load(program, gguf, &lowered.matrices, &own, loader, progress);
-            (kernels.join().unwrap_or_else(|panic| resume_unwind(panic)), weights)
+            let at = WeightPlaces::of(placed.weights());
+            let weights = scope.spawn(|| placed.fill(loader, progress));
+            let workspace = Workspace::new(&plan, &source, &kv, &at, &own);
+            (joined(kernels), joined(weights), workspace)
         });
         let (Kernels { decode: kernels, rows: rows_kernels }, weights) = (kernels?, weights?);
         if options.launches == Launches::Whole {
             check_resident(&kernels, lowered.target.blocks)?;
         }
-        let cache = own.allocate::<u8>(kv.bytes().max(1) as usize)?;
-        let scratch = own.allocate::<u32>(lowered.scratch_bytes().div_ceil(4) as usize)?;
-        let states = own.allocate::<u8>(States::bytes(sequences).max(1))?;
-        let kept = States::new(sequences, place(&states)?);
-        let matrices: Vec<_> =
-            weights.matrices().iter().map(|m| (*m.layout(), m.place())).collect();
-        let vectors = (0..program.vectors.len() as u32).map(|i| weights.vector(VectorId(i)));
-        let places = Places {
-            matrices: &matrices,
-            vectors: &vectors.collect::<Vec<_>>(),
-            caches: &kv.caches(place(&cache)?),
-            scratch: place(&scratch)?,
-            choices: kept.choices(),
-            endings: kept.endings(),
-        };
-        let mut words = lowered.assemble(program, &places)?;
-        source.number(&mut words);
-        let ops = own.allocate::<u32>(words.len())?;
-        let starts: Vec<_> = places.caches.iter().map(|c| c.bytes() - cache.offset()).collect();
-        let ends = starts.iter().skip(1).copied().chain([kv.bytes()]);
-        let layers = starts.iter().zip(ends).map(|(start, end)| *start as usize..end as usize);
-        let layers = layers.collect();
-        let desk = Mailbox::new(&device, desk::WORDS)?;
-        let resident = Resident::new(Desk::new(desk.clone(), IDLE_MICROS), MOST_SILENCE);
-        let stream = device.stream(Priority::High)?;
-        let buffers = plan.prefill.buffers.iter();
-        let buffers = buffers
-            .map(|buffer| own.allocate::<u32>(buffer.words).map(Some))
-            .collect::<Result<Vec<_>, _>>()?;
+        let Workspace {
+            ring,
+            cache,
+            layers,
+            scratch,
+            states,
+            ops,
+            sample_variant,
+            buffers,
+            pass,
+            barrier,
+            tables,
+            cancels,
+            desk,
+            stay,
+        } = workspace?;
         let mut executor = Self {
             kernels,
             graphs: vec![],
             wide_graphs: HashMap::new(),
-            ring: StagingRing::new(&device, STAGING_BYTES)?,
+            ring,
             pool: Pool::new(kv.pages(), sequences, context),
             scratch,
             ops,
-            sample_variant: words[words.len() - OP_WORDS],
-            pass: own.allocate(PASS_WORDS)?,
-            barrier: own.allocate(BARRIER_WORDS)?,
-            tables: own.allocate(plan.table_words().max(1))?,
+            sample_variant,
+            pass,
+            barrier,
+            tables,
             states,
-            cancels: Mailbox::new(&device, sequences)?,
+            cancels,
             desk,
-            stay: Stay { resident, stream, residency: None },
+            stay,
             ticket: 0,
             cache,
             layers,
@@ -147,18 +123,6 @@ impl Executor {
             logits: vec![],
             plan,
         };
-        place(&executor.tables)?;
-        executor.ring.write(executor.ops.all_mut(), &words)?;
-        // What measurements take for computed has to be numbers, or their sequences end.
-        executor.ring.stream().zero(executor.cache.all_mut())?;
-        executor.write_scratch()?;
-        for (buffer, slice) in executor.plan.prefill.buffers.iter().zip(&mut executor.buffers) {
-            let words: Vec<_> = buffer.contents.iter().map(|x| x.to_bits()).collect();
-            let slice = slice.as_mut().expect("just allocated");
-            if let (false, Some(to)) = (words.is_empty(), slice.view_mut(0..words.len())) {
-                executor.ring.write(to, &words)?;
-            }
-        }
         if executor.plan.options.launches == Launches::Recorded {
             executor.record()?;
         }
@@ -221,6 +185,11 @@ fn rows_kernels(plan: &Plan, device: &Device) -> Result<HashMap<&'static str, Ke
         }
     }
     Ok(kernels)
+}
+
+/// What a thread of a load has come to.
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 /// Whether the blocks of a pass can all run at once.

@@ -63,8 +63,12 @@ impl Workspace {
     ) -> Result<Self, LoadError> {
         let (device, lowered) = (arena.device(), &plan.lowered);
         let sequences = plan.options.sequences as usize;
+        let mut ring = StagingRing::new(device, STAGING_BYTES)?;
         let mut cache = arena.allocate::<u8>(kv.bytes().max(1) as usize)?;
+        // What measurements take for computed has to be numbers, or their sequences end.
+        ring.stream().zero(cache.all_mut())?;
         let mut scratch = arena.allocate::<u32>(lowered.scratch_bytes().div_ceil(4) as usize)?;
+        write_scratch(lowered, &mut ring, &mut scratch)?;
         let states = arena.allocate::<u8>(States::bytes(sequences).max(1))?;
         let kept = States::new(sequences, place(&states)?);
         let caches = kv.caches(place(&cache)?);
@@ -82,11 +86,6 @@ impl Workspace {
             words
         };
         let mut ops = arena.allocate::<u32>(words.len())?;
-        let mut ring = StagingRing::new(device, STAGING_BYTES)?;
-        // What measurements take for computed has to be numbers, or their sequences end.
-        ring.stream().zero(cache.all_mut())?;
-        write_scratch(lowered, &mut ring, &mut scratch)?;
-        // Waits for what is before it, so nothing is on its way into memory that an error gives back.
         ring.write(ops.all_mut(), &words)?;
         let starts: Vec<_> = caches.iter().map(|c| c.bytes() - cache.offset()).collect();
         let ends = starts.iter().skip(1).copied().chain([kv.bytes()]);

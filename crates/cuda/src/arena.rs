@@ -10,7 +10,7 @@ use crate::driver::{DeviceMemory, Garbage};
 use crate::element::Element;
 use crate::error::CudaError;
 use crate::graph::Keep;
-use crate::suballocator::{Block, Exhausted, SubAllocator};
+use crate::suballocator::{ALIGNMENT, Block, Exhausted, SubAllocator};
 
 /// The device memory that this process has: taken from the driver once, given out in parts without
 /// asking it again, so that memory comes and goes beside a resident kernel. A cheap handle; the
@@ -29,11 +29,13 @@ struct Inner {
     device: Device,
 }
 
-/// What an arena gives out parts of. `Some` until dropped.
+/// What an arena gives out parts of.
 #[derive(Debug)]
 enum Memory {
+    /// `Some` until dropped.
     Own(Option<DeviceMemory>),
-    Block(Option<Block>, Arc<Inner>),
+    /// A buffer of another arena.
+    Piece(DeviceSlice<u8>),
 }
 
 /// How an [`Arena`] is used, bytes.
@@ -62,10 +64,9 @@ impl Arena {
     /// # Errors
     /// [`CudaError::ArenaExhausted`] if no piece is large enough.
     pub fn piece(&self, bytes: u64) -> Result<Self, CudaError> {
-        let block = self.inner.take(bytes)?;
-        let (start, bytes) = (self.inner.start + block.offset(), block.bytes());
-        let memory = Memory::Block(Some(block), Arc::clone(&self.inner));
-        Ok(Self::of(self.device(), start, bytes, memory))
+        let piece = self.allocate::<u8>(bytes as usize)?;
+        let (start, memory) = (piece.address, Memory::Piece(piece));
+        Ok(Self::of(self.device(), start, bytes.max(1).next_multiple_of(ALIGNMENT), memory))
     }
 
     fn of(device: &Device, start: u64, bytes: u64, memory: Memory) -> Self {
@@ -114,7 +115,7 @@ impl Inner {
     fn address(&self) -> u64 {
         match &self.memory {
             Memory::Own(_) => self.start,
-            Memory::Block(_, whole) => whole.address(),
+            Memory::Piece(piece) => piece.arena.address(),
         }
     }
 
@@ -125,17 +126,10 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        match &mut self.memory {
-            Memory::Own(memory) => {
-                if let Some(memory) = memory.take() {
-                    self.device.discard(Garbage::Memory(memory));
-                }
-            }
-            Memory::Block(block, whole) => {
-                if let Some(block) = block.take() {
-                    whole.blocks().release(block);
-                }
-            }
+        if let Memory::Own(memory) = &mut self.memory
+            && let Some(memory) = memory.take()
+        {
+            self.device.discard(Garbage::Memory(memory));
         }
     }
 }

@@ -596,14 +596,25 @@ fn write_scratch(
 ) -> Result<(), CudaError> {
     ring.stream().zero(scratch.all_mut())?;
     for region in &lowered.regions {
-        let words: Vec<_> = region.contents.iter().map(|x| x.to_bits()).collect();
         let first = (region.offset / size_of::<u32>() as u64) as usize;
-        if let (false, Some(to)) = (words.is_empty(), scratch.view_mut(first..first + words.len()))
-        {
-            ring.write(to, &words)?;
-        }
+        write_constants(ring, scratch, first, &region.contents)?;
     }
     Ok(())
+}
+
+/// Writes numbers over a buffer's words from `first` on; on return they are there.
+fn write_constants(
+    ring: &mut StagingRing,
+    slice: &mut DeviceSlice<u32>,
+    first: usize,
+    constants: &[f32],
+) -> Result<(), CudaError> {
+    if constants.is_empty() {
+        return Ok(());
+    }
+    let words: Vec<_> = constants.iter().map(|x| x.to_bits()).collect();
+    let to = slice.view_mut(first..first + words.len()).expect("as long as was planned");
+    ring.write(to, &words)
 }
 
 /// Enqueues a copy.

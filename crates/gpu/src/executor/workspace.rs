@@ -7,7 +7,7 @@ use m40_cuda::{Arena, CudaError, DeviceSlice, Mailbox, Priority, StagingRing};
 use m40_repack::Layout;
 
 use super::resident::Stay;
-use super::{BARRIER_WORDS, LoadError, PASS_WORDS, Plan, place, write_scratch};
+use super::{BARRIER_WORDS, LoadError, PASS_WORDS, Plan, place, write_constants, write_scratch};
 use crate::continuation::States;
 use crate::desk::{self, Desk};
 use crate::kv::KvPlan;
@@ -63,12 +63,8 @@ impl Workspace {
     ) -> Result<Self, LoadError> {
         let (device, lowered) = (arena.device(), &plan.lowered);
         let sequences = plan.options.sequences as usize;
-        let mut ring = StagingRing::new(device, STAGING_BYTES)?;
         let mut cache = arena.allocate::<u8>(kv.bytes().max(1) as usize)?;
-        // What measurements take for computed has to be numbers, or their sequences end.
-        ring.stream().zero(cache.all_mut())?;
         let mut scratch = arena.allocate::<u32>(lowered.scratch_bytes().div_ceil(4) as usize)?;
-        write_scratch(lowered, &mut ring, &mut scratch)?;
         let states = arena.allocate::<u8>(States::bytes(sequences).max(1))?;
         let kept = States::new(sequences, place(&states)?);
         let caches = kv.caches(place(&cache)?);
@@ -86,6 +82,11 @@ impl Workspace {
             words
         };
         let mut ops = arena.allocate::<u32>(words.len())?;
+        let mut ring = StagingRing::new(device, STAGING_BYTES)?;
+        // What measurements take for computed has to be numbers, or their sequences end.
+        ring.stream().zero(cache.all_mut())?;
+        write_scratch(lowered, &mut ring, &mut scratch)?;
+        // Waits for what is before it, so nothing is on its way into memory that an error gives back.
         ring.write(ops.all_mut(), &words)?;
         let starts: Vec<_> = caches.iter().map(|c| c.bytes() - cache.offset()).collect();
         let ends = starts.iter().skip(1).copied().chain([kv.bytes()]);
@@ -122,9 +123,6 @@ fn made(
     ring: &mut StagingRing,
 ) -> Result<Option<DeviceSlice<u32>>, CudaError> {
     let mut slice = arena.allocate::<u32>(buffer.words)?;
-    let words: Vec<_> = buffer.contents.iter().map(|x| x.to_bits()).collect();
-    if let (false, Some(to)) = (words.is_empty(), slice.view_mut(0..words.len())) {
-        ring.write(to, &words)?;
-    }
+    write_constants(ring, &mut slice, 0, &buffer.contents)?;
     Ok(Some(slice))
 }

@@ -15,9 +15,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::Extension;
-use axum::http::HeaderValue;
 use axum::http::header::CONNECTION;
+use axum::http::{HeaderValue, Request};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -161,11 +161,10 @@ pub(crate) async fn serve<L: Accept>(
             debug!(?peer, "a client has too many connections");
             continue;
         };
-        let router = router.clone().layer(Extension(peer));
-        let (phase, alive) = (phase.clone(), alive.clone());
+        let (router, phase, alive) = (router.clone(), phase.clone(), alive.clone());
         tokio::spawn(async move {
             match timeout(limits.header_timeout, opening).await {
-                Ok(Ok(stream)) => serve_connection(stream, router, limits, phase).await,
+                Ok(Ok(stream)) => serve_connection(stream, peer, router, limits, phase).await,
                 Ok(Err(error)) => debug!(%error, "a connection did not begin"),
                 Err(_) => debug!("a connection did not begin in time"),
             }
@@ -240,6 +239,7 @@ async fn accept_one<L: Accept>(
 
 async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
+    peer: Peer,
     router: Router,
     limits: Limits,
     mut phase: watch::Receiver<Phase>,
@@ -249,8 +249,10 @@ async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let (asked, mut was_asked) = watch::channel(false);
     let router = TowerToHyperService::new(router);
     let now = phase.clone();
-    let service = service_fn(move |request| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
         asked.send_replace(true);
+        // As a layer of the router it would be put around each of its routes, for every connection.
+        request.extensions_mut().insert(peer.clone());
         let (response, now) = (router.call(request), now.clone());
         async move {
             let mut response = response.await?;

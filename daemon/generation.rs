@@ -6,8 +6,9 @@ mod question;
 mod reading;
 mod tools;
 
+use std::fmt::Display;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use m40_control::{ApiError, ErrorCode, RunStats};
@@ -18,9 +19,11 @@ use m40_sched::sampler::ParamError;
 use m40_tokenizer::TemplateError;
 use m40llm::{Chunk, Completion, FinishReason, GenerateError, TokenLogprob};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use crate::models::{Cut, Job, JobError, JobEvent, Loaded, ModelError, Models, Ticket};
+use crate::models::{Cut, Job, JobError, JobEvent, Loaded, ModelError, Models, Run, Ticket, Turn};
 use meter::Meter;
 use question::Prepared;
 pub(crate) use question::{Chat, Form, Input, Question, Reasoning, ToolShape};
@@ -145,6 +148,15 @@ struct Running {
 }
 
 impl Running {
+    /// What is heard of a job, and the job.
+    fn new(prepared: Prepared, cut: Arc<Cut>) -> (Self, Job) {
+        let Prepared { prompt, reader, params } = prepared;
+        let prompt: Arc<[u32]> = prompt.into();
+        let (sender, events) = unbounded_channel();
+        let job = Job { prompt: Arc::clone(&prompt), params, events: sender };
+        (Self { prompt, events, reader, end: None, cut }, job)
+    }
+
     async fn next(&mut self, meter: &mut Meter) -> Event {
         if let Some(completion) = self.end.take() {
             return Event::Done(completion);
@@ -279,8 +291,7 @@ impl Answer {
     }
 }
 
-/// Waits for a request's turn, and begins to answer a question then. Where the model is in memory the
-/// prompt is made meanwhile, so that nobody waits for it, and a wrong one is told at once.
+/// Waits for a request's turn, and begins to answer a question then.
 async fn start(
     ticket: Ticket,
     definition: Option<Arc<Definition>>,
@@ -291,34 +302,66 @@ async fn start(
     }
     question.params.priority = ticket.priority();
     let question = Arc::new(question);
-    let early = match ticket.loaded() {
-        Some(loaded) => {
-            let model = Arc::downgrade(&loaded);
-            Some((model, prepare(loaded, Arc::clone(&question)).await?))
+    let (run, early) = match ticket.take_turn()? {
+        Turn::Now(run) => (run, None),
+        Turn::Later(ticket) => {
+            let early = Early::of(&ticket, &question).await?;
+            (ticket.turn().await?, early)
         }
-        None => None,
     };
-    let run = ticket.turn().await?;
-    let prepared = match early {
-        Some((model, prepared)) if model.ptr_eq(&Arc::downgrade(&run.loaded)) => prepared,
-        // It was loaded meanwhile, perhaps from another file.
-        _ => prepare(Arc::clone(&run.loaded), question).await?,
-    };
-    let Prepared { prompt, reader, params } = prepared;
-    let prompt: Arc<[u32]> = prompt.into();
-    let (sender, events) = unbounded_channel();
-    let cut = Arc::clone(&run.cut);
-    run.answer(Job { prompt: Arc::clone(&prompt), params, events: sender });
-    Ok(Running { prompt, events, reader, end: None, cut })
+    begin(run, question, early).await
 }
 
-// A long prompt takes a while to tokenise, which must not hold up other connections.
-async fn prepare(loaded: Arc<Loaded>, question: Arc<Question>) -> Result<Prepared, AskError> {
-    let task = tokio::task::spawn_blocking(move || question.prepare(&loaded));
-    task.await.unwrap_or_else(|error| {
-        tracing::error!(%error, "preparing a prompt panicked");
-        Err(AskError::Internal)
-    })
+/// Begins to answer a question, on the thread that makes its prompt: from one to another takes as long as
+/// a short prompt.
+async fn begin(
+    run: Run,
+    question: Arc<Question>,
+    early: Option<Early>,
+) -> Result<Running, AskError> {
+    let (teller, told) = oneshot::channel();
+    let cut = Arc::clone(&run.cut);
+    run.answer(move |loaded| {
+        let prepared = match early {
+            Some(early) if early.is_for(loaded) => Ok(early.prepared),
+            // It was loaded meanwhile, perhaps from another file.
+            _ => question.prepare(loaded),
+        };
+        let (begun, job) = match prepared.map(|prepared| Running::new(prepared, cut)) {
+            Ok((running, job)) => (Ok(running), Some(job)),
+            Err(error) => (Err(error), None),
+        };
+        // Who does not listen any more wants no answer.
+        teller.send(begun).ok().and(job)
+    });
+    told.await.unwrap_or_else(panicked)
+}
+
+/// A prompt that was made before its request's turn, so that nobody waits for it then, and a wrong
+/// question is told at once.
+struct Early {
+    model: Weak<Loaded>,
+    prepared: Prepared,
+}
+
+impl Early {
+    /// None where the model is not in memory.
+    async fn of(ticket: &Ticket, question: &Arc<Question>) -> Result<Option<Self>, AskError> {
+        let Some(loaded) = ticket.loaded() else { return Ok(None) };
+        let (model, question) = (Arc::downgrade(&loaded), Arc::clone(question));
+        let task = spawn_blocking(move || question.prepare(&loaded));
+        let prepared = task.await.unwrap_or_else(panicked)?;
+        Ok(Some(Self { model, prepared }))
+    }
+
+    fn is_for(&self, loaded: &Arc<Loaded>) -> bool {
+        self.model.ptr_eq(&Arc::downgrade(loaded))
+    }
+}
+
+fn panicked<T>(error: impl Display) -> Result<T, AskError> {
+    tracing::error!(%error, "preparing a prompt panicked");
+    Err(AskError::Internal)
 }
 
 /// The word for how an answer ended, in OpenAI's terms where there is one.
@@ -394,5 +437,117 @@ impl From<AskError> for ApiError {
 impl From<JobError> for ApiError {
     fn from(error: JobError) -> Self {
         Self::new(error.code(), error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::mpsc;
+
+    use futures_util::FutureExt;
+    use m40_control::ModelRef;
+    use m40_sched::residency::Rules;
+    use m40_testkit::gguf::TinyModel;
+    use m40llm::{Engine, EngineOptions, GenerateParams, KvType};
+    use tokio::runtime;
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::config;
+    use crate::manifests::Manifests;
+    use crate::models::{Limits, Urgency};
+    use crate::net::Phase;
+    use crate::store::Store;
+
+    /// More tokens than are generated while a test waits.
+    const CONTEXT: u32 = 1 << 20;
+    const WAIT: Duration = Duration::from_secs(20);
+
+    /// A tiny model that can be asked for, and what keeps the daemon serving.
+    fn tiny(dir: &Path) -> (Models, ModelRef, watch::Sender<Phase>) {
+        let file = dir.join("tiny.gguf");
+        std::fs::write(&file, TinyModel::new("llama").context(CONTEXT).build()).unwrap();
+        let engine = Engine::new(EngineOptions { threads: Some(1), ..EngineOptions::default() });
+        let store = Store::open(dir, m40_store::Settings::default()).unwrap();
+        let limits = Limits {
+            memory_bytes: 4 << 30,
+            rules: Rules::default(),
+            context_tokens_max: None,
+            kv_type: KvType::F16,
+            care: config::Care::default(),
+        };
+        let (serving, phase) = watch::channel(Phase::Serving);
+        let manifests = Manifests::open(&dir.join("models.d"));
+        let models = Models::new(engine.unwrap(), store, &manifests, limits, phase);
+        (models, ModelRef::File(file), serving)
+    }
+
+    fn question(prompt: &[u32]) -> Question {
+        let params = GenerateParams { ignore_eos: true, ..GenerateParams::default() };
+        Question { input: Input::Tokens(prompt.to_vec()), params, ..Question::default() }
+    }
+
+    async fn answer(models: &Models, model: &ModelRef, prompt: &[u32]) -> Answer {
+        let ticket = models.ask_for(model, Urgency::default()).await.unwrap();
+        Answer::new(models, ticket, question(prompt)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_turn_of_who_asks_for_a_model_in_memory_is_there_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (models, model, _serving) = tiny(dir.path());
+        let turn = async || {
+            let ticket = models.ask_for(&model, Urgency::default()).await.unwrap();
+            ticket.take_turn().unwrap()
+        };
+        let Turn::Later(ticket) = turn().await else { panic!("it is not loaded yet") };
+        assert!(Early::of(&ticket, &Arc::default()).await.unwrap().is_none());
+        let first = ticket.turn().await.unwrap();
+        let Turn::Now(second) = turn().await else { panic!("it is loaded") };
+        assert!(Arc::ptr_eq(&first.loaded, &second.loaded));
+    }
+
+    #[tokio::test]
+    async fn a_prompt_that_was_made_early_counts_for_that_load_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (models, model, _serving) = tiny(dir.path());
+        let ask = async || models.ask_for(&model, Urgency::default()).await.unwrap();
+        let first = ask().await.turn().await.unwrap();
+        let early = Early::of(&ask().await, &question(&[7]).into()).await.unwrap().unwrap();
+        assert!(early.is_for(&first.loaded));
+        drop(first);
+        models.unload("tiny", true).await.unwrap();
+        assert!(!early.is_for(&ask().await.turn().await.unwrap().loaded));
+    }
+
+    #[test]
+    fn who_leaves_before_the_prompt_is_made_is_not_answered() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut runtime = runtime::Builder::new_current_thread();
+        runtime.enable_all().max_blocking_threads(1).build().unwrap().block_on(async {
+            let (models, model, _serving) = tiny(dir.path());
+            models.load(&model).await.unwrap();
+            let (free, until_free) = mpsc::channel::<()>();
+            // The one thread that there is.
+            drop(spawn_blocking(move || until_free.recv()));
+            let mut left = answer(&models, &model, &[7]).await;
+            assert!(left.started().now_or_never().is_none());
+            drop(left);
+            drop(free);
+            timeout(WAIT, models.jobs().none()).await.expect("its place is free");
+            let loaded = models.load(&model).await.unwrap().loaded.unwrap();
+            assert_eq!(loaded.jobs_done, 0, "nobody listens");
+        });
+    }
+
+    #[tokio::test]
+    async fn a_wrong_question_is_told_before_anything_is_generated_and_gives_its_place_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let (models, model, _serving) = tiny(dir.path());
+        models.load(&model).await.unwrap();
+        let mut wrong = answer(&models, &model, &[]).await;
+        assert!(matches!(wrong.started().await, Err(AskError::EmptyPrompt)));
+        timeout(WAIT, models.jobs().none()).await.expect("its place is free");
     }
 }

@@ -59,7 +59,7 @@ pub(crate) use facts::Facts;
 pub(crate) use job::{Cut, Job, JobCount, JobError, JobEvent, Reason, lock};
 use loaded::Departure;
 pub(crate) use loaded::Loaded;
-pub(crate) use request::{Run, Ticket, Urgency};
+pub(crate) use request::{Run, Ticket, Turn, Urgency};
 use source::Source;
 use weigh::Opener;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use m40_sched::residency::Stay;
 use m40_sched::{Class, ModelName, RequestId};
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::task::spawn_blocking;
 use tracing::error;
 
@@ -97,10 +97,23 @@ impl Ticket {
     /// Waits for its turn.
     pub(crate) async fn turn(self) -> Result<Run, ModelError> {
         let Self { told, place, .. } = self;
-        let told = told.await.unwrap_or(Err(ModelError::Ended(Reason::Stopping)));
-        let Started { loaded, cut } = told?;
-        Ok(Run { loaded, cut, place })
+        Run::new(told.await.ok(), place)
     }
+
+    /// Its turn, if that is there already.
+    pub(crate) fn take_turn(mut self) -> Result<Turn, ModelError> {
+        match self.told.try_recv() {
+            Err(TryRecvError::Empty) => Ok(Turn::Later(self)),
+            told => Run::new(told.ok(), self.place).map(Turn::Now),
+        }
+    }
+}
+
+/// Whether a request has its turn.
+#[derive(Debug)]
+pub(crate) enum Turn {
+    Now(Run),
+    Later(Ticket),
 }
 
 /// A request that runs on a model, which stays in memory meanwhile.
@@ -112,6 +125,12 @@ pub(crate) struct Run {
 }
 
 impl Run {
+    /// What comes of a request's wait; of one that nobody ended, the daemon's end did.
+    fn new(told: Option<Told>, place: Place) -> Result<Self, ModelError> {
+        let Started { loaded, cut } = told.unwrap_or(Err(ModelError::Ended(Reason::Stopping)))?;
+        Ok(Self { loaded, cut, place })
+    }
+
     /// Has up to `bytes` of memory beyond those of a session until it is dropped; returns how many.
     pub(crate) fn lend(&self, bytes: u64) -> u64 {
         let place = &self.place;
@@ -123,12 +142,12 @@ impl Run {
         self.place.models.clone()
     }
 
-    /// Answers a job on a thread of its own, and ends with it.
-    pub(crate) fn answer(self, job: Job) {
+    /// Makes a job and answers it, if there is one, on a thread of its own, and ends with it.
+    pub(crate) fn answer(self, job: impl FnOnce(&Arc<Loaded>) -> Option<Job> + Send + 'static) {
         spawn_blocking(move || {
             let Self { loaded, cut, place } = self;
             let name = loaded.name.clone();
-            let answered = loaded.answer(&job, &cut);
+            let answered = job(&loaded).map_or(Ok(()), |job| loaded.answer(&job, &cut));
             drop(loaded);
             match answered {
                 Ok(()) => {}

@@ -4,9 +4,11 @@
 //! is under way is kept, for whoever comes next may go on with its conversation. Kept beside others it
 //! would hold memory that they need.
 
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use m40_sched::ModelName;
@@ -125,10 +127,16 @@ impl Loaded {
 
     fn generate(&self, job: &Job, cut: &Cut) -> Result<JobEvent, GenerateError> {
         let mut tallied = self.tally.begin(job.prompt.len());
+        let mut is_first = true;
         let mut on_chunk = |chunk| {
             tallied.chunk(&chunk);
             if job.events.send(JobEvent::Chunk(chunk)).is_err() {
                 cut.abandon();
+            }
+            // Whoever sends it may have been woken on this processor, which the next token would keep from
+            // them for as long as it takes.
+            if mem::take(&mut is_first) {
+                thread::yield_now();
             }
         };
         let mut session = self.begin();

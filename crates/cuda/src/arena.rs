@@ -10,7 +10,7 @@ use crate::driver::{DeviceMemory, Garbage};
 use crate::element::Element;
 use crate::error::CudaError;
 use crate::graph::Keep;
-use crate::suballocator::{ALIGNMENT, Block, Exhausted, SubAllocator};
+use crate::suballocator::{Block, Exhausted, SubAllocator};
 
 /// The device memory that this process has: taken from the driver once, given out in parts without
 /// asking it again, so that memory comes and goes beside a resident kernel. A cheap handle; the
@@ -64,9 +64,10 @@ impl Arena {
     /// # Errors
     /// [`CudaError::ArenaExhausted`] if no piece is large enough.
     pub fn piece(&self, bytes: u64) -> Result<Self, CudaError> {
-        let piece = self.allocate::<u8>(bytes as usize)?;
-        let (start, memory) = (piece.address, Memory::Piece(piece));
-        Ok(Self::of(self.device(), start, bytes.max(1).next_multiple_of(ALIGNMENT), memory))
+        let block = self.inner.take(bytes)?;
+        let bytes = block.bytes();
+        let piece = self.buffer(block, bytes as usize);
+        Ok(Self::of(self.device(), piece.address, bytes, Memory::Piece(piece)))
     }
 
     fn of(device: &Device, start: u64, bytes: u64, memory: Memory) -> Self {
@@ -82,10 +83,12 @@ impl Arena {
     /// A buffer of `len` elements, with whatever the memory held before.
     pub fn allocate<T: Element>(&self, len: usize) -> Result<DeviceSlice<T>, CudaError> {
         let bytes = (len as u64).saturating_mul(size_of::<T>() as u64);
-        let block = self.inner.take(bytes)?;
-        let address = self.inner.start + block.offset();
-        let block = Some(block);
-        Ok(DeviceSlice { address, len, block, arena: self.inner.clone(), elements: PhantomData })
+        Ok(self.buffer(self.inner.take(bytes)?, len))
+    }
+
+    fn buffer<T>(&self, block: Block, len: usize) -> DeviceSlice<T> {
+        let (address, block) = (self.inner.start + block.offset(), Some(block));
+        DeviceSlice { address, len, block, arena: self.inner.clone(), elements: PhantomData }
     }
 
     /// Where the whole arena begins on the device.

@@ -447,18 +447,14 @@ mod tests {
 
     use futures_util::FutureExt;
     use m40_control::ModelRef;
-    use m40_sched::residency::Rules;
     use m40_testkit::gguf::TinyModel;
-    use m40llm::{Engine, EngineOptions, GenerateParams, KvType};
+    use m40llm::{EngineOptions, GenerateParams};
     use tokio::runtime;
     use tokio::sync::watch;
 
     use super::*;
-    use crate::config;
-    use crate::manifests::Manifests;
-    use crate::models::{Limits, Urgency};
+    use crate::models::Urgency;
     use crate::net::Phase;
-    use crate::store::Store;
 
     /// More tokens than are generated while a test waits.
     const CONTEXT: u32 = 1 << 20;
@@ -468,19 +464,9 @@ mod tests {
     fn tiny(dir: &Path) -> (Models, ModelRef, watch::Sender<Phase>) {
         let file = dir.join("tiny.gguf");
         std::fs::write(&file, TinyModel::new("llama").context(CONTEXT).build()).unwrap();
-        let engine = Engine::new(EngineOptions { threads: Some(1), ..EngineOptions::default() });
-        let store = Store::open(dir, m40_store::Settings::default()).unwrap();
-        let limits = Limits {
-            memory_bytes: 4 << 30,
-            rules: Rules::default(),
-            context_tokens_max: None,
-            kv_type: KvType::F16,
-            care: config::Care::default(),
-        };
+        let options = EngineOptions { threads: Some(1), ..EngineOptions::default() };
         let (serving, phase) = watch::channel(Phase::Serving);
-        let manifests = Manifests::open(&dir.join("models.d"));
-        let models = Models::new(engine.unwrap(), store, &manifests, limits, phase);
-        (models, ModelRef::File(file), serving)
+        (Models::of_folder(dir, options, phase), ModelRef::File(file), serving)
     }
 
     fn question(prompt: &[u32]) -> Question {

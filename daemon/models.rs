@@ -525,6 +525,27 @@ fn name_of_file(path: &Path) -> Result<String, ModelError> {
 }
 
 #[cfg(test)]
+impl Models {
+    /// Those of a folder, with room for tiny ones.
+    pub(crate) fn of_folder(
+        dir: &Path,
+        options: m40llm::EngineOptions,
+        phase: watch::Receiver<Phase>,
+    ) -> Self {
+        let limits = Limits {
+            memory_bytes: 4 << 30,
+            rules: Rules::default(),
+            context_tokens_max: None,
+            kv_type: KvType::F16,
+            care: config::Care::default(),
+        };
+        let store = Store::open(dir, m40_store::Settings::default()).unwrap();
+        let manifests = Manifests::open(&dir.join("models.d"));
+        Self::new(Engine::new(options).unwrap(), store, &manifests, limits, phase)
+    }
+}
+
+#[cfg(test)]
 #[cfg(feature = "cuda")]
 mod tests {
     use std::future::{Future, poll_fn};
@@ -540,17 +561,7 @@ mod tests {
     async fn a_lost_gpu_is_told_of_and_other_failures_are_not() {
         let dir = tempfile::tempdir().unwrap();
         let (_serving, phase) = watch::channel(Phase::Serving);
-        let limits = Limits {
-            memory_bytes: 1 << 30,
-            rules: Rules::default(),
-            context_tokens_max: None,
-            kv_type: KvType::F16,
-            care: config::Care::default(),
-        };
-        let engine = Engine::new(EngineOptions::default()).unwrap();
-        let manifests = Manifests::open(&dir.path().join("models.d"));
-        let store = Store::open(dir.path(), m40_store::Settings::default()).unwrap();
-        let models = Models::new(engine, store, &manifests, limits, phase);
+        let models = Models::of_folder(dir.path(), EngineOptions::default(), phase);
         let mut lost = pin!(models.device_lost());
 
         models.device_failed(CudaError::NoDriver.into());

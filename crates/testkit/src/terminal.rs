@@ -61,6 +61,8 @@ impl Terminal {
         let (ws_row, ws_col) = (ROWS.get(), COLUMNS.get());
         let size = Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
         let pty = openpty(Some(&size), None).expect("a pseudo-terminal");
+        // The program may be fast to change it.
+        let before = tcgetattr(&pty.slave).expect("a terminal has a mode");
         let side = || Stdio::from(pty.slave.try_clone().expect("a file can be used twice"));
         let variables = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
         // It makes the terminal the one that Ctrl-C of the program comes from.
@@ -76,7 +78,6 @@ impl Terminal {
             .stderr(side())
             .spawn()
             .expect("setsid of util-linux");
-        let before = tcgetattr(&pty.slave).expect("a terminal has a mode");
         let keys = File::from(pty.master);
         let output = read_all(keys.try_clone().expect("a file can be used twice"));
         let (terminal, emulator) = (pty.slave, Parser::new(ROWS, COLUMNS, 0));

@@ -7,20 +7,7 @@
 // the kernel for ROWS rows on BLOCKS blocks, with its arguments, places all; and, once the word at
 // this byte of the arena has been polled so often, the host writes this value there; and
 // a file that is the desk, which another process sees as well.
-#define M40_EMULATE
-#include "../device.cuh"
-
-// Of one program, if there is a file that describes it; else of any.
-#ifdef M40_PROGRAM
-#include M40_PROGRAM
-#else
-#include "../decode.cuh"
-#endif
-
-DECODE(1)
-DECODE(2)
-DECODE(4)
-DECODE(8)
+#include "decode/kernels.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -29,11 +16,9 @@ DECODE(8)
 
 namespace {
 
-using Kernel = decltype(&decode_b1);
-
 u32* desk = nullptr;
 
-Kernel kernel_for(u32 rows) {
+Kernel* kernel_for(u32 rows) {
     switch (rows) {
         case 1:
             return decode_b1;
@@ -55,7 +40,7 @@ void launch(Arena& arena) {
           chosen >> cancels >> taken)) {
         emulate::fail("no such launch");
     }
-    const Kernel kernel = kernel_for(rows);
+    Kernel* const kernel = kernel_for(rows);
     const u32* words = reinterpret_cast<u32*>(arena.start() + u64{cancels} * 16);
     emulate::run(blocks, rows <= 2 ? Batch<1>::kThreads : Batch<8>::kThreads, 0, [&] {
         kernel(arena.start(), ops, first, last, pass, passes, barrier, chosen, words, desk, taken);

@@ -1,13 +1,16 @@
 //! Kernels compiled for the host (kernels/emulate), with sanitizers.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 use std::time::SystemTime;
 
-/// Compiles kernels/emulate/NAME.cpp into `folder` (a test's `CARGO_TARGET_TMPDIR`) unless that was
-/// done since any source changed; `None`, saying so, on a machine without g++.
+/// Compiles kernels/emulate/NAME.cpp, and what is in the folder NAME there if there is one, into
+/// `folder` (a test's `CARGO_TARGET_TMPDIR`) unless that was done since any source changed; `None`,
+/// saying so, on a machine without g++.
 ///
 /// # Errors
 /// What the compiler said.
@@ -22,7 +25,7 @@ pub fn compile(name: &str, folder: &str) -> Result<Option<PathBuf>, String> {
     if changed(&program).is_some_and(|made| newest(&kernels()) < Some(made)) {
         return Ok(Some(program));
     }
-    run_compiler(name, &program, &[]).map(Some)
+    build(name, &program, &[]).map(Some)
 }
 
 /// The same of kernels for one program, which `text` describes as kernels/decode.cuh has it.
@@ -41,7 +44,7 @@ pub fn compile_for(name: &str, folder: &str, text: &str) -> Result<Option<PathBu
     let define = format!("-DM40_PROGRAM=\"{}\"", described.display());
     let include = format!("-I{}", kernels().display());
     let program = Path::new(folder).join(format!("{name}.program"));
-    run_compiler(name, &program, &[&define, &include]).map(Some)
+    build(name, &program, &[&define, &include]).map(Some)
 }
 
 fn kernels() -> PathBuf {
@@ -56,17 +59,54 @@ fn has_compiler(name: &str) -> bool {
     false
 }
 
-fn run_compiler(name: &str, program: &Path, more: &[&str]) -> Result<PathBuf, String> {
+/// Compiles the sources of a program side by side, with these options, and links them.
+fn build(name: &str, program: &Path, options: &[&str]) -> Result<PathBuf, String> {
+    let compiled = thread::scope(|scope| {
+        let compile = |source: PathBuf| {
+            scope.spawn(move || {
+                let object = object(program, &source);
+                let arguments = [OsStr::new("-c"), source.as_os_str()];
+                run_compiler(options, &arguments, &object).map(|()| object)
+            })
+        };
+        let running: Vec<_> = sources(name).into_iter().map(compile).collect();
+        running
+            .into_iter()
+            .map(|thread| thread.join().expect("a compiler that fails is no panic"))
+            .collect::<Result<Vec<_>, _>>()
+    });
+    let objects = compiled?;
+    let objects: Vec<_> = objects.iter().map(|object| object.as_os_str()).collect();
+    run_compiler(options, &objects, program)?;
+    Ok(program.to_owned())
+}
+
+fn sources(name: &str) -> Vec<PathBuf> {
+    let folder = kernels().join("emulate");
+    let parts = folder.join(name).read_dir().into_iter().flatten();
+    let parts = parts.map(|entry| entry.expect("kernels/ can be listed").path());
+    let parts = parts.filter(|path| path.extension().is_some_and(|kind| kind == "cpp"));
+    parts.chain([folder.join(format!("{name}.cpp"))]).collect()
+}
+
+/// Where a source of a program is compiled to.
+fn object(program: &Path, source: &Path) -> PathBuf {
+    let part = source.file_stem().expect("a source has a name");
+    program.with_added_extension(part).with_added_extension("o")
+}
+
+fn run_compiler(options: &[&str], arguments: &[&OsStr], to: &Path) -> Result<(), String> {
     let output = Command::new("g++")
         .args(["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"])
-        .args(["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-o"])
-        .arg(program)
-        .args(more)
-        .arg(kernels().join(format!("emulate/{name}.cpp")))
+        .args(["-fsanitize=address,undefined", "-fno-sanitize-recover=all"])
+        .args(options)
+        .args(arguments)
+        .arg("-o")
+        .arg(to)
         .output()
         .expect("g++ has just been run");
     let said = String::from_utf8_lossy(&output.stderr);
-    if output.status.success() { Ok(program.to_owned()) } else { Err(said.into_owned()) }
+    if output.status.success() { Ok(()) } else { Err(said.into_owned()) }
 }
 
 /// When a file was changed last.

@@ -1,0 +1,4 @@
+// The kernel for one row.
+#include "kernels.h"
+
+DECODE(1)

@@ -25,7 +25,7 @@ use std::sync::LazyLock;
 #[cfg(feature = "cuda")]
 pub(crate) use batch::failed;
 #[cfg(feature = "cuda")]
-use m40_cuda::{Arena, CudaError, Device, KernelImage};
+use m40_cuda::{Arena, CompileError, CudaError, Device, KernelImage};
 #[cfg(feature = "cuda")]
 use sha2::{Digest, Sha256};
 
@@ -239,6 +239,10 @@ pub enum GpuError {
     #[cfg(feature = "cuda")]
     #[error(transparent)]
     Cuda(#[from] CudaError),
+    /// What compiles a model's kernels when it is first loaded.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Compiler(#[from] CompileError),
 }
 
 impl GpuError {
@@ -258,14 +262,19 @@ impl GpuError {
     }
 }
 
-/// Has the first GPU load all kernels and compute a checksum of 4 MiB, and says what it is, in one
-/// line.
+/// Has the first GPU load all kernels and compute a checksum of 4 MiB, looks for what compiles a
+/// model's kernels, and says what both are, in one line.
 #[cfg(feature = "cuda")]
 pub fn check_gpu() -> Result<String, GpuError> {
     const ARENA_BYTES: u64 = 8 << 20;
     let device = Device::open(0, kernel_image().ok_or(GpuError::NoKernels)?)?;
     device.self_test(&Arena::new(&device, ARENA_BYTES)?)?;
-    Ok(format!("{}; computes, with kernels as {}", device.info(), device.image_form()))
+    let compiler = kernels::open_compiler()?.describe();
+    let form = device.image_form();
+    Ok(format!(
+        "{}; computes, with kernels as {form}; {compiler} for those of models",
+        device.info()
+    ))
 }
 
 /// Has the first GPU compute: this build cannot.

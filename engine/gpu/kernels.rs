@@ -106,7 +106,7 @@ fn file_name(source: KernelSource<'_>, form: ImageForm) -> String {
 
 /// The first that there is: `M40_NVRTC`, of `CUDA_HOME`, the package's, what `make nvrtc` fetched, the
 /// loader's.
-fn open_compiler() -> Result<Compiler, CompileError> {
+pub(super) fn open_compiler() -> Result<Compiler, CompileError> {
     if let Some(named) = set("M40_NVRTC") {
         return Compiler::open(&named);
     }

@@ -63,6 +63,7 @@ fn the_gpu_computes_or_what_is_missing_is_said() {
     if done.code == 0 {
         assert!(done.out.contains("compute capability"), "{}", done.out);
         assert!(done.out.contains("; computes, with kernels as "), "{}", done.out);
+        assert!(done.out.contains("; nvrtc 12."), "{}", done.out);
     } else {
         assert_eq!((done.code, done.out.as_str()), (69, ""));
         let missing = ["no NVIDIA driver here", "no CUDA device", "no GPU kernels"];

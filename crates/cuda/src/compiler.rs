@@ -19,7 +19,7 @@ const PTX_VERSION: &str = ".version 7.0";
 const NEWER_PRAGMA: &str = ".pragma \"used_bytes_mask";
 
 /// What went wrong with the compiler.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CompileError {
     /// There is no such library.
     #[error("the compiler of GPU kernels, NVRTC 12, is not at {}: {why}; install it, or name it in M40_NVRTC", path.display())]

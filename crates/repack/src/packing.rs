@@ -2,7 +2,8 @@
 //!
 //! Nibbles and bytes go through vectors. Of what is left each step is a loop over arrays of fixed length, which
 //! compilers turn into vector instructions; one loop that does all of it per group they do not. A function is kept
-//! out of its callers where its loop would otherwise be taken apart. The arrays fit in a first-level cache.
+//! out of its callers where its loop would otherwise be taken apart, and those that take a whole row into them, so
+//! that a loop knows the size of a block. The arrays fit in a first-level cache.
 
 use std::array;
 
@@ -54,6 +55,7 @@ pub(crate) enum High {
 
 /// Packs the low bits of a row of blocks of `bytes` bytes. `row` is the row's part of the plane;
 /// `high_bits` are those of a weight in another plane, at most 2.
+#[inline(always)]
 pub(crate) fn pack_low(low: Low, blocks: &[u8], bytes: usize, high_bits: usize, row: &mut [u8]) {
     match high_bits {
         0 => pack::<1>(low, blocks, bytes, row),
@@ -63,6 +65,7 @@ pub(crate) fn pack_low(low: Low, blocks: &[u8], bytes: usize, high_bits: usize, 
 }
 
 /// The same, with words turned by so many bits, but for those that select.
+#[inline(always)]
 fn pack<const TURNS: u32>(low: Low, blocks: &[u8], bytes: usize, row: &mut [u8]) {
     match low {
         Low::Halves { at } => nibbles::<1, 1, TURNS>(split, blocks, bytes, at, row),
@@ -83,6 +86,7 @@ fn pack<const TURNS: u32>(low: Low, blocks: &[u8], bytes: usize, row: &mut [u8])
 }
 
 /// Packs the high bits of a row of blocks. `pairs` says that the low bits are two a weight.
+#[inline(always)]
 pub(crate) fn pack_high(high: High, blocks: &[u8], bytes: usize, pairs: bool, row: &mut [u8]) {
     match high {
         High::None => {}
@@ -165,6 +169,7 @@ fn split_selectors(pairs: u16x8) -> (u16x8, u16x8) {
 }
 
 /// 16 signed bytes of each block as unsigned ones, in words that are turned by a bit.
+#[inline(always)]
 fn unsigned(blocks: &[u8], bytes: usize, at: usize, out: &mut [u8]) {
     for (block, out) in blocks.chunks_exact(bytes).zip(out.as_chunks_mut::<16>().0) {
         let source: &[u8; 16] = block[at..].first_chunk().expect("blocks have their format's size");

@@ -5,6 +5,8 @@
 //!   accept, keep alive   no accept, finish each open response         drop what is left
 //! ```
 
+mod leftover;
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::convert::Infallible;
@@ -249,14 +251,17 @@ async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let (asked, mut was_asked) = watch::channel(false);
     let router = TowerToHyperService::new(router);
     let now = phase.clone();
-    let service = service_fn(move |mut request: Request<Incoming>| {
+    let service = service_fn(move |request: Request<Incoming>| {
         asked.send_replace(true);
+        let (head, body) = request.into_parts();
+        let (body, leftover) = leftover::lend(body);
+        let mut request = Request::from_parts(head, body);
         // As a layer of the router it would be put around each of its routes, for every connection.
         request.extensions_mut().insert(peer.clone());
         let (response, now) = (router.call(request), now.clone());
         async move {
             let mut response = response.await?;
-            if *now.borrow() != Phase::Serving {
+            if !leftover.is_read().await || *now.borrow() != Phase::Serving {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)

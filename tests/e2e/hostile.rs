@@ -54,6 +54,32 @@ fn a_body_that_ends_too_early_is_no_request() {
 }
 
 #[test]
+fn a_refusal_reads_what_the_client_still_sends_or_says_that_the_connection_closes() {
+    let mut daemon = builder().start();
+    let refused = |length: usize| {
+        format!(
+            "DELETE /api/delete HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n"
+        )
+    };
+    for _ in 0..10 {
+        let mut stream = http::connect(daemon.http());
+        // As clients do that send the body by itself.
+        stream.write_all(refused(2).as_bytes()).unwrap();
+        stream.write_all(b"{}").unwrap();
+        let next = b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        let answers = http::exchange(stream, next);
+        assert!(answers.starts_with("HTTP/1.1 403 "), "{answers}");
+        assert!(answers.contains("HTTP/1.1 200 "), "{answers}");
+    }
+    for length in [2, 1 << 20] {
+        let answer = http::exchange(http::connect(daemon.http()), refused(length).as_bytes());
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+        assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+    }
+    check_healthy(&mut daemon);
+}
+
+#[test]
 fn a_head_that_never_comes_is_not_waited_for() {
     let mut daemon = builder().header_timeout_s(1).start();
     let mut slow = http::connect(daemon.http());

@@ -261,7 +261,7 @@ async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         let (response, now) = (router.call(request), now.clone());
         async move {
             let mut response = response.await?;
-            if !leftover.is_read().await || *now.borrow() != Phase::Serving {
+            if !leftover.read().await || *now.borrow() != Phase::Serving {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response)

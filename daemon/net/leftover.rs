@@ -42,7 +42,7 @@ pub(super) fn lend(body: Incoming) -> (LentBody, Leftover) {
 
 impl Leftover {
     /// Reads what has come back. Whether that was all of it, so that another request may follow.
-    pub(super) async fn is_read(self) -> bool {
+    pub(super) async fn read(self) -> bool {
         let left = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(body) = left else { return true };
         if body.size_hint().lower() > BYTES_MAX as u64 {

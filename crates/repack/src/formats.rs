@@ -2,6 +2,7 @@
 //!
 //! The block layouts are ggml's; `m40_gguf::dequantize` documents them one weight at a time.
 
+use fearless_simd::{Level, dispatch};
 use half::f16;
 use m40_gguf::TensorType;
 
@@ -86,9 +87,14 @@ pub(crate) const fn shape_of(ty: TensorType) -> Option<Shape> {
 
 /// Fills a stripe with rows of blocks, whose length was checked.
 pub(crate) fn fill(layout: &Layout, stripe: &mut Stripe<'_>, blocks: &[u8]) {
+    fill_at(Level::new(), layout, stripe, blocks);
+}
+
+/// The same with the instructions of `level`.
+fn fill_at(level: Level, layout: &Layout, stripe: &mut Stripe<'_>, blocks: &[u8]) {
     with_format!(
         layout.ty(),
-        F => stripe::fill::<F>(stripe, layout, blocks),
+        F => dispatch!(level, simd => stripe::fill::<F, _>(simd, stripe, layout, blocks)),
         else stripe::fill_numbers(stripe, layout, blocks)
     );
 }
@@ -494,5 +500,44 @@ impl Format for Mxfp4 {
             e => (e - 1) << 23,
         });
         leveled(group, scale, E2M1_DOUBLED)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use m40_testkit::gguf::Noise;
+
+    use super::*;
+
+    /// The planes of rows that a stripe holds, one quad of which is not whole.
+    fn planes(level: Level, layout: &Layout, blocks: &[u8]) -> Vec<u8> {
+        let mut planes = vec![0; layout.bytes()];
+        let mut stripes = layout.stripes(&mut planes, layout.rows()).unwrap();
+        fill_at(level, layout, &mut stripes[0], blocks);
+        planes
+    }
+
+    #[test]
+    fn every_instruction_set_makes_the_same_planes() {
+        let best = Level::new();
+        let levels = [
+            best.as_sse2().map(Level::Sse2),
+            best.as_sse4_2().map(Level::Sse4_2),
+            best.as_avx2().map(Level::Avx2),
+        ];
+        for ty in TensorType::ALL.iter().copied().filter(|&ty| shape_of(ty).is_some()) {
+            // Three blocks of 256 and of 32: a number that vectors of two do not divide.
+            for cols in [768, 96] {
+                let Ok(layout) = Layout::of(ty, 6, cols) else { continue };
+                let mut noise = Noise::new(3);
+                let bytes = 6 * layout.row_bytes();
+                let blocks: Vec<u8> = (0..bytes).map(|_| noise.bits() as u8).collect();
+                let expected = planes(best, &layout, &blocks);
+                assert!(expected.iter().any(|&byte| byte != 0));
+                for level in levels.into_iter().flatten() {
+                    assert_eq!(planes(level, &layout, &blocks), expected, "{ty} at {level:?}");
+                }
+            }
+        }
     }
 }

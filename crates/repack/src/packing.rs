@@ -2,13 +2,13 @@
 //!
 //! Nibbles and bytes go through vectors. Of what is left each step is a loop over arrays of fixed length, which
 //! compilers turn into vector instructions; one loop that does all of it per group they do not. A function is kept
-//! out of its callers where its loop would otherwise be taken apart, and those that take a whole row into them, so
-//! that a loop knows the size of a block. The arrays fit in a first-level cache.
-
-use std::array;
+//! out of its callers (`vectorize`) where its loop would otherwise be taken apart, and those that take a whole row
+//! into them, so that a loop knows the size of a block. The arrays fit in a first-level cache. All is compiled for
+//! each of the instruction sets of `fearless_simd`, which is why functions that take `simd` are inlined.
 
 use bytemuck::cast;
-use wide::{u8x16, u16x8, u32x4};
+use fearless_simd::prelude::*;
+use fearless_simd::{Simd, u8x16, u8x32, u16x16, u32x8, u64x2};
 
 /// Groups that are packed at a time: 1024 columns.
 const GROUPS: usize = 32;
@@ -56,137 +56,198 @@ pub(crate) enum High {
 /// Packs the low bits of a row of blocks of `bytes` bytes. `row` is the row's part of the plane;
 /// `high_bits` are those of a weight in another plane, at most 2.
 #[inline(always)]
-pub(crate) fn pack_low(low: Low, blocks: &[u8], bytes: usize, high_bits: usize, row: &mut [u8]) {
+pub(crate) fn pack_low<S: Simd>(
+    simd: S,
+    low: Low,
+    blocks: &[u8],
+    bytes: usize,
+    high_bits: usize,
+    row: &mut [u8],
+) {
     match high_bits {
-        0 => pack::<1>(low, blocks, bytes, row),
-        1 => pack::<2>(low, blocks, bytes, row),
-        _ => pack::<3>(low, blocks, bytes, row),
+        0 => pack::<S, 1>(simd, low, blocks, bytes, row),
+        1 => pack::<S, 2>(simd, low, blocks, bytes, row),
+        _ => pack::<S, 3>(simd, low, blocks, bytes, row),
     }
 }
 
 /// The same, with words turned by so many bits, but for those that select.
 #[inline(always)]
-fn pack<const TURNS: u32>(low: Low, blocks: &[u8], bytes: usize, row: &mut [u8]) {
+fn pack<S: Simd, const TURNS: u32>(simd: S, low: Low, blocks: &[u8], bytes: usize, row: &mut [u8]) {
     match low {
-        Low::Halves { at } => nibbles::<1, 1, TURNS>(split, blocks, bytes, at, row),
-        Low::Selectors { at } => nibbles::<1, 1, 0>(split_selectors, blocks, bytes, at, row),
-        Low::EightSelectors { at } => nibbles::<1, 8, 0>(split_selectors, blocks, bytes, at, row),
-        Low::Twos { at } => nibbles::<2, 4, TURNS>(split, blocks, bytes, at, row),
-        Low::Fours { at } => nibbles::<4, 2, TURNS>(split, blocks, bytes, at, row),
+        Low::Halves { at } => halves::<S, Turned<TURNS>>(simd, blocks, bytes, at, row),
+        Low::Selectors { at } => halves::<S, Selectors>(simd, blocks, bytes, at, row),
+        Low::EightSelectors { at } => {
+            for (block, row) in blocks.chunks_exact(bytes).zip(row.chunks_exact_mut(128)) {
+                halves::<S, Selectors>(simd, &block[at..][..128], 16, 0, row);
+            }
+        }
+        Low::Twos { at } => runs::<S, Turned<TURNS>, 1, 4>(simd, blocks, bytes, at, row),
+        Low::Fours { at } => runs::<S, Turned<TURNS>, 2, 2>(simd, blocks, bytes, at, row),
         Low::Pairs { at } => {
-            pairs(blocks, bytes, at, row);
-            turn::<TURNS>(row);
+            pairs(simd, blocks, bytes, at, row);
+            turn::<S, TURNS>(simd, row);
         }
-        Low::Bytes { at } => {
-            let (first, second) = row.split_at_mut(row.len() / 2);
-            unsigned(blocks, bytes, at, first);
-            unsigned(blocks, bytes, at + 16, second);
-        }
+        Low::Bytes { at } => unsigned(simd, blocks, bytes, at, row),
     }
 }
 
 /// Packs the high bits of a row of blocks. `pairs` says that the low bits are two a weight.
 #[inline(always)]
-pub(crate) fn pack_high(high: High, blocks: &[u8], bytes: usize, pairs: bool, row: &mut [u8]) {
+pub(crate) fn pack_high<S: Simd>(
+    simd: S,
+    high: High,
+    blocks: &[u8],
+    bytes: usize,
+    pairs: bool,
+    row: &mut [u8],
+) {
     match high {
         High::None => {}
         High::Mask { at } => masks(blocks, bytes, at, row),
-        High::Bits { at } if pairs => bits_above_pairs(blocks, bytes, at, row),
-        High::Bits { at } => bits(blocks, bytes, at, row),
-        High::Fields { at } => fields(blocks, bytes, at, row),
+        High::Bits { at } if pairs => bits_above_pairs(simd, blocks, bytes, at, row),
+        High::Bits { at } => bits(simd, blocks, bytes, at, row),
+        High::Fields { at } => fields(simd, blocks, bytes, at, row),
     }
+}
+
+/// `N` bytes of a block, from `at` on.
+#[inline(always)]
+fn bytes_at<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
+    block[at..].first_chunk().expect("blocks have their format's size")
 }
 
 /// `N` bytes of each block, from `at` on.
+#[inline(always)]
 fn gather<const N: usize>(blocks: &[u8], bytes: usize, at: usize, out: &mut [[u8; N]]) {
     for (block, out) in blocks.chunks_exact(bytes).zip(out) {
-        *out = *block[at..].first_chunk().expect("blocks have their format's size");
+        *out = *bytes_at(block, at);
     }
-}
-
-/// Pairs of bytes, of which the first is the lower half.
-#[inline(always)]
-fn shorts(bytes: &[u8; 16]) -> u16x8 {
-    let (pairs, _) = bytes.as_chunks();
-    u16x8::new(array::from_fn(|i| u16::from_le_bytes(pairs[i])))
 }
 
 /// Each word turned to lower bits.
 #[inline(always)]
-fn turned<const TURNS: u32>(words: u32x4) -> u32x4 {
-    if TURNS == 0 { words } else { (words >> TURNS) | (words << (32 - TURNS)) }
+fn turned<S: Simd, const TURNS: u32>(bytes: u8x32<S>) -> u8x32<S> {
+    let words: u32x8<S> = bytes.bitcast();
+    ((words >> TURNS) | (words << (32 - TURNS))).bitcast()
 }
 
-/// The lower bytes of 16 numbers, which are less than 256, as words that are turned.
-#[inline(always)]
-fn narrow<const TURNS: u32>(first: u16x8, second: u16x8) -> [u8; 16] {
-    let bytes = u8x16::narrow_i16x8(cast(first), cast(second));
-    cast(turned::<TURNS>(cast(bytes)))
+/// How nibbles are joined. A trait, as functions that are arguments are not always inlined.
+trait Nibbles {
+    /// Of each 16 bytes: of pairs of bytes the low nibbles as a byte, then the high ones.
+    fn pack<S: Simd>(simd: S, bytes: u8x32<S>) -> u8x32<S>;
 }
 
-/// Nibbles of blocks that have `N` runs of `V` vectors of 16 bytes: of each run, bytes of two low nibbles
-/// of all of it, then bytes of two high ones.
+/// The first column's highest, in words that are turned by so many bits.
+struct Turned<const TURNS: u32>;
+
+impl<const TURNS: u32> Nibbles for Turned<TURNS> {
+    #[inline(always)]
+    fn pack<S: Simd>(simd: S, bytes: u8x32<S>) -> u8x32<S> {
+        const OTHER: [u8; 16] = [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14];
+        turned::<S, TURNS>(Selectors::pack(simd, reordered(simd, bytes, OTHER)))
+    }
+}
+
+/// The first column's lowest, in words as they are.
+struct Selectors;
+
+impl Nibbles for Selectors {
+    #[inline(always)]
+    fn pack<S: Simd>(simd: S, bytes: u8x32<S>) -> u8x32<S> {
+        const EVEN_THEN_ODD: [u8; 16] = [0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15];
+        // A pair's two inner nibbles change places.
+        let pairs: u16x16<S> = bytes.bitcast();
+        let pairs = (pairs & 0xf00f) | ((pairs & 0x00f0) << 4) | ((pairs >> 4) & 0x00f0);
+        reordered(simd, pairs.bitcast(), EVEN_THEN_ODD)
+    }
+}
+
+/// Each 16 bytes in the order of `from`.
 #[inline(always)]
-fn nibbles<const V: usize, const N: usize, const TURNS: u32>(
-    split: impl Fn(u16x8) -> (u16x8, u16x8),
+fn reordered<S: Simd>(simd: S, bytes: u8x32<S>, from: [u8; 16]) -> u8x32<S> {
+    let from = u8x16::simd_from(simd, from);
+    simd.swizzle_dyn_within_blocks_u8x32(bytes, from.combine(from))
+}
+
+/// 16 bytes of a block, from `at` on.
+#[inline(always)]
+fn source<S: Simd>(simd: S, block: &[u8], at: usize) -> u8x16<S> {
+    u8x16::simd_from(simd, *bytes_at::<16>(block, at))
+}
+
+/// Nibbles of blocks that have 16 bytes of them: of each block what `N` makes of the low ones, then of
+/// the high ones.
+#[inline(always)]
+fn halves<S: Simd, N: Nibbles>(simd: S, blocks: &[u8], bytes: usize, at: usize, row: &mut [u8]) {
+    let pairs = blocks.chunks_exact(2 * bytes);
+    let last = pairs.remainder();
+    let (rows, last_row) = row.as_chunks_mut::<32>();
+    for (pair, out) in pairs.zip(rows) {
+        let [first, second] = [source(simd, pair, at), source(simd, pair, bytes + at)];
+        *out = N::pack(simd, first.combine(second)).into();
+    }
+    if !last.is_empty() {
+        let last = source(simd, last, at);
+        let (packed, _) = N::pack(simd, last.combine(last)).split();
+        packed.store_slice(last_row);
+    }
+}
+
+/// Nibbles of blocks that have `RUNS` runs of `V` times 32 bytes of them: of each run what `N` makes of all low
+/// nibbles, then of the high ones.
+#[inline(always)]
+fn runs<S: Simd, N: Nibbles, const V: usize, const RUNS: usize>(
+    simd: S,
     blocks: &[u8],
     bytes: usize,
     at: usize,
     row: &mut [u8],
 ) {
     let (out, _) = row.as_chunks_mut::<16>();
-    for (block, out) in blocks.chunks_exact(bytes).zip(out.chunks_exact_mut(V * N)) {
-        let (source, _) = block[at..].as_chunks::<16>();
-        for (source, out) in source.chunks_exact(V).zip(out.chunks_exact_mut(V)) {
-            let halves: [_; V] = array::from_fn(|i| split(shorts(&source[i])));
-            if V == 1 {
-                out[0] = narrow::<TURNS>(halves[0].0, halves[0].1);
-                continue;
-            }
-            let (low, high) = out.split_at_mut(V / 2);
-            for (([a, b], low), high) in halves.as_chunks().0.iter().zip(low).zip(high) {
-                *low = narrow::<TURNS>(a.0, b.0);
-                *high = narrow::<TURNS>(a.1, b.1);
+    for (block, out) in blocks.chunks_exact(bytes).zip(out.chunks_exact_mut(2 * V * RUNS)) {
+        let (source, _) = block[at..].as_chunks::<32>();
+        for (source, out) in source.chunks_exact(V).zip(out.chunks_exact_mut(2 * V)) {
+            let (lows, highs) = out.split_at_mut(V);
+            for ((source, low), high) in source.iter().zip(lows).zip(highs) {
+                let (first, second) = N::pack(simd, u8x32::<S>::simd_from(simd, *source)).split();
+                let (first, second): (u64x2<S>, u64x2<S>) = (first.bitcast(), second.bitcast());
+                *low = first.zip_low(second).to_bytes().into();
+                *high = first.zip_high(second).to_bytes().into();
             }
         }
     }
 }
 
-/// Of each pair of bytes its low nibbles, and its high ones, the first column's highest.
+/// 32 signed bytes of each block as unsigned ones, in words that are turned by a bit: the first 16 in
+/// the first half of a row.
 #[inline(always)]
-fn split(pairs: u16x8) -> (u16x8, u16x8) {
-    let of = |mask: u16| u16x8::splat(mask);
-    let low = ((pairs << 4_u16) & of(0xf0)) | ((pairs >> 8_u16) & of(0x0f));
-    (low, (pairs & of(0xf0)) | (pairs >> 12_u16))
-}
-
-/// As [`split`], the first column's lowest.
-#[inline(always)]
-fn split_selectors(pairs: u16x8) -> (u16x8, u16x8) {
-    let of = |mask: u16| u16x8::splat(mask);
-    let low = (pairs & of(0x0f)) | ((pairs >> 4_u16) & of(0xf0));
-    (low, ((pairs >> 4_u16) & of(0x0f)) | ((pairs >> 8_u16) & of(0xf0)))
-}
-
-/// 16 signed bytes of each block as unsigned ones, in words that are turned by a bit.
-#[inline(always)]
-fn unsigned(blocks: &[u8], bytes: usize, at: usize, out: &mut [u8]) {
-    for (block, out) in blocks.chunks_exact(bytes).zip(out.as_chunks_mut::<16>().0) {
-        let source: &[u8; 16] = block[at..].first_chunk().expect("blocks have their format's size");
-        *out = cast(turned::<1>(cast::<_, u32x4>(*source) ^ u32x4::splat(0x8080_8080)));
+fn unsigned<S: Simd>(simd: S, blocks: &[u8], bytes: usize, at: usize, row: &mut [u8]) {
+    let (first, second) = row.split_at_mut(row.len() / 2);
+    let (first, second) = (first.as_chunks_mut::<16>().0, second.as_chunks_mut::<16>().0);
+    let halves = first.iter_mut().zip(second);
+    for (block, (first, second)) in blocks.chunks_exact(bytes).zip(halves) {
+        let signed = u8x32::simd_from(simd, *bytes_at::<32>(block, at));
+        [*first, *second] = cast(<[u8; 32]>::from(turned::<S, 1>(signed ^ 0x80)));
     }
 }
 
 /// Rotates each word to lower bits.
-#[inline(never)]
-fn turn<const TURNS: u32>(row: &mut [u8]) {
-    for word in row.as_chunks_mut().0 {
-        *word = u32::from_le_bytes(*word).rotate_right(TURNS).to_le_bytes();
-    }
+#[inline(always)]
+fn turn<S: Simd, const TURNS: u32>(simd: S, row: &mut [u8]) {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            for word in row.as_chunks_mut().0 {
+                *word = u32::from_le_bytes(*word).rotate_right(TURNS).to_le_bytes();
+            }
+        },
+    );
 }
 
 /// Two-bit fields of 64 bytes a block: 8 bytes for each of eight groups.
-fn pairs(blocks: &[u8], bytes: usize, at: usize, row: &mut [u8]) {
+#[inline(always)]
+fn pairs<S: Simd>(simd: S, blocks: &[u8], bytes: usize, at: usize, row: &mut [u8]) {
     const BLOCKS: usize = GROUPS / 8;
     let mut source = [0; 64 * BLOCKS];
     let mut out = [0; 16 * BLOCKS];
@@ -194,7 +255,7 @@ fn pairs(blocks: &[u8], bytes: usize, at: usize, row: &mut [u8]) {
         gather::<64>(blocks, bytes, at, source.as_chunks_mut().0);
         let (row, _) = row.as_chunks_mut::<8>();
         for nth in 0..4 {
-            fours::<3, 2, { 64 * BLOCKS }, { 16 * BLOCKS }>(&source, 2 * nth, &mut out);
+            fours::<S, 3, 2, { 64 * BLOCKS }, { 16 * BLOCKS }>(simd, &source, 2 * nth, &mut out);
             for (row, out) in row.iter_mut().skip(nth).step_by(4).zip(out.as_chunks().0) {
                 *row = *out;
             }
@@ -204,21 +265,27 @@ fn pairs(blocks: &[u8], bytes: usize, at: usize, row: &mut [u8]) {
 
 /// Bytes of four two-bit numbers, the first column's highest: of each byte the bits `MASK << shift`,
 /// moved down and then up so that they end at bit `UP`.
-#[inline(never)]
-fn fours<const MASK: u16, const UP: u32, const N: usize, const M: usize>(
+#[inline(always)]
+fn fours<S: Simd, const MASK: u16, const UP: u32, const N: usize, const M: usize>(
+    simd: S,
     source: &[u8; N],
     shift: usize,
     out: &mut [u8; M],
 ) {
-    let mut nibbles = [0; BYTES / 4];
-    for (two, nibble) in source.as_chunks().0.iter().zip(&mut nibbles) {
-        let both = u16::from_le_bytes(*two) >> shift & (MASK | MASK << 8);
-        *nibble = ((both << 2 | both >> 8) << (2 - UP)) as u8;
-    }
-    for (two, out) in nibbles.as_chunks().0.iter().zip(out) {
-        let both = u16::from_le_bytes(*two);
-        *out = (both << 4 | both >> 8) as u8;
-    }
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            let mut nibbles = [0; BYTES / 4];
+            for (two, nibble) in source.as_chunks().0.iter().zip(&mut nibbles) {
+                let both = u16::from_le_bytes(*two) >> shift & (MASK | MASK << 8);
+                *nibble = ((both << 2 | both >> 8) << (2 - UP)) as u8;
+            }
+            for (two, out) in nibbles.as_chunks().0.iter().zip(out) {
+                let both = u16::from_le_bytes(*two);
+                *out = (both << 4 | both >> 8) as u8;
+            }
+        },
+    );
 }
 
 /// Where the bits of 8 columns are in a word before it is rotated: the first column's at bit 7, the
@@ -244,10 +311,10 @@ fn joined([a, b, c, d]: [u32; 4]) -> u32 {
     a.rotate_right(1) | b.rotate_right(2) | c.rotate_right(3) | d.rotate_right(4)
 }
 
+#[inline(always)]
 fn masks(blocks: &[u8], bytes: usize, at: usize, row: &mut [u8]) {
     for (block, out) in blocks.chunks_exact(bytes).zip(row.as_chunks_mut().0) {
-        let mask: &[u8; 4] = block[at..].first_chunk().expect("blocks have their format's size");
-        *out = joined(mask.map(|byte| SPREAD[usize::from(byte)])).to_le_bytes();
+        *out = joined(bytes_at::<4>(block, at).map(|byte| SPREAD[usize::from(byte)])).to_le_bytes();
     }
 }
 
@@ -258,14 +325,15 @@ fn words(bytes: &[u8; 16]) -> [u32; 4] {
 }
 
 /// A bit for each of eight groups in 32 bytes a block.
-fn bits(blocks: &[u8], bytes: usize, at: usize, row: &mut [u8]) {
+#[inline(always)]
+fn bits<S: Simd>(simd: S, blocks: &[u8], bytes: usize, at: usize, row: &mut [u8]) {
     const BLOCKS: usize = GROUPS / 8;
     let (mut source, mut out) = ([0; 32 * BLOCKS], [0; 16 * BLOCKS]);
     for (blocks, row) in blocks.chunks(BLOCKS * bytes).zip(row.chunks_mut(4 * GROUPS)) {
         gather::<32>(blocks, bytes, at, source.as_chunks_mut().0);
         let (row, _) = row.as_chunks_mut();
         for nth in 0..8 {
-            twos::<1, { 32 * BLOCKS }, { 16 * BLOCKS }>(&source, nth, &mut out);
+            twos::<S, 1, { 32 * BLOCKS }, { 16 * BLOCKS }>(simd, &source, nth, &mut out);
             for (row, out) in row.iter_mut().skip(nth).step_by(8).zip(out.as_chunks().0) {
                 *row = joined(words(out)).to_le_bytes();
             }
@@ -274,14 +342,15 @@ fn bits(blocks: &[u8], bytes: usize, at: usize, row: &mut [u8]) {
 }
 
 /// As [`bits`], above low bits of which there are two a weight.
-fn bits_above_pairs(blocks: &[u8], bytes: usize, at: usize, row: &mut [u8]) {
+#[inline(always)]
+fn bits_above_pairs<S: Simd>(simd: S, blocks: &[u8], bytes: usize, at: usize, row: &mut [u8]) {
     const BLOCKS: usize = GROUPS / 8;
     let (mut source, mut out) = ([0; 32 * BLOCKS], [0; 8 * BLOCKS]);
     for (blocks, row) in blocks.chunks(BLOCKS * bytes).zip(row.chunks_mut(4 * GROUPS)) {
         gather::<32>(blocks, bytes, at, source.as_chunks_mut().0);
         let (row, _) = row.as_chunks_mut();
         for nth in 0..8 {
-            fours::<1, 1, { 32 * BLOCKS }, { 8 * BLOCKS }>(&source, nth, &mut out);
+            fours::<S, 1, 1, { 32 * BLOCKS }, { 8 * BLOCKS }>(simd, &source, nth, &mut out);
             for (row, out) in row.iter_mut().skip(nth).step_by(8).zip(out.as_chunks::<8>().0) {
                 let [a, b, ..] = out.as_chunks().0 else { continue };
                 let [a, b] = [*a, *b].map(u32::from_le_bytes);
@@ -292,14 +361,15 @@ fn bits_above_pairs(blocks: &[u8], bytes: usize, at: usize, row: &mut [u8]) {
 }
 
 /// Two bits for each of four groups in each 32 of 64 bytes a block.
-fn fields(blocks: &[u8], bytes: usize, at: usize, row: &mut [u8]) {
+#[inline(always)]
+fn fields<S: Simd>(simd: S, blocks: &[u8], bytes: usize, at: usize, row: &mut [u8]) {
     const BLOCKS: usize = GROUPS / 8;
     let (mut source, mut out) = ([0; 64 * BLOCKS], [0; 32 * BLOCKS]);
     for (blocks, row) in blocks.chunks(BLOCKS * bytes).zip(row.chunks_mut(8 * GROUPS)) {
         gather::<64>(blocks, bytes, at, source.as_chunks_mut().0);
         let (row, _) = row.as_chunks_mut();
         for nth in 0..4 {
-            twos::<2, { 64 * BLOCKS }, { 32 * BLOCKS }>(&source, 2 * nth, &mut out);
+            twos::<S, 2, { 64 * BLOCKS }, { 32 * BLOCKS }>(simd, &source, 2 * nth, &mut out);
             for (row, out) in row.iter_mut().skip(nth).step_by(4).zip(out.as_chunks().0) {
                 let [a, b, c, d] = words(out);
                 let low = a.rotate_right(1) | b.rotate_right(3);
@@ -312,15 +382,21 @@ fn fields(blocks: &[u8], bytes: usize, at: usize, row: &mut [u8]) {
 
 /// Bytes of two nibbles, the first column's highest, whose upper bits are `WIDTH` bits of each byte
 /// from bit `shift` on.
-#[inline(never)]
-fn twos<const WIDTH: u32, const N: usize, const M: usize>(
+#[inline(always)]
+fn twos<S: Simd, const WIDTH: u32, const N: usize, const M: usize>(
+    simd: S,
     source: &[u8; N],
     shift: usize,
     out: &mut [u8; M],
 ) {
     let mask = (1 << WIDTH) - 1;
-    for (two, out) in source.as_chunks().0.iter().zip(out) {
-        let both = u16::from_le_bytes(*two) >> shift & (mask | mask << 8);
-        *out = (both << (8 - WIDTH) | both >> (4 + WIDTH)) as u8;
-    }
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            for (two, out) in source.as_chunks().0.iter().zip(out) {
+                let both = u16::from_le_bytes(*two) >> shift & (mask | mask << 8);
+                *out = (both << (8 - WIDTH) | both >> (4 + WIDTH)) as u8;
+            }
+        },
+    );
 }

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use fearless_simd::Simd;
+
 use crate::format::{Format, Group, MOST_GROUPS, Quants, Scales};
 use crate::layout::{GROUP, Layout, QUAD, Role, SUPER};
 use crate::order::Words;
@@ -139,17 +141,24 @@ impl<'a> Quad<'a> {
 }
 
 /// Writes rows of blocks to a stripe.
-pub(crate) fn fill<F: Format>(stripe: &mut Stripe<'_>, layout: &Layout, blocks: &[u8]) {
+#[inline(always)]
+pub(crate) fn fill<F: Format, S: Simd>(
+    simd: S,
+    stripe: &mut Stripe<'_>,
+    layout: &Layout,
+    blocks: &[u8],
+) {
     let row_bytes = layout.row_bytes();
     for (quad, blocks) in Quad::all(stripe).zip(blocks.chunks(QUAD * row_bytes)) {
         // Of a row that is not there nothing is written, and its place is zeroed.
         let mut rows = blocks.chunks_exact(row_bytes);
         let rows = [(); QUAD].map(|()| rows.next().unwrap_or_default());
-        fill_quad::<F>(quad, layout, rows);
+        fill_quad::<F, S>(simd, quad, layout, rows);
     }
 }
 
-fn fill_quad<F: Format>(quad: Quad<'_>, layout: &Layout, rows: [&[u8]; QUAD]) {
+#[inline(always)]
+fn fill_quad<F: Format, S: Simd>(simd: S, quad: Quad<'_>, layout: &Layout, rows: [&[u8]; QUAD]) {
     let shape = F::SHAPE;
     let [quants, high, scales, tops, supers] = quad.planes;
     let per_row = |plane: &[u8]| (plane.len() / QUAD).max(1);
@@ -157,10 +166,10 @@ fn fill_quad<F: Format>(quad: Quad<'_>, layout: &Layout, rows: [&[u8]; QUAD]) {
     // Rows that are not there keep their zeros.
     let there = rows.iter().take_while(|row| !row.is_empty());
     for (row, part) in there.clone().zip(quants.chunks_exact_mut(quant_bytes)) {
-        pack_low(F::LOW, row, F::BYTES, shape.high_bits, part);
+        pack_low(simd, F::LOW, row, F::BYTES, shape.high_bits, part);
     }
     for (row, part) in there.zip(high.chunks_exact_mut(high_bytes)) {
-        pack_high(F::HIGH, row, F::BYTES, shape.quants == Quants::Pairs, part);
+        pack_high(simd, F::HIGH, row, F::BYTES, shape.quants == Quants::Pairs, part);
     }
     match shape.scales {
         Scales::None => {}
@@ -200,19 +209,23 @@ fn fill_quad<F: Format>(quad: Quad<'_>, layout: &Layout, rows: [&[u8]; QUAD]) {
 }
 
 /// Writes what `of` makes of blocks of `bytes` bytes, the first `count` of it, for four rows: those
-/// of a group side by side. Of rows that are not there it writes zeros.
+/// of a group side by side. The places of rows that are not there keep their zeros.
 #[inline(always)]
-fn spread<T: Copy + Default>(
+fn spread<T: Copy>(
     rows: [&[u8]; QUAD],
     bytes: usize,
     count: usize,
     of: impl Fn(&[u8]) -> [T; MOST_GROUPS],
     out: &mut [[T; QUAD]],
 ) {
-    for (lane, row) in rows.into_iter().enumerate() {
-        if row.is_empty() {
-            out.iter_mut().for_each(|out| out[lane] = T::default());
+    if count == 1 && rows.iter().all(|row| !row.is_empty()) {
+        let [a, b, c, d] = rows.map(|row| row.chunks_exact(bytes));
+        for ((((a, b), c), d), out) in a.zip(b).zip(c).zip(d).zip(out) {
+            *out = [of(a)[0], of(b)[0], of(c)[0], of(d)[0]];
         }
+        return;
+    }
+    for (lane, row) in rows.into_iter().enumerate() {
         for (block, out) in row.chunks_exact(bytes).zip(out.chunks_exact_mut(count)) {
             for (value, out) in of(block).into_iter().zip(out) {
                 out[lane] = value;

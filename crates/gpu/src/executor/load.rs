@@ -175,9 +175,12 @@ fn rows_kernels(plan: &Plan, device: &Device) -> Result<HashMap<&'static str, Ke
     for rows in (1..=prefill.max_rows().div_ceil(8)).map(|n| prefill.max_rows().min(8 * n)) {
         let wanted = rows.min(LOGIT_ROWS);
         let shape = Shape { rows, wanted, tiles: 1, tallest: 1 };
-        let calls = prefill.calls(program, lowered, &layouts, shape);
-        let wide = prefill.wide_calls(program, lowered, &layouts, wanted, slots);
-        for call in calls.into_iter().chain(wide) {
+        let mut calls = prefill.calls(program, lowered, &layouts, shape);
+        // More rows than that have no other wide passes.
+        if rows == wanted {
+            calls.extend(prefill.wide_calls(program, lowered, &layouts, wanted, slots));
+        }
+        for call in calls {
             let signature = call.kernel.signature();
             if !kernels.contains_key(signature.name) {
                 kernels.insert(signature.name, device.kernel(signature)?);

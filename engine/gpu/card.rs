@@ -6,7 +6,7 @@ use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use m40_cuda::{ALIGNMENT, Arena, Device, KernelSource};
+use m40_cuda::{ALIGNMENT, Arena, CompileError, Device, ImageForm, KernelSource};
 use m40_gguf::Gguf;
 use m40_gpu::continuation::Continuation;
 use m40_gpu::executor::{
@@ -176,10 +176,10 @@ impl BuildKernels for Watched<'_> {
     fn build(
         &mut self,
         source: KernelSource<'_>,
-        device: &Device,
-    ) -> Result<Vec<u8>, m40_gpu::executor::LoadError> {
+        form: ImageForm,
+    ) -> Result<Vec<u8>, CompileError> {
         let _compiling = self.pulse.opaque();
-        self.kernels.build(source, device)
+        self.kernels.build(source, form)
     }
 }
 

@@ -1,8 +1,4 @@
 //! Decode kernels of models: compiled by NVRTC when a model is first loaded, and kept.
-//!
-//! NVRTC makes machine code of the M40. For a newer card it makes PTX, of which the driver's compiler makes
-//! machine code; that is kept too, as the driver would otherwise look for it in each load, and have copies of
-//! weights wait meanwhile.
 
 use std::env;
 use std::fs::{self, File};
@@ -11,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::time::SystemTime;
 
-use m40_cuda::{CompileError, Compiler, Device, DeviceInfo, ImageForm, KernelSource};
-use m40_gpu::executor::{BuildKernels, LoadError};
+use m40_cuda::{CompileError, Compiler, ImageForm, KernelSource};
+use m40_gpu::executor::BuildKernels;
 use sha2::{Digest, Sha256};
 
 /// NVRTC's file name: the last that compiles for Maxwell.
@@ -39,38 +35,6 @@ impl Kernels {
         Self { folder, compiler: None }
     }
 
-    /// What NVRTC makes of a source.
-    fn compiled(
-        &mut self,
-        source: KernelSource<'_>,
-        form: ImageForm,
-    ) -> Result<Vec<u8>, CompileError> {
-        let kind = match form {
-            ImageForm::MachineCode => "cubin",
-            ImageForm::Ptx => "ptx",
-        };
-        self.kept(source, kind, |kernels| kernels.compiler()?.compile(source, form))
-    }
-
-    /// What was kept of a source, or else is made now.
-    fn kept<E>(
-        &mut self,
-        source: KernelSource<'_>,
-        kind: &str,
-        make: impl FnOnce(&mut Self) -> Result<Vec<u8>, E>,
-    ) -> Result<Vec<u8>, E> {
-        let kept = self.folder.as_ref().map(|folder| folder.join(file_name(source, kind)));
-        if let Some(image) = kept.as_ref().and_then(|kept| take(kept)) {
-            return Ok(image);
-        }
-        let image = make(self)?;
-        if let Some(kept) = kept {
-            // What cannot be kept costs the next load its time, and this one nothing.
-            let _ = keep(&kept, &image);
-        }
-        Ok(image)
-    }
-
     fn compiler(&mut self) -> Result<&Compiler, CompileError> {
         match &mut self.compiler {
             Some(compiler) => Ok(compiler),
@@ -80,18 +44,21 @@ impl Kernels {
 }
 
 impl BuildKernels for Kernels {
-    fn build(&mut self, source: KernelSource<'_>, device: &Device) -> Result<Vec<u8>, LoadError> {
-        let form = device.image_form();
-        if form == ImageForm::MachineCode {
-            return Ok(self.compiled(source, form)?);
+    fn build(
+        &mut self,
+        source: KernelSource<'_>,
+        form: ImageForm,
+    ) -> Result<Vec<u8>, CompileError> {
+        let kept = self.folder.as_ref().map(|folder| folder.join(file_name(source, form)));
+        if let Some(image) = kept.as_ref().and_then(|kept| take(kept)) {
+            return Ok(image);
         }
-        let DeviceInfo { capability, driver, .. } = device.info();
-        // Another driver may have a better compiler.
-        let kind = format!("{capability}-{driver}.cubin");
-        self.kept(source, &kind, |kernels| {
-            let ptx = kernels.compiled(source, form)?;
-            Ok(device.assemble(source.name, &ptx)?)
-        })
+        let image = self.compiler()?.compile(source, form)?;
+        if let Some(kept) = kept {
+            // What cannot be kept costs the next load its time, and this one nothing.
+            let _ = keep(&kept, &image);
+        }
+        Ok(image)
     }
 }
 
@@ -120,8 +87,8 @@ fn keep(file: &Path, image: &[u8]) -> io::Result<()> {
     files[..old].iter().try_for_each(|(_, file)| fs::remove_file(file))
 }
 
-/// A name that says all that an image of a kind depends on.
-fn file_name(source: KernelSource<'_>, kind: &str) -> String {
+/// A name that says all that the image depends on.
+fn file_name(source: KernelSource<'_>, form: ImageForm) -> String {
     let mut hash = Sha256::new();
     let headers = source.headers.iter().flat_map(|(name, text)| [*name, *text]);
     for part in [source.text].into_iter().chain(headers) {
@@ -130,7 +97,11 @@ fn file_name(source: KernelSource<'_>, kind: &str) -> String {
         hash.update(part);
     }
     let hash: String = hash.finalize().iter().take(16).map(|b| format!("{b:02x}")).collect();
-    format!("{hash}.{kind}")
+    let extension = match form {
+        ImageForm::MachineCode => "cubin",
+        ImageForm::Ptx => "ptx",
+    };
+    format!("{hash}.{extension}")
 }
 
 /// The first that there is: `M40_NVRTC`, of `CUDA_HOME`, the package's, what `make nvrtc` fetched, the
@@ -177,9 +148,9 @@ mod tests {
     #[test]
     fn what_was_compiled_is_kept_and_taken_again() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let file = folder.path().join(file_name(SOURCE, "ptx"));
+        let file = folder.path().join(file_name(SOURCE, ImageForm::Ptx));
         fs::write(&file, b"kept\0").expect("a file");
-        let image = in_folder(folder.path()).compiled(SOURCE, ImageForm::Ptx);
+        let image = in_folder(folder.path()).build(SOURCE, ImageForm::Ptx);
         assert_eq!(image.expect("no compiler is asked for"), b"kept\0");
     }
 
@@ -208,14 +179,14 @@ mod tests {
         }
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mut kernels = in_folder(folder.path());
-        let ptx = kernels.compiled(SOURCE, ImageForm::Ptx).expect("it compiles");
+        let ptx = kernels.build(SOURCE, ImageForm::Ptx).expect("it compiles");
         let text = String::from_utf8_lossy(&ptx);
         assert!(text.contains(".entry one(") && text.contains(".target sm_52"), "{text}");
-        assert_eq!(fs::read(folder.path().join(file_name(SOURCE, "ptx"))).ok(), Some(ptx));
-        let code = kernels.compiled(SOURCE, ImageForm::MachineCode).expect("it compiles");
+        assert_eq!(fs::read(folder.path().join(file_name(SOURCE, ImageForm::Ptx))).ok(), Some(ptx));
+        let code = kernels.build(SOURCE, ImageForm::MachineCode).expect("it compiles");
         assert!(code.starts_with(b"\x7fELF"));
         let wrong = KernelSource { text: "void wrong(", ..SOURCE };
-        let error = kernels.compiled(wrong, ImageForm::Ptx).expect_err("no CUDA").to_string();
+        let error = kernels.build(wrong, ImageForm::Ptx).expect_err("no CUDA").to_string();
         assert!(error.contains("test") && error.contains("expected"), "{error}");
     }
 }

@@ -295,15 +295,6 @@ impl Device {
         Module::load(self.clone(), name, image, kernels).map(Arc::new)
     }
 
-    /// Machine code of PTX for this device, for [`Self::load`]. What the driver makes of PTX in a load it
-    /// makes while calls of other threads wait, be it only to find that it has made it before.
-    ///
-    /// # Errors
-    /// [`CudaError::BadImage`] when the driver's compiler refuses it.
-    pub fn assemble(&self, name: &str, ptx: &[u8]) -> Result<Vec<u8>, CudaError> {
-        self.driver()?.assemble(ptx).map_err(|said| refused(name, said))
-    }
-
     /// A new stream, which the legacy default stream does not hold up.
     pub fn stream(&self, priority: Priority) -> Result<Stream, CudaError> {
         Stream::new(self.clone(), priority)
@@ -366,7 +357,12 @@ impl Inner {
             self.form = ImageForm::Ptx;
             loaded = load_ptx(driver, image);
         }
-        let module = loaded.map_err(|said| refused(image.name, said))?;
+        let module = loaded.map_err(|(error, log)| match error {
+            CudaError::Driver { name, .. } => {
+                CudaError::BadImage { module: image.name.to_owned(), name, log }
+            }
+            other => other,
+        })?;
         let functions = image
             .kernels()
             .map(|name| Ok((name.to_owned(), load_function(driver, &module, name)?)));
@@ -374,16 +370,6 @@ impl Inner {
         self.modules.push(module);
         self.functions.extend(functions?);
         Ok(())
-    }
-}
-
-/// Why a module is not there, given the driver's error and what its compiler said.
-pub(crate) fn refused(module: &str, (error, log): (CudaError, String)) -> CudaError {
-    match error {
-        CudaError::Driver { name, .. } => {
-            CudaError::BadImage { module: module.to_owned(), name, log }
-        }
-        other => other,
     }
 }
 

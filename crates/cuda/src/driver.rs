@@ -10,7 +10,6 @@
 //! list of today has.
 
 mod calls;
-mod compile;
 mod graph;
 
 use std::ffi::{CStr, c_int, c_uint, c_void};
@@ -18,7 +17,7 @@ use std::ptr;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::sys::{self, CUdevice, CUdevice_attribute, CUfunction_attribute};
+use cudarc::driver::sys::{self, CUdevice, CUdevice_attribute, CUfunction_attribute, CUjit_option};
 
 pub(crate) use self::calls::Api;
 use self::calls::explain;
@@ -31,6 +30,9 @@ pub(crate) const OLDEST_DRIVER: CudaVersion = CudaVersion(11_040);
 
 /// The most parameters of a kernel.
 pub(crate) const MAX_PARAMS: usize = 24;
+
+/// What the driver's compiler may say about a module, in bytes.
+const JIT_LOG_BYTES: usize = 16 << 10;
 
 const SUCCESS: u32 = 0;
 const OUT_OF_MEMORY: u32 = 2;
@@ -303,6 +305,29 @@ impl Driver {
     fn out_of_memory(&self, call: Call, asked: u64) -> CudaError {
         let (free, total) = self.memory().unwrap_or_default();
         CudaError::OutOfMemory { call, asked, free, total }
+    }
+
+    /// `image`: machine code, or PTX that ends in a NUL. On failure also what the driver's compiler
+    /// said.
+    pub(crate) fn load_module(&self, image: &[u8]) -> Result<ModuleHandle, (CudaError, String)> {
+        let mut log = vec![0u8; JIT_LOG_BYTES];
+        let mut options = [
+            CUjit_option::CU_JIT_ERROR_LOG_BUFFER,
+            CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
+        ];
+        // The driver takes the size in the pointer's place and leaves the used bytes there.
+        let mut values =
+            [log.as_mut_ptr().cast::<c_void>(), ptr::without_provenance_mut(log.len())];
+        let (options, values) = (options.as_mut_ptr(), values.as_mut_ptr());
+        let image = image.as_ptr().cast();
+        // SAFETY: two options with a value each; the log has the size passed; the image is whole
+        // and of a form that says where it ends.
+        let module =
+            handle(|module| unsafe { self.cuModuleLoadDataEx(module, image, 2, options, values) });
+        module.map_err(|error| {
+            let log = CStr::from_bytes_until_nul(&log).unwrap_or_default();
+            (error, log.to_string_lossy().trim().to_owned())
+        })
     }
 
     /// A kernel of the module, loaded by being asked for: under lazy loading the driver would do so

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use cudarc::driver::sys::{
     CUcontext, CUdevice, CUdevice_attribute as Attribute, CUdeviceptr, CUevent, CUfunction,
-    CUfunction_attribute as FunctionAttribute, CUgraph, CUgraphExec, CUjit_option, CUjitInputType,
-    CUlinkState, CUmodule, CUstream, CUstreamCaptureMode,
+    CUfunction_attribute as FunctionAttribute, CUgraph, CUgraphExec, CUjit_option, CUmodule,
+    CUstream, CUstreamCaptureMode,
 };
 
 use crate::checksum;
@@ -47,8 +47,6 @@ pub(crate) struct Fake {
     captures: HashMap<usize, Vec<Work>>,
     /// Graphs, and what was made of them to be launched.
     pub(crate) graphs: HashMap<usize, Vec<Work>>,
-    /// What is being assembled: where the log goes, and the machine code.
-    pub(crate) links: HashMap<usize, (*mut c_void, Vec<u8>)>,
     handles: usize,
 }
 
@@ -109,7 +107,6 @@ impl Default for Fake {
             functions: HashMap::new(),
             captures: HashMap::new(),
             graphs: HashMap::new(),
-            links: HashMap::new(),
             handles: 0,
         }
     }
@@ -436,37 +433,6 @@ functions! {
         fake.images.push(image);
         put(module, fake.new_handle())
     }
-    cuLinkCreate_v2(
-        fake, _count: c_uint, _options: *mut CUjit_option, values: *mut *mut c_void,
-        state: *mut CUlinkState,
-    ) {
-        let new: CUlinkState = fake.new_handle();
-        // SAFETY: each option has a value; the first one's is the log.
-        fake.links.insert(new.addr(), (unsafe { values.read() }, vec![]));
-        put(state, new)
-    }
-    cuLinkAddData_v2(
-        fake, state: CUlinkState, form: CUjitInputType, data: *mut c_void, bytes: usize,
-        _name: *const c_char,
-        _count: c_uint, _options: *mut CUjit_option, _values: *mut *mut c_void,
-    ) {
-        assert_eq!(form, CUjitInputType::CU_JIT_INPUT_PTX);
-        let (log, image) = fake.links.get_mut(&state.addr()).expect("created");
-        // SAFETY: the caller's bytes.
-        let ptx = unsafe { std::slice::from_raw_parts(data.cast::<u8>(), bytes) };
-        if ptx.starts_with(b"bad") {
-            put(log.cast(), *b"line 2: nonsense\0");
-            return 218;
-        }
-        *image = [b"assembled ", ptx].concat();
-        0
-    }
-    cuLinkComplete(fake, state: CUlinkState, image: *mut *mut c_void, bytes: *mut usize) {
-        let (_, made) = fake.links.get_mut(&state.addr()).expect("created");
-        put(bytes, made.len());
-        put(image, made.as_mut_ptr().cast())
-    }
-    cuLinkDestroy(fake, state: CUlinkState) { u32::from(fake.links.remove(&state.addr()).is_none()) }
     cuModuleUnload(fake, _module: CUmodule) {
         fake.images.pop();
         0

@@ -21,7 +21,7 @@ pub(crate) struct Gate {
     lost: OnceLock<CudaError>,
     garbage: Mutex<Vec<Garbage>>,
     /// Calls that went to the driver, by [`Class`], and last those that were refused.
-    calls: [AtomicU64; 6],
+    calls: [AtomicU64; 5],
 }
 
 /// Who has the device in a way that others have to respect.
@@ -57,8 +57,6 @@ pub struct Calls {
     pub waits: u64,
     /// Calls that allocate or may wait for the whole device. 0 is what the gate is for.
     pub allocates: u64,
-    /// Calls that compile on the host.
-    pub compiles: u64,
     /// Calls that were refused.
     pub refused: u64,
 }
@@ -74,7 +72,7 @@ impl Gate {
         let mut pass = None;
         if !class.allowed_beside_resident_kernel() {
             let Some(allowed) = self.allocate() else {
-                self.calls[5].fetch_add(1, Ordering::Relaxed);
+                self.calls[4].fetch_add(1, Ordering::Relaxed);
                 return Err(CudaError::Resident { call });
             };
             pass = Some(allowed);
@@ -160,9 +158,9 @@ impl Gate {
     }
 
     pub(crate) fn calls(&self) -> Calls {
-        let [queries, enqueues, waits, allocates, compiles, refused] =
+        let [queries, enqueues, waits, allocates, refused] =
             array::from_fn(|class| self.calls[class].load(Ordering::Relaxed));
-        Calls { queries, enqueues, waits, allocates, compiles, refused }
+        Calls { queries, enqueues, waits, allocates, refused }
     }
 }
 
@@ -172,7 +170,6 @@ fn index(class: Class) -> usize {
         Class::Enqueues => 1,
         Class::Waits => 2,
         Class::Allocates => 3,
-        Class::Compiles => 4,
     }
 }
 
@@ -185,7 +182,6 @@ impl std::ops::Sub for Calls {
             enqueues: self.enqueues - earlier.enqueues,
             waits: self.waits - earlier.waits,
             allocates: self.allocates - earlier.allocates,
-            compiles: self.compiles - earlier.compiles,
             refused: self.refused - earlier.refused,
         }
     }

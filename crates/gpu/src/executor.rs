@@ -17,8 +17,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use m40_cuda::{
-    Arena, CudaError, Device, DeviceSlice, Element, Graph, Kernel, KernelSource, Mailbox,
-    StagingRing, Stream,
+    Arena, CompileError, CudaError, Device, DeviceSlice, Element, Graph, ImageForm, Kernel,
+    KernelSource, Mailbox, StagingRing, Stream,
 };
 use m40_program::Program;
 use m40_sched::pages::{PagesError, Rank};
@@ -57,8 +57,9 @@ pub trait BuildKernels {
     /// An image that [`Device::load`] takes.
     ///
     /// # Errors
-    /// [`LoadError::Compile`], or [`LoadError::Cuda`] of the driver's compiler.
-    fn build(&mut self, source: KernelSource<'_>, device: &Device) -> Result<Vec<u8>, LoadError>;
+    /// [`CompileError`].
+    fn build(&mut self, source: KernelSource<'_>, form: ImageForm)
+    -> Result<Vec<u8>, CompileError>;
 }
 
 /// How a model is to be served.

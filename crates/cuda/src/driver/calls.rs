@@ -6,8 +6,8 @@ use std::ptr;
 
 use cudarc::driver::sys::{
     self, CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUfunction,
-    CUfunction_attribute, CUgraph, CUgraphExec, CUjit_option, CUjitInputType, CUlinkState,
-    CUmodule, CUstream, CUstreamCaptureMode,
+    CUfunction_attribute, CUgraph, CUgraphExec, CUjit_option, CUmodule, CUstream,
+    CUstreamCaptureMode,
 };
 
 use super::{Driver, SUCCESS};
@@ -25,8 +25,6 @@ pub enum Class {
     /// Creates or destroys something on the device or in pinned memory: may wait for all of the
     /// device.
     Allocates,
-    /// Has the driver's compiler work, on the host alone and for seconds.
-    Compiles,
 }
 
 impl Class {
@@ -43,7 +41,6 @@ impl fmt::Display for Class {
             Self::Enqueues => "only enqueues",
             Self::Waits => "waits for a stream",
             Self::Allocates => "may wait for the whole device",
-            Self::Compiles => "compiles on the host",
         })
     }
 }
@@ -174,19 +171,6 @@ driver_calls! {
         cuGraphInstantiateWithFlags(executable: *mut CUgraphExec, graph: CUgraph, flags: c_ulonglong);
         cuGraphExecDestroy(executable: CUgraphExec);
         cuGraphDestroy(graph: CUgraph);
-    }
-    Compiles {
-        cuLinkCreate_v2(
-            count: c_uint, options: *mut CUjit_option, values: *mut *mut c_void,
-            state: *mut CUlinkState,
-        );
-        cuLinkAddData_v2(
-            state: CUlinkState, form: CUjitInputType, data: *mut c_void, bytes: usize,
-            name: *const c_char,
-            count: c_uint, options: *mut CUjit_option, values: *mut *mut c_void,
-        );
-        cuLinkComplete(state: CUlinkState, image: *mut *mut c_void, bytes: *mut usize);
-        cuLinkDestroy(state: CUlinkState);
     }
     // These put an error's number into words; they ask nothing of the device and pass no gate.
     ;

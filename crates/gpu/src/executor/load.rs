@@ -159,7 +159,7 @@ fn decode_kernels(
 ) -> Result<[Kernel; 4], LoadError> {
     let text = source.kernels();
     let kernels = KernelSource { name: model, text: &text, headers: HEADERS };
-    let image = builder.build(kernels, device)?;
+    let image = builder.build(kernels, device.image_form())?;
     let names = DECODE.each_ref().map(|signature| signature.name);
     let module = device.load(model, &image, &names)?;
     let [a, b, c, d] = DECODE.each_ref().map(|signature| module.kernel(signature));

@@ -6,7 +6,7 @@ use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use m40_cuda::{ALIGNMENT, Arena, CompileError, Device, ImageForm, KernelSource};
+use m40_cuda::{ALIGNMENT, Arena, Device, KernelSource, Module};
 use m40_gguf::Gguf;
 use m40_gpu::continuation::Continuation;
 use m40_gpu::executor::{
@@ -176,10 +176,11 @@ impl BuildKernels for Watched<'_> {
     fn build(
         &mut self,
         source: KernelSource<'_>,
-        form: ImageForm,
-    ) -> Result<Vec<u8>, CompileError> {
+        device: &Device,
+        kernels: &[&'static str],
+    ) -> Result<Arc<Module>, m40_gpu::executor::LoadError> {
         let _compiling = self.pulse.opaque();
-        self.kernels.build(source, form)
+        self.kernels.build(source, device, kernels)
     }
 }
 

@@ -1,14 +1,20 @@
 //! Decode kernels of models: compiled by NVRTC when a model is first loaded, and kept.
+//!
+//! What was compiled is kept in files. What the last programs have loaded stays loaded, as a model is often
+//! back soon: the driver compiles PTX, or looks for what it made of it before, and copies of weights wait
+//! meanwhile.
 
+use std::collections::VecDeque;
 use std::env;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use m40_cuda::{CompileError, Compiler, ImageForm, KernelSource};
-use m40_gpu::executor::BuildKernels;
+use m40_cuda::{CompileError, Compiler, Device, ImageForm, KernelSource, Module};
+use m40_gpu::executor::{BuildKernels, LoadError};
 use sha2::{Digest, Sha256};
 
 /// NVRTC's file name: the last that compiles for Maxwell.
@@ -20,11 +26,16 @@ const PACKAGED: &str = "/usr/lib/m40d";
 /// Images that are kept, of 1 to 3 MB each.
 const KEPT: usize = 64;
 
-/// Compiles kernels, and keeps what came of it in a folder.
+/// Modules that stay loaded when no model has them, of 1 to 3 MB of the card each.
+const LOADED: usize = 8;
+
+/// Compiles kernels, and keeps what came of it: images in a folder, modules of one card.
 #[derive(Debug)]
 pub(crate) struct Kernels {
     folder: Option<PathBuf>,
     compiler: Option<Compiler>,
+    /// By their images' names; the last one was asked for last.
+    loaded: VecDeque<(String, Arc<Module>)>,
 }
 
 impl Kernels {
@@ -32,7 +43,26 @@ impl Kernels {
     /// cache.
     pub(crate) fn of_environment() -> Self {
         let folder = set("CACHE_DIRECTORY").or_else(user_cache).map(|cache| cache.join("programs"));
-        Self { folder, compiler: None }
+        Self { folder, compiler: None, loaded: VecDeque::new() }
+    }
+
+    /// The image of that name: what was kept, or else what NVRTC makes now.
+    fn image(
+        &mut self,
+        source: KernelSource<'_>,
+        form: ImageForm,
+        name: &str,
+    ) -> Result<Vec<u8>, CompileError> {
+        let kept = self.folder.as_ref().map(|folder| folder.join(name));
+        if let Some(image) = kept.as_ref().and_then(|kept| take(kept)) {
+            return Ok(image);
+        }
+        let image = self.compiler()?.compile(source, form)?;
+        if let Some(kept) = kept {
+            // What cannot be kept costs the next load its time, and this one nothing.
+            let _ = keep(&kept, &image);
+        }
+        Ok(image)
     }
 
     fn compiler(&mut self) -> Result<&Compiler, CompileError> {
@@ -47,18 +77,21 @@ impl BuildKernels for Kernels {
     fn build(
         &mut self,
         source: KernelSource<'_>,
-        form: ImageForm,
-    ) -> Result<Vec<u8>, CompileError> {
-        let kept = self.folder.as_ref().map(|folder| folder.join(file_name(source, form)));
-        if let Some(image) = kept.as_ref().and_then(|kept| take(kept)) {
-            return Ok(image);
+        device: &Device,
+        kernels: &[&'static str],
+    ) -> Result<Arc<Module>, LoadError> {
+        let form = device.image_form();
+        let name = file_name(source, form);
+        let known = self.loaded.iter().position(|(of, _)| *of == name);
+        let module = match known.and_then(|at| self.loaded.remove(at)) {
+            Some((_, module)) => module,
+            None => device.load(source.name, &self.image(source, form, &name)?, kernels)?,
+        };
+        self.loaded.push_back((name, Arc::clone(&module)));
+        if self.loaded.len() > LOADED {
+            self.loaded.pop_front();
         }
-        let image = self.compiler()?.compile(source, form)?;
-        if let Some(kept) = kept {
-            // What cannot be kept costs the next load its time, and this one nothing.
-            let _ = keep(&kept, &image);
-        }
-        Ok(image)
+        Ok(module)
     }
 }
 
@@ -142,15 +175,15 @@ mod tests {
     };
 
     fn in_folder(folder: &Path) -> Kernels {
-        Kernels { folder: Some(folder.to_owned()), compiler: None }
+        Kernels { folder: Some(folder.to_owned()), compiler: None, loaded: VecDeque::new() }
     }
 
     #[test]
     fn what_was_compiled_is_kept_and_taken_again() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let file = folder.path().join(file_name(SOURCE, ImageForm::Ptx));
+        let file = folder.path().join("name.ptx");
         fs::write(&file, b"kept\0").expect("a file");
-        let image = in_folder(folder.path()).build(SOURCE, ImageForm::Ptx);
+        let image = in_folder(folder.path()).image(SOURCE, ImageForm::Ptx, "name.ptx");
         assert_eq!(image.expect("no compiler is asked for"), b"kept\0");
     }
 
@@ -179,14 +212,15 @@ mod tests {
         }
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mut kernels = in_folder(folder.path());
-        let ptx = kernels.build(SOURCE, ImageForm::Ptx).expect("it compiles");
+        let mut image = |source, form| kernels.image(source, form, &file_name(source, form));
+        let ptx = image(SOURCE, ImageForm::Ptx).expect("it compiles");
         let text = String::from_utf8_lossy(&ptx);
         assert!(text.contains(".entry one(") && text.contains(".target sm_52"), "{text}");
         assert_eq!(fs::read(folder.path().join(file_name(SOURCE, ImageForm::Ptx))).ok(), Some(ptx));
-        let code = kernels.build(SOURCE, ImageForm::MachineCode).expect("it compiles");
+        let code = image(SOURCE, ImageForm::MachineCode).expect("it compiles");
         assert!(code.starts_with(b"\x7fELF"));
         let wrong = KernelSource { text: "void wrong(", ..SOURCE };
-        let error = kernels.build(wrong, ImageForm::Ptx).expect_err("no CUDA").to_string();
+        let error = image(wrong, ImageForm::Ptx).expect_err("no CUDA").to_string();
         assert!(error.contains("test") && error.contains("expected"), "{error}");
     }
 }

@@ -4,11 +4,11 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use m40_cpu::{ExecutorOptions as CpuOptions, KvCache, Numerics, Row as CpuRow};
-use m40_cuda::{ALIGNMENT, Arena, CudaError, Device};
+use m40_cuda::{ALIGNMENT, Arena, CudaError, Device, KernelSource};
 use m40_gguf::{Gguf, TensorType};
 use m40_gpu::Sequence;
 use m40_gpu::executor::{
-    Chosen, Executor, ExecutorOptions, Launches, LoadError, PassError, Plan, Row,
+    BuildKernels as _, Chosen, Executor, ExecutorOptions, Launches, LoadError, PassError, Plan, Row,
 };
 use m40_gpu::weights::Loader;
 use m40_program::diff::Comparison;
@@ -193,6 +193,18 @@ fn agrees_with_the_oracle(arena: &Arena, name: &str, model: &Model, tolerance: f
         }
         say(&format!("{name}, {launches:?}: at most {worst_of_all:.1e} off"));
     }
+}
+
+#[test]
+fn kernels_of_the_same_source_are_loaded_once() {
+    let Some(gpu) = gpu() else { return };
+    let source = |text| KernelSource { name: "test", text, headers: &[] };
+    let one = source("extern \"C\" __global__ void one(int* x) { *x = 1; }\n");
+    let other = source("extern \"C\" __global__ void one(int* x) { *x = 2; }\n");
+    let mut builder = m40llm::kernel_builder();
+    let mut module = |of| builder.build(of, &gpu.device, &["one"]).expect("it is CUDA");
+    let [first, second, again] = [module(one), module(other), module(one)];
+    assert!(Arc::ptr_eq(&first, &again) && !Arc::ptr_eq(&first, &second));
 }
 
 #[test]

@@ -17,8 +17,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use m40_cuda::{
-    Arena, CompileError, CudaError, Device, DeviceSlice, Element, Graph, ImageForm, Kernel,
-    KernelSource, Mailbox, StagingRing, Stream,
+    Arena, CudaError, Device, DeviceSlice, Element, Graph, Kernel, KernelSource, Mailbox, Module,
+    StagingRing, Stream,
 };
 use m40_program::Program;
 use m40_sched::pages::{PagesError, Rank};
@@ -54,12 +54,17 @@ const KERNEL_ROWS: [usize; 4] = [1, 2, 4, 8];
 
 /// Makes decode kernels: compiles them, or has them from before.
 pub trait BuildKernels {
-    /// An image that [`Device::load`] takes.
+    /// A module with the named kernels, compiled as [`Device::image_form`] says; or one that was loaded
+    /// of the same source before.
     ///
     /// # Errors
-    /// [`CompileError`].
-    fn build(&mut self, source: KernelSource<'_>, form: ImageForm)
-    -> Result<Vec<u8>, CompileError>;
+    /// [`LoadError::Compile`], or [`LoadError::Cuda`] where the driver does not load it.
+    fn build(
+        &mut self,
+        source: KernelSource<'_>,
+        device: &Device,
+        kernels: &[&'static str],
+    ) -> Result<Arc<Module>, LoadError>;
 }
 
 /// How a model is to be served.

@@ -159,9 +159,8 @@ fn decode_kernels(
 ) -> Result<[Kernel; 4], LoadError> {
     let text = source.kernels();
     let kernels = KernelSource { name: model, text: &text, headers: HEADERS };
-    let image = builder.build(kernels, device.image_form())?;
     let names = DECODE.each_ref().map(|signature| signature.name);
-    let module = device.load(model, &image, &names)?;
+    let module = builder.build(kernels, device, &names)?;
     let [a, b, c, d] = DECODE.each_ref().map(|signature| module.kernel(signature));
     Ok([a?, b?, c?, d?])
 }

@@ -205,8 +205,7 @@ impl Driver {
         let mut name = [0u8; 256];
         // SAFETY: the buffer has the length that is passed; the driver ends the name with a NUL.
         unsafe { self.cuDeviceGetName(name.as_mut_ptr().cast(), 256, device) }?;
-        let name = CStr::from_bytes_until_nul(&name).unwrap_or_default();
-        Ok(name.to_string_lossy().into_owned())
+        Ok(text_of(&name))
     }
 
     pub(crate) fn device_attribute(
@@ -324,10 +323,7 @@ impl Driver {
         // and of a form that says where it ends.
         let module =
             handle(|module| unsafe { self.cuModuleLoadDataEx(module, image, 2, options, values) });
-        module.map_err(|error| {
-            let log = CStr::from_bytes_until_nul(&log).unwrap_or_default();
-            (error, log.to_string_lossy().trim().to_owned())
-        })
+        module.map_err(|error| (error, text_of(&log).trim().to_owned()))
     }
 
     /// A kernel of the module, loaded by being asked for: under lazy loading the driver would do so
@@ -574,4 +570,10 @@ fn ready(result: Result<(), CudaError>) -> Result<bool, CudaError> {
         Err(CudaError::Driver { code: NOT_READY, .. }) => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// What the driver wrote to a buffer: up to the first NUL, or, where it left no room for one, all of it.
+fn text_of(buffer: &[u8]) -> String {
+    let end = buffer.iter().position(|&byte| byte == 0).unwrap_or(buffer.len());
+    String::from_utf8_lossy(&buffer[..end]).into_owned()
 }

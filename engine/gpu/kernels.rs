@@ -29,7 +29,7 @@ const KEPT: usize = 64;
 /// Modules that stay loaded when no model has them, of 1 to 3 MB of the card each.
 const LOADED: usize = 8;
 
-/// Compiles kernels, and keeps what came of it: images in a folder, modules of one card.
+/// Compiles kernels, and keeps what came of it: images in a folder, and modules.
 #[derive(Debug)]
 pub(crate) struct Kernels {
     folder: Option<PathBuf>,
@@ -82,7 +82,8 @@ impl BuildKernels for Kernels {
     ) -> Result<Arc<Module>, LoadError> {
         let form = device.image_form();
         let name = file_name(source, form);
-        let known = self.loaded.iter().position(|(of, _)| *of == name);
+        let is_it = |(of, module): &(String, Arc<Module>)| *of == name && module.is_of(device);
+        let known = self.loaded.iter().position(is_it);
         let module = match known.and_then(|at| self.loaded.remove(at)) {
             Some((_, module)) => module,
             None => device.load(source.name, &self.image(source, form, &name)?, kernels)?,

@@ -59,6 +59,11 @@ impl Module {
         self.functions.iter().find(|(known, _)| *known == name).map(|(_, function)| function)
     }
 
+    /// Whether it was loaded on this device.
+    pub fn is_of(&self, device: &Device) -> bool {
+        self.device.is_same(device)
+    }
+
     /// One of its kernels by its signature.
     ///
     /// # Errors

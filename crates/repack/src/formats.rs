@@ -8,7 +8,7 @@ use m40_gguf::TensorType;
 
 use crate::format::{Format, Group, MOST_GROUPS, Quants, Scales, Shape};
 use crate::layout::Layout;
-use crate::packing::{High, Low};
+use crate::packing::{High, Low, bytes_at};
 use crate::stripe::{self, Stripe};
 
 /// Calls `$run::<F>($args)` with the [`Format`] of a quantised type.
@@ -127,12 +127,6 @@ fn word_at(block: &[u8], at: usize) -> u32 {
 /// The float whose f16 bits are the low half of `bits`.
 fn float(bits: u32) -> f32 {
     f16::from_bits(bits as u16).to_f32()
-}
-
-/// Bytes of a block from `at` on.
-#[inline(always)]
-fn bytes_at<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
-    *block[at..].first_chunk().expect("blocks have their format's size")
 }
 
 /// The scales of a block with one group.

@@ -113,15 +113,15 @@ pub(crate) fn pack_high<S: Simd>(
 
 /// `N` bytes of a block, from `at` on.
 #[inline(always)]
-fn bytes_at<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
-    block[at..].first_chunk().expect("blocks have their format's size")
+pub(crate) fn bytes_at<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
+    *block[at..].first_chunk().expect("blocks have their format's size")
 }
 
 /// `N` bytes of each block, from `at` on.
 #[inline(always)]
 fn gather<const N: usize>(blocks: &[u8], bytes: usize, at: usize, out: &mut [[u8; N]]) {
     for (block, out) in blocks.chunks_exact(bytes).zip(out) {
-        *out = *bytes_at(block, at);
+        *out = bytes_at(block, at);
     }
 }
 
@@ -173,7 +173,7 @@ fn reordered<S: Simd>(simd: S, bytes: u8x32<S>, from: [u8; 16]) -> u8x32<S> {
 /// 16 bytes of a block, from `at` on.
 #[inline(always)]
 fn source<S: Simd>(simd: S, block: &[u8], at: usize) -> u8x16<S> {
-    u8x16::simd_from(simd, *bytes_at::<16>(block, at))
+    u8x16::simd_from(simd, bytes_at::<16>(block, at))
 }
 
 /// Nibbles of blocks that have 16 bytes of them: of each block what `N` makes of the low ones, then of
@@ -227,7 +227,7 @@ fn unsigned<S: Simd>(simd: S, blocks: &[u8], bytes: usize, at: usize, row: &mut 
     let (first, second) = (first.as_chunks_mut::<16>().0, second.as_chunks_mut::<16>().0);
     let halves = first.iter_mut().zip(second);
     for (block, (first, second)) in blocks.chunks_exact(bytes).zip(halves) {
-        let signed = u8x32::simd_from(simd, *bytes_at::<32>(block, at));
+        let signed = u8x32::simd_from(simd, bytes_at::<32>(block, at));
         [*first, *second] = cast(<[u8; 32]>::from(turned::<S, 1>(signed ^ 0x80)));
     }
 }

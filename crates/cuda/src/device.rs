@@ -357,12 +357,7 @@ impl Inner {
             self.form = ImageForm::Ptx;
             loaded = load_ptx(driver, image);
         }
-        let module = loaded.map_err(|(error, log)| match error {
-            CudaError::Driver { name, .. } => {
-                CudaError::BadImage { module: image.name.to_owned(), name, log }
-            }
-            other => other,
-        })?;
+        let module = loaded.map_err(|said| refused(image.name, said))?;
         let functions = image
             .kernels()
             .map(|name| Ok((name.to_owned(), load_function(driver, &module, name)?)));
@@ -370,6 +365,16 @@ impl Inner {
         self.modules.push(module);
         self.functions.extend(functions?);
         Ok(())
+    }
+}
+
+/// Why a module is not there, given the driver's error and what its compiler said.
+pub(crate) fn refused(module: &str, (error, log): (CudaError, String)) -> CudaError {
+    match error {
+        CudaError::Driver { name, .. } => {
+            CudaError::BadImage { module: module.to_owned(), name, log }
+        }
+        other => other,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::device::{Device, Function, load_function};
+use crate::device::{Device, Function, load_function, refused};
 use crate::driver::{Garbage, ModuleHandle};
 use crate::error::CudaError;
 use crate::kernel::{Kernel, Signature};
@@ -38,13 +38,8 @@ impl Module {
         image: &[u8],
         kernels: &[&'static str],
     ) -> Result<Self, CudaError> {
-        let refused = |(error, log)| match error {
-            CudaError::Driver { name: what, .. } => {
-                CudaError::BadImage { module: name.to_owned(), name: what, log }
-            }
-            other => other,
-        };
-        let handle = device.driver()?.load_module(image).map_err(refused)?;
+        let loaded = device.driver()?.load_module(image);
+        let handle = loaded.map_err(|said| refused(name, said))?;
         let mut module =
             Self { name: name.to_owned(), functions: vec![], handle: Some(handle), device };
         for kernel in kernels {
